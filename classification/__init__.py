@@ -1,0 +1,1 @@
+"""The image classification trainer: run from a checkout, `python -m classification.train RECIPE`."""

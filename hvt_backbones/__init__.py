@@ -1,0 +1,30 @@
+"""Hierarchical vision-transformer backbones: Swin, SwinV2, PVTv2 and Twins under one interface."""
+
+from .backbone import Backbone
+from .classifier import Classifier
+from .create import create_backbone, create_classifier, list_models
+from .errors import InputError, WeightsError
+from .pvt_v2 import PyramidVisionTransformerV2
+from .swin import SwinTransformer, SwinTransformerV2
+from .twins import TwinsPCPVT, TwinsSVT
+from .version import __version__
+from .weights import LoadReport, convert_state_dict, load_weights
+
+__all__ = [
+    "Backbone",
+    "Classifier",
+    "InputError",
+    "LoadReport",
+    "PyramidVisionTransformerV2",
+    "SwinTransformer",
+    "SwinTransformerV2",
+    "TwinsPCPVT",
+    "TwinsSVT",
+    "WeightsError",
+    "__version__",
+    "convert_state_dict",
+    "create_backbone",
+    "create_classifier",
+    "list_models",
+    "load_weights",
+]

@@ -1,0 +1,220 @@
+"""What every family promises: maps of any image size, finest first, and the same handles for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .errors import InputError
+
+# Parameters that say where a token is, or how sharply it looks: weight decay would pull them to zero for no reason
+# (Swin, SwinV2: `no_weight_decay` of the official code).
+NO_DECAY_NAMES = ("absolute_pos_embed", "position_bias", "logit_scale")
+
+
+def check_stages(out_indices: Sequence[int], **per_stage: Sequence[Any]) -> None:
+    """Raise InputError where arguments that have one entry per stage differ in length, or an output does not exist."""
+    lengths = {name: len(values) for name, values in per_stage.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"one entry per stage is needed, got {', '.join(f'{n} of {k}' for k, n in lengths.items())}")
+    stages = next(iter(lengths.values()))
+    indices = list(out_indices)
+    if not indices or sorted(set(indices)) != indices or not 0 <= indices[0] <= indices[-1] < stages:
+        raise InputError(f"out_indices {tuple(indices)}: give ascending stage numbers from 0 to {stages - 1}")
+
+
+def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
+    """Raise InputError where a stage's heads do not divide its channels."""
+    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
+        if heads < 1 or dim % heads:
+            raise InputError(f"stage {i} has {dim} channels, which {heads} heads do not divide")
+
+
+class Stage(nn.Module):
+    """One resolution: `downsample` into it, `blocks` at it, `norm` of what leaves it.
+
+    The backbone calls the three parts, because a position embedding may follow the first and the last may be for the
+    output alone; `forward` runs the blocks. Shape: (B, *spatial, C) -> (B, *spatial, C).
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.Identity() if norm is None else norm
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class Backbone(nn.Module):
+    """A hierarchical backbone: images of any size in, one map per entry of `out_indices` out, finest first.
+
+    A family builds its `stages` (only those up to the last output) and hands them over with the facts below;
+    freezing, layer-wise decay, activation checkpointing and feature extraction are written here, once.
+
+    Attributes:
+        channels: channels of each returned map.
+        strides: input pixels per cell of each returned map.
+        num_features: channels of the last map.
+        out_indices: which stages are returned.
+    """
+
+    family: ClassVar[str]
+    # Whether a stage's norm also feeds the next stage (PVTv2, Twins) or only its output (Swin).
+    norm_feeds_next_stage: ClassVar[bool] = True
+
+    def __init__(
+        self, stages: Iterable[Stage], *, in_chans: int, channels: Sequence[int], strides: Sequence[int],
+        out_indices: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.in_chans = in_chans
+        self.out_indices = tuple(out_indices)
+        self.channels = tuple(channels[i] for i in self.out_indices)
+        self.strides = tuple(strides[i] for i in self.out_indices)
+        self.num_features = self.channels[-1]
+        self.frozen_stages = 0
+        self._patch = strides[0]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Between the patch embedding and the first block, (B, *grid, C) -> the same: position embedding, dropout."""
+        return x
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the stages in `out_indices`.
+
+        Args:
+            images: (B, C, H, W); video families (B, C, T, H, W). Any size from one patch upward.
+
+        Returns:
+            (B, C_i, H_i, W_i) each, finest first. They are views of channels-last memory.
+
+        Raises:
+            InputError: the rank, the channel count or the size does not fit.
+        """
+        self._check(images)
+        x = images.movedim(1, -1)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage.downsample(x)
+            x = stage(self.embed(x) if i == 0 else x)
+            normed = stage.norm(x)
+            if i in self.out_indices:
+                maps.append(normed.movedim(-1, 1))
+            if self.norm_feeds_next_stage:
+                x = normed
+        return tuple(maps)
+
+    def _check(self, images: Tensor) -> None:
+        if images.dim() != 4:
+            raise InputError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+        if images.shape[1] != self.in_chans:
+            raise InputError(
+                f"the images have {images.shape[1]} channels, the model takes {self.in_chans}: "
+                f"convert the images, or build the model with in_chans={images.shape[1]}"
+            )
+        if min(images.shape[2:]) < self._patch:
+            raise InputError(
+                f"the image is {images.shape[2]}x{images.shape[3]}, smaller than one {self._patch}x{self._patch} patch: "
+                "enlarge it"
+            )
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        for stage in self.stages[: self.frozen_stages]:
+            stage.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def freeze_stages(self, count: int) -> None:
+        """Freeze the first `count` stages: no gradients, and eval mode (no stochastic depth) also during training.
+
+        Stage 0 includes the patch embedding and the absolute position embedding. 0 thaws everything.
+        """
+        if not 0 <= count <= len(self.stages):
+            raise InputError(f"cannot freeze {count} stages: the model has {len(self.stages)}")
+        self.frozen_stages = count
+        for name, parameter in self.named_parameters():
+            stage = int(name.split(".")[1]) if name.startswith("stages.") else 0
+            parameter.requires_grad_(stage >= count)
+        self.train(self.training)
+
+    def layer_ids(self) -> Iterator[tuple[str, int]]:
+        """(parameter name, layer) from 0 (patch and position embedding) to the number of blocks.
+
+        A downsampling layer counts with the block after it, a stage's norm with the block before it.
+        """
+        first_block = [1]
+        for stage in self.stages:
+            first_block.append(first_block[-1] + len(stage.blocks))
+        for name, _ in self.named_parameters():
+            if not name.startswith("stages."):
+                yield name, 0
+                continue
+            _, stage, part, *rest = name.split(".")
+            i = int(stage)
+            if part == "blocks":
+                yield name, first_block[i] + int(rest[0])
+            elif part == "downsample":
+                yield name, 0 if i == 0 else first_block[i]
+            else:
+                yield name, first_block[i + 1] - 1
+
+    def param_groups(
+        self, *, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser: layer-wise learning-rate decay, and no decay where it does harm.
+
+        Norms, biases, position tables (with SwinV2's position network) and `logit_scale` get weight decay 0.
+
+        Args:
+            lr: base learning rate; each group then carries its own `lr`. Without it only `lr_scale` (timm's word).
+            weight_decay: for all other parameters.
+            layer_decay: factor from one block to the one before it (BEiT, arXiv:2106.08254, App. C); 1 is none.
+
+        Returns:
+            Dictionaries with `params`, `name`, `weight_decay`, `lr_scale` and, if given, `lr`.
+        """
+        return param_groups(self, dict(self.layer_ids()), lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
+
+
+def param_groups(
+    module: nn.Module, layer_ids: dict[str, int], *, lr: float | None, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Group `module`'s trainable parameters by layer and by whether they decay; see `Backbone.param_groups`."""
+    last = max(layer_ids.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.dim() > 1 and not any(word in name.split(".") for word in NO_DECAY_NAMES)
+        layer = layer_ids[name]
+        scale = layer_decay ** (last - layer)
+        key = (layer if layer_decay != 1.0 else last, decays)
+        if key not in groups:
+            groups[key] = {
+                "name": f"layer {key[0]} {'decay' if decays else 'no decay'}" if layer_decay != 1.0
+                else ("decay" if decays else "no decay"),
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": scale,
+                **({} if lr is None else {"lr": lr * scale}),
+            }
+        groups[key]["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,35 @@
+"""The errors that a user can cause, and how a command reports them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one line: what, the value, and what to do."""
+
+
+class WeightsError(InputError):
+    """Weights that cannot be found, read, verified or matched with the model."""
+
+
+def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
+    """Make a command's `main` report `InputError` as one line on stderr and exit with status 2.
+
+    A keyboard interrupt exits with 130, as shells expect; anything else is a defect and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except InputError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return run

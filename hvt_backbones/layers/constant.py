@@ -1,0 +1,40 @@
+"""Small tensors that follow from sizes alone (indices, coordinates, masks), kept so that they are not made anew."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def constant(maxsize: int = 64) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Cache a function of hashable arguments (sizes, a device) that returns a tensor.
+
+    The tensor is made outside inference mode, so that a later training step may save it for backward. Nothing is
+    kept while a graph is traced or when the result is not a plain tensor on a real device (fake and meta tensors):
+    those must not outlive their context.
+    """
+
+    def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        kept: OrderedDict[tuple, Tensor] = OrderedDict()
+
+        @functools.wraps(make)
+        def get(*key) -> Tensor:
+            if torch.compiler.is_compiling():
+                return make(*key)
+            if (tensor := kept.get(key)) is not None:
+                return tensor
+            with torch.inference_mode(False), torch.no_grad():
+                tensor = make(*key)
+            if type(tensor) is Tensor and tensor.device.type != "meta":
+                kept[key] = tensor
+                if len(kept) > maxsize:
+                    kept.popitem(last=False)
+            return tensor
+
+        return get
+
+    return decorate

@@ -1,0 +1,129 @@
+"""Relative position biases of shifted-window attention, over any number of axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .constant import constant
+
+
+def _offsets(window: tuple[int, ...], device: torch.device) -> Tensor:
+    """Offsets between the tokens of a window: (N, N, axes), each from -(side - 1) to side - 1."""
+    axes = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
+    tokens = torch.stack(axes, dim=-1).flatten(0, -2)
+    return tokens[:, None] - tokens[None]
+
+
+@constant()
+def relative_position_index(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row of a table made for windows of size `table` for each pair of tokens of a window: (N * N,), int64."""
+    index = torch.zeros((), dtype=torch.long, device=device)
+    for axis, offset in enumerate(_offsets(window, device).unbind(-1)):
+        index = index * (2 * table[axis] - 1) + offset + table[axis] - 1
+    return index.flatten()
+
+
+@constant()
+def relative_coordinates(window: tuple[int, ...], pretrained: tuple[int, ...], device: torch.device) -> Tensor:
+    """Log-spaced offsets of SwinV2 (arXiv:2111.09883, Sec. 3.3): (prod(2 * side - 1), axes), float32.
+
+    They are divided by the window of pretraining where that is given (not zero), so that a model moves to a larger
+    window by extrapolation of small ratios.
+    """
+    scaled = []
+    for side, pretrained_side in zip(window, pretrained, strict=True):
+        offsets = torch.arange(1 - side, side, dtype=torch.float32, device=device)
+        # a window of one token has the offset 0 alone; its official divisor would be 0
+        scaled.append(8 * offsets / max((pretrained_side or side) - 1, 1))
+    coordinates = torch.stack(torch.meshgrid(*scaled, indexing="ij"), dim=-1).flatten(0, -2)
+    return torch.sign(coordinates) * torch.log2(coordinates.abs() + 1) / math.log2(8)
+
+
+class PositionBias(nn.Module):
+    """A bias for each head and pair of tokens of a window, kept in eval mode until a weight changes.
+
+    The kept tensor is rebuilt when a parameter's version, memory, dtype or device changes and dropped at every call
+    of `train()` or `eval()`. Only writes through `.data` between two eval-mode forwards pass unseen.
+    """
+
+    def __init__(self, window_size: Sequence[int], num_heads: int) -> None:
+        super().__init__()
+        self.window_size = tuple(window_size)
+        self.num_heads = num_heads
+        self._kept: tuple[Any, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> PositionBias:
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": None}
+
+    def forward(self, window: tuple[int, ...]) -> Tensor:
+        """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.compute(window)
+        key = (window, *((p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters()))
+        if self._kept is None or self._kept[0] != key:
+            bias = self.compute(window)
+            if type(bias) is not Tensor or bias.device.type == "meta":
+                return bias
+            self._kept = (key, bias)
+        return self._kept[1]
+
+    def compute(self, window: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def _gather(self, table: Tensor, window: tuple[int, ...], table_window: tuple[int, ...]) -> Tensor:
+        index = relative_position_index(window, table_window, table.device)
+        size = math.prod(window)
+        return table.index_select(0, index).view(size, size, self.num_heads).permute(2, 0, 1).contiguous()
+
+    def extra_repr(self) -> str:
+        return f"window_size={self.window_size}, num_heads={self.num_heads}"
+
+
+class RelativePositionBias(PositionBias):
+    """A learned table (Swin, arXiv:2103.14030, Sec. 3.2). A smaller window uses the table's rows of the same offsets."""
+
+    def __init__(self, window_size: Sequence[int], num_heads: int) -> None:
+        super().__init__(window_size, num_heads)
+        self.table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in self.window_size), num_heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def compute(self, window: tuple[int, ...]) -> Tensor:
+        table = self.table if self.table.dtype == torch.float64 else self.table.float()
+        return self._gather(table, window, self.window_size)
+
+
+class LogPositionBias(PositionBias):
+    """A small network over log-spaced offsets (SwinV2, arXiv:2111.09883, Sec. 3.3), always computed in float32 or wider.
+
+    Args:
+        pretrained_window_size: the window of pretraining per axis, by which offsets are divided; 0 for the window itself.
+    """
+
+    HIDDEN = 512  # fixed by the official code and by every released checkpoint
+
+    def __init__(self, window_size: Sequence[int], num_heads: int, pretrained_window_size: Sequence[int]) -> None:
+        super().__init__(window_size, num_heads)
+        self.pretrained_window_size = tuple(pretrained_window_size)
+        self.mlp = nn.Sequential(
+            nn.Linear(len(self.window_size), self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, num_heads, bias=False)
+        )
+
+    def compute(self, window: tuple[int, ...]) -> Tensor:
+        weight = self.mlp[0].weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        # float32 also for a float64 model, as the official buffers are
+        x = relative_coordinates(window, self.pretrained_window_size, weight.device).to(dtype)
+        with torch.autocast(weight.device.type, enabled=False):
+            x = F.relu(F.linear(x, weight.to(dtype), self.mlp[0].bias.to(dtype)))
+            table = 16 * torch.sigmoid(F.linear(x, self.mlp[2].weight.to(dtype)))
+        return self._gather(table, window, window)

@@ -1,0 +1,84 @@
+"""Where the windows lie on a map: padding, cyclic shift, partition and masks as index arithmetic over any axes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..layers.constant import constant
+
+SHIFT_MASK = -100.0  # the official value: finite, so a large position bias is felt through it
+PADDING_MASK = -1000.0  # Twins' segmentation code
+
+
+def pad_map(x: Tensor, window: tuple[int, ...], value: Tensor | None) -> Tensor:
+    """Pad the end of each axis of (B, *spatial, C) to whole windows with `value` (C,), by default zeros."""
+    for axis, side in enumerate(window, start=1):
+        missing = -x.shape[axis] % side
+        if missing == 0 and not torch.compiler.is_compiling():
+            continue
+        shape = list(x.shape)
+        shape[axis] = missing
+        filling = x.new_zeros(shape) if value is None else value.to(x.dtype).expand(shape)
+        x = torch.cat([x, filling], dim=axis)
+    return x
+
+
+def crop_map(x: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    """Undo `pad_map`."""
+    for axis, length in enumerate(spatial, start=1):
+        if x.shape[axis] != length:
+            x = x.narrow(axis, 0, length)
+    return x
+
+
+def split_windows(x: Tensor, window: tuple[int, ...]) -> Tensor:
+    """View (B, *spatial, ...) as (B, *windows, *window, ...), the axes of the grid first; no copy."""
+    axes = len(window)
+    for axis, side in enumerate(window):
+        x = x.unflatten(2 * axis + 1, (-1, side))
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), *range(2 * axes + 1, x.dim())]
+    return x.permute(order)
+
+
+def join_windows(x: Tensor, axes: int) -> Tensor:
+    """Undo `split_windows`: (B, *windows, *window, ...) -> (B, *spatial, ...)."""
+    order = [0]
+    for axis in range(1, axes + 1):
+        order += [axis, axes + axis]
+    x = x.permute(*order, *range(2 * axes + 1, x.dim()))
+    for axis in range(1, axes + 1):
+        x = x.flatten(axis, axis + 1)
+    return x
+
+
+def _window_tokens(per_axis: list[Tensor], window: tuple[int, ...]) -> Tensor:
+    """Spread one label per position of each axis over the map and cut it up: (windows, N, axes)."""
+    grid = torch.stack(torch.meshgrid(*per_axis, indexing="ij"), dim=-1)
+    tokens = split_windows(grid[None], window).reshape(-1, math.prod(window), len(window))
+    return tokens
+
+
+@constant()
+def window_mask(
+    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool,
+    dtype: torch.dtype, device: torch.device,
+) -> Tensor:
+    """What is added to the logits of each window of the padded and shifted map: (windows, N, N).
+
+    After the cyclic shift the last window of an axis holds positions from both ends of the map. They are told apart
+    by one comparison per axis, and attend only to their own side. With `mask_padding` no token attends to padding.
+    """
+    sides, padding = [], []
+    for length, side, offset in zip(spatial, window, shift, strict=True):
+        padded = length + -length % side
+        position = torch.arange(padded, device=device)
+        sides.append(position >= padded - offset if offset else position < 0)
+        padding.append((position + offset) % padded >= length)
+    wrapped = _window_tokens(sides, window)
+    mask = (wrapped[:, :, None] != wrapped[:, None]).any(-1).to(dtype) * SHIFT_MASK
+    if mask_padding:
+        mask = mask + _window_tokens(padding, window).any(-1).to(dtype)[:, None] * PADDING_MASK
+    return mask

@@ -1,0 +1,367 @@
+"""Swin (arXiv:2103.14030) and SwinV2 (arXiv:2111.09883): hierarchical transformers by shifted windows.
+
+Everything here is written over the axes of the window, so that 3-D shifted windows are the same code.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import Backbone, Stage, check_heads, check_stages
+from .errors import InputError
+from .layers.mlp import DropPath, Mlp, drop_path_rates
+from .layers.patch import PatchEmbed, PatchMerging
+from .layers.position_bias import LogPositionBias, RelativePositionBias
+from .ops import window_attention
+
+Window = int | Sequence[int]
+SMALL_MAP = ("pad", "shrink")
+
+
+class WindowAttention(nn.Module):
+    """Attention in (shifted) windows with a learned relative position bias (Swin, Sec. 3.2).
+
+    Args:
+        dim, num_heads: channels and heads.
+        window_size: tokens per window along each axis.
+        shifted: shift by half a window.
+        qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
+        small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
+            side and do not shift (the official classifier), or "pad" the map and keep window and shift (the dense code).
+
+    Shape: (B, *spatial, C) -> (B, *spatial, C).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: tuple[int, ...], *, shifted: bool, small_map: str, qkv_bias: bool,
+        qk_scale: float | None = None, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift_size = tuple(side // 2 if shifted else 0 for side in window_size)
+        self.small_map = small_map
+        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.position_bias: nn.Module = RelativePositionBias(window_size, num_heads)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Window and shift for a map of this size."""
+        if self.small_map == "pad" or all(n > side for n, side in zip(spatial, self.window_size, strict=True)):
+            return self.window_size, self.shift_size
+        shortest = min(spatial)
+        return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
+
+    def qkv_parameters(self) -> tuple[Tensor, Tensor | None]:
+        return self.qkv.weight, self.qkv.bias
+
+    def logit_multiplier(self) -> Tensor | None:
+        """Factor on cosine logits; None for dot products."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        window, shift = self.fit_window(x.shape[1:-1])
+        weight, bias = self.qkv_parameters()
+        x = window_attention(
+            F.linear(x, weight, bias),
+            self.position_bias(window),
+            window,
+            shift,
+            self.num_heads,
+            scale=self.scale,
+            logit_scale=self.logit_multiplier(),
+            pad_value=bias,
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(x))
+
+
+class CosineWindowAttention(WindowAttention):
+    """Scaled cosine attention with a log-spaced continuous position bias; keys have no bias (SwinV2, Sec. 3.2-3.3)."""
+
+    MAX_LOG_SCALE = 4.605170249938965  # log(100) in float32, as the official clamp has it
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: tuple[int, ...], *, qkv_bias: bool,
+        pretrained_window_size: tuple[int, ...], **kwargs,
+    ) -> None:
+        super().__init__(dim, num_heads, window_size, qkv_bias=False, **kwargs)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
+        self.position_bias = LogPositionBias(window_size, num_heads, pretrained_window_size)
+
+    def qkv_parameters(self) -> tuple[Tensor, Tensor | None]:
+        if self.q_bias is None:
+            return self.qkv.weight, None
+        return self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def logit_multiplier(self) -> Tensor:
+        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
+        return scale.clamp(max=self.MAX_LOG_SCALE).exp()
+
+
+class Block(nn.Module):
+    """Attention and MLP, each in a residual branch, normed before it (V1) or after it (V2, Sec. 3.1).
+
+    Shape: (B, *spatial, C) -> (B, *spatial, C).
+    """
+
+    def __init__(
+        self, attn: nn.Module, dim: int, *, mlp_ratio: float, post_norm: bool, norm_eps: float, drop_rate: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            x = x + self.drop_path(self.norm1(self.attn(x)))
+            return x + self.drop_path(self.norm2(self.mlp(x)))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def sides(size: Window, axes: int, name: str, least: int = 1) -> tuple[int, ...]:
+    """Read a size: one side for all axes, or one per axis."""
+    given = (size,) * axes if isinstance(size, int) else tuple(size)
+    if len(given) != axes or not all(isinstance(side, int) and side >= least for side in given):
+        raise InputError(f"{name} {size!r}: give an integer of at least {least}, or {axes} of them")
+    return given
+
+
+def windows_per_stage(
+    window_size: Window | Sequence[Window], stages: int, axes: int, *, name: str = "window_size", least: int = 1
+) -> list[tuple[int, ...]]:
+    """Read windows: one side, one side per axis, or one of these per stage."""
+    if isinstance(window_size, int):
+        return [sides(window_size, axes, name, least)] * stages
+    window_size = tuple(window_size)
+    if len(window_size) == axes and all(isinstance(side, int) for side in window_size):
+        return [sides(window_size, axes, name, least)] * stages
+    if len(window_size) != stages:
+        raise InputError(f"{name} {window_size!r} has {len(window_size)} entries for {stages} stages")
+    return [sides(window, axes, name, least) for window in window_size]
+
+
+class ShiftedWindowBackbone(Backbone):
+    """What Swin and SwinV2 share: patch embedding, stages of shifted-window blocks, patch merging, output norms.
+
+    Args:
+        attention: one per stage, called as `attention(dim, num_heads, window, shifted=..., **options)`.
+        post_norm: norm after attention, MLP and patch merging instead of before.
+        patch_size: one side per axis; their number is the number of axes.
+
+    The other arguments are those of `SwinTransformer`.
+    """
+
+    norm_feeds_next_stage = False
+
+    def __init__(
+        self, attention: Sequence[Callable[..., WindowAttention]], *, post_norm: bool, in_chans: int,
+        patch_size: tuple[int, ...], embed_dim: int, depths: Sequence[int], num_heads: Sequence[int],
+        windows: Sequence[tuple[int, ...]], mlp_ratio: float, qkv_bias: bool, drop_rate: float, attn_drop_rate: float,
+        drop_path_rate: float, ape_size: int | Sequence[int] | None, patch_norm: bool, norm_eps: float,
+        out_indices: Sequence[int], small_map: str,
+    ) -> None:
+        depths = tuple(depths)
+        dims = [embed_dim * 2**i for i in range(len(depths))]
+        check_stages(out_indices, depths=depths, num_heads=num_heads, windows=windows)
+        check_heads(dims, num_heads)
+        if small_map not in SMALL_MAP:
+            raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
+        rates = drop_path_rates(drop_path_rate, depths)
+
+        def block(i: int, j: int) -> Block:
+            attn = attention[i](
+                dims[i], num_heads[i], windows[i], shifted=j % 2 == 1, small_map=small_map, qkv_bias=qkv_bias,
+                attn_drop_rate=attn_drop_rate, drop_rate=drop_rate,
+            )
+            return Block(
+                attn, dims[i], mlp_ratio=mlp_ratio, post_norm=post_norm, norm_eps=norm_eps, drop_rate=drop_rate,
+                drop_path=rates[i][j],
+            )
+
+        def downsample(i: int) -> nn.Module:
+            if i == 0:
+                return PatchEmbed(in_chans, embed_dim, patch_size, norm_eps=norm_eps if patch_norm else None)
+            return PatchMerging(dims[i - 1], post_norm=post_norm, norm_eps=norm_eps)
+
+        stages = [
+            Stage(
+                downsample(i),
+                [block(i, j) for j in range(depth)],
+                nn.LayerNorm(dims[i], eps=norm_eps) if i in out_indices else None,
+            )
+            for i, depth in enumerate(depths[: max(out_indices) + 1])
+        ]
+        strides = [max(patch_size[-2:]) * 2**i for i in range(len(depths))]
+        super().__init__(stages, in_chans=in_chans, channels=dims, strides=strides, out_indices=out_indices)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.absolute_pos_embed = None
+        if ape_size is not None:
+            grid = (ape_size,) * len(patch_size) if isinstance(ape_size, int) else tuple(ape_size)
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *grid, embed_dim))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, Block) and module.post_norm:
+                # a V2 block starts as the identity (the official code's initialisation of the residual post-norm)
+                nn.init.zeros_(module.norm1.weight)
+                nn.init.zeros_(module.norm2.weight)
+        if self.absolute_pos_embed is not None:
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.absolute_pos_embed is not None:
+            position = self.absolute_pos_embed
+            if position.shape[1:-1] != x.shape[1:-1]:
+                resized = F.interpolate(position.movedim(-1, 1), size=x.shape[1:-1], mode="bicubic")
+                position = resized.movedim(1, -1)
+            x = x + position
+        return self.pos_drop(x)
+
+
+class SwinTransformer(ShiftedWindowBackbone):
+    """Swin Transformer (arXiv:2103.14030).
+
+    Args:
+        in_chans: channels of the images.
+        patch_size: side of a patch, or (height, width).
+        embed_dim: channels of the first stage; each further stage has twice as many.
+        depths, num_heads: blocks and heads of each stage.
+        window_size: side of a window, (height, width), or one of these per stage.
+        mlp_ratio: hidden width of the MLP over its input.
+        qkv_bias: bias of the query, key and value projections.
+        qk_scale: factor on the logits instead of `head_dim ** -0.5`.
+        drop_rate, attn_drop_rate: dropout of activations and of attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        ape_size: grid (one side, or one per axis) of an absolute position embedding, resized bicubically to other
+            grids; None for no such embedding.
+        patch_norm: LayerNorm after the patch embedding.
+        norm_eps: eps of all norms.
+        out_indices: the stages whose normed maps are returned; later stages are not built.
+        small_map: "pad" or "shrink", see `WindowAttention`.
+
+    Raises:
+        InputError: arguments that do not fit together; the message names them.
+    """
+
+    family = "swin"
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] = 4,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: Window | Sequence[Window] = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        ape_size: int | Sequence[int] | None = None,
+        patch_norm: bool = True,
+        norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        small_map: str = "pad",
+    ) -> None:
+        super().__init__(
+            [functools.partial(WindowAttention, qk_scale=qk_scale)] * len(depths),
+            post_norm=False,
+            in_chans=in_chans,
+            patch_size=sides(patch_size, 2, "patch_size"),
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            windows=windows_per_stage(window_size, len(depths), 2),
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            ape_size=ape_size,
+            patch_norm=patch_norm,
+            norm_eps=norm_eps,
+            out_indices=out_indices,
+            small_map=small_map,
+        )
+
+
+class SwinTransformerV2(ShiftedWindowBackbone):
+    """Swin Transformer V2 (arXiv:2111.09883): residual post-norm, scaled cosine attention, log-spaced position bias.
+
+    Args:
+        pretrained_window_size: the window the weights were trained with, 0 for the present one; given like
+            `window_size`. Offsets are divided by it, so that the learned bias extends to the present window.
+
+    The other arguments, and the errors, are those of `SwinTransformer`.
+    """
+
+    family = "swinv2"
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] = 4,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: Window | Sequence[Window] = 8,
+        pretrained_window_size: Window | Sequence[Window] = 0,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        ape_size: int | Sequence[int] | None = None,
+        patch_norm: bool = True,
+        norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        small_map: str = "pad",
+    ) -> None:
+        pretrained = windows_per_stage(pretrained_window_size, len(depths), 2, name="pretrained_window_size", least=0)
+        super().__init__(
+            [functools.partial(CosineWindowAttention, pretrained_window_size=window) for window in pretrained],
+            post_norm=True,
+            in_chans=in_chans,
+            patch_size=sides(patch_size, 2, "patch_size"),
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            windows=windows_per_stage(window_size, len(depths), 2),
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            ape_size=ape_size,
+            patch_norm=patch_norm,
+            norm_eps=norm_eps,
+            out_indices=out_indices,
+            small_map=small_map,
+        )
