@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 import yaml
 
-from hvt_backbones import InputError, list_models
+from hvt_backbones import InputError
 
 from .config import Config
 
@@ -142,12 +142,13 @@ def _check_names(config: Config) -> None:
     import timm.optim
     from timm.data.transforms_factory import create_transform
 
-    from hvt_backbones.create import resolve_name
+    from hvt_backbones.variants import find_variant
 
-    resolve_name(config.model.name)
+    find_variant(config.model.name)
     optimizers = timm.optim.list_optimizers()
     if config.optimizer.name not in optimizers:
-        raise InputError(f"optimizer.name: unknown {config.optimizer.name!r}; {nearest(config.optimizer.name, optimizers)}")
+        hint = nearest(config.optimizer.name, optimizers)
+        raise InputError(f"optimizer.name: unknown {config.optimizer.name!r}; {hint}")
     if (policy := config.augmentation.auto_augment) is not None:
         try:
             if policy.split("-")[0] not in ("rand", "augmix", "v0", "v0r", "original", "originalr", "3a"):

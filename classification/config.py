@@ -8,7 +8,7 @@ recipe, command line. `parse_command_line` is the only entrance, so that a wrong
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any, Literal
 
 from hvt_backbones import InputError
@@ -54,13 +54,13 @@ class DataConfig:
     dir: str | None = setting(None, "folder of the data; digits are laid out there", flag="--data-dir")
     train_split: str = setting("train", "folder under data.dir to train on")
     val_split: str = setting("val", "folder under data.dir to evaluate on")
-    input_size: tuple[int, ...] = setting((3, 224, 224), "channels, height, width of the model's input", low=1, length=3)
+    input_size: tuple[int, ...] = setting((3, 224, 224), "channels, height, width", low=1, high=8192, length=3)
     mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "per channel, of pixels scaled to 0..1")
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "per channel, of pixels scaled to 0..1", above=0)
     interpolation: Literal["bicubic", "bilinear", "nearest"] = setting("bicubic", "how pictures are resized")
     crop_pct: float = setting(0.875, "share of the resized picture that evaluation crops out", above=0, high=1)
     batch_size: int = setting(128, "pictures per device and step", low=1, flag="--batch-size")
-    workers: int = setting(4, "processes per device that decode pictures; 0 decodes in the main process", low=0, high=256)
+    workers: int = setting(4, "processes per device that decode pictures; 0: the main one", low=0, high=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class OptimizerConfig:
     name: str = setting("adamw", "any of timm.optim.list_optimizers()")
     lr: float = setting(1e-3, "peak learning rate", above=0, high=100, flag="--lr")
     lr_batch_size: int | None = setting(
-        None, "global batch that `lr` is stated for: it is scaled linearly to the real one; null uses it as it is", low=1
+        None, "global batch that the rates are stated for, to be scaled to the real one; null: as they are", low=1
     )
     weight_decay: float = setting(0.05, "not applied to norms, biases and position tables", low=0, high=10)
     betas: tuple[float, ...] = setting((0.9, 0.999), "of Adam's moments", low=0, high=0.999999, length=2)
@@ -120,7 +120,9 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "npu"] = setting("auto", "auto takes an accelerator if any", flag="--device")
     amp: Literal["no", "bf16", "fp16"] = setting("no", "mixed precision; fp16 scales the loss, and not on a CPU")
     accumulation: int = setting(1, "batches whose gradients make one step", low=1)
-    ema_decay: float = setting(0.0, "average of the weights, which is then what is evaluated and saved", low=0, high=0.999999)
+    ema_decay: float = setting(
+        0.0, "of an average of the weights, which is then evaluated and saved; 0 is off", low=0, high=0.999999
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,23 +153,23 @@ class Config:
             raise InputError(f"data.input_size: pictures have 1 (grey) or 3 (RGB) channels, not {channels}.")
         for key, values in {"data.mean": data.mean, "data.std": data.std}.items():
             if len(values) != channels:
-                raise InputError(f"{key}: {len(values)} values for the {channels} channels of data.input_size; give one each.")
+                raise InputError(f"{key}: {len(values)} values for {channels} channels of data.input_size; give one each.")
         for key, bounds in {"augmentation.scale": augmentation.scale, "augmentation.ratio": augmentation.ratio}.items():
             if bounds[0] > bounds[1]:
                 raise InputError(f"{key}: the lower bound {bounds[0]} is above the upper bound {bounds[1]}; swap them.")
         if augmentation.mixes and data.batch_size % 2:
             raise InputError(f"data.batch_size: mixup and cutmix pair pictures, so {data.batch_size} must be even.")
         if data.kind == "imagefolder" and data.dir is None:
-            raise InputError("data.dir: not given; pass --data-dir DIR with DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg.")
+            raise InputError("data.dir: missing; pass --data-dir DIR with DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg.")
         if data.kind == "imagefolder" and data.train_split == data.val_split:
-            raise InputError(f"data.val_split: is {data.val_split!r} as data.train_split; evaluate on held-out pictures.")
+            raise InputError(f"data.val_split: {data.val_split!r} is data.train_split too; evaluate on other pictures.")
         if self.schedule.warmup_epochs >= train.epochs and self.schedule.warmup_epochs > 0:
             raise InputError(
                 f"schedule.warmup_epochs: {self.schedule.warmup_epochs} must be below train.epochs = {train.epochs}."
             )
-        for key, value in {"schedule.min_lr": self.schedule.min_lr, "schedule.warmup_lr": self.schedule.warmup_lr}.items():
-            if value > self.optimizer.lr:
-                raise InputError(f"{key}: {value:g} is above optimizer.lr = {self.optimizer.lr:g}; lower it.")
+        for key in ("min_lr", "warmup_lr"):
+            if (value := getattr(self.schedule, key)) > self.optimizer.lr:
+                raise InputError(f"schedule.{key}: {value:g} is above optimizer.lr = {self.optimizer.lr:g}; lower it.")
         if train.amp == "fp16" and train.device == "cpu":
             raise InputError("train.amp: fp16 needs an accelerator; use bf16 or no with train.device = cpu.")
         if self.output.resume and self.output.overwrite:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
+import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .backbone import Backbone
 from .classifier import Classifier
 from .errors import InputError
+from .pvt_v2 import PyramidVisionTransformerV2
+from .swin import SwinTransformer, SwinTransformerV2
+from .twins import TwinsPCPVT, TwinsSVT
 from .variants import Variant, find_variant, list_models
 
-__all__ = ["backbone_class", "create_backbone", "create_classifier", "list_models"]
+__all__ = ["create_backbone", "create_classifier", "list_models"]
 
-FAMILY_CLASSES = {
-    "swin": ("swin", "SwinTransformer"),
-    "swinv2": ("swin", "SwinTransformerV2"),
-    "pvt_v2": ("pvt_v2", "PyramidVisionTransformerV2"),
-    "twins_pcpvt": ("twins", "TwinsPCPVT"),
-    "twins_svt": ("twins", "TwinsSVT"),
+FAMILY_CLASSES: dict[str, type[Backbone]] = {
+    cls.family: cls
+    for cls in (SwinTransformer, SwinTransformerV2, PyramidVisionTransformerV2, TwinsPCPVT, TwinsSVT)
 }
 ALL_STAGES = (0, 1, 2, 3)
-
-
-def backbone_class(family: str) -> type[Backbone]:
-    module, name = FAMILY_CLASSES[family]
-    return getattr(importlib.import_module(f".{module}", __package__), name)
+logger = logging.getLogger(__name__)
 
 
 def create_backbone(
-    name: str, *, pretrained: bool | str = False, out_indices: Sequence[int] = ALL_STAGES, **overrides: Any
+    name: str, *, pretrained: bool | str | Path = False, out_indices: Sequence[int] = ALL_STAGES, **overrides: Any
 ) -> Backbone:
     """A backbone for dense prediction, as the official detection code builds it.
 
@@ -50,20 +47,16 @@ def create_backbone(
     variant, tag = find_variant(name)
     arguments = _arguments(variant, overrides)
     stages = _num_stages(arguments)
-    if tuple(out_indices) == ALL_STAGES:
-        out_indices = range(min(stages, len(ALL_STAGES)))
-    arguments["out_indices"] = _checked_indices(out_indices, stages)
-    if variant.family == "twins_pcpvt":
-        arguments.setdefault("norm_after_stage", ())
-    elif variant.family == "twins_svt":
-        arguments.setdefault("norm_after_stage", tuple(range(stages)))
-    model = backbone_class(variant.family)(**arguments)
+    if not isinstance(out_indices, Sequence):
+        raise InputError(f"out_indices must be a tuple of stage numbers, such as (0, 1, 2, 3); got {out_indices!r}")
+    arguments["out_indices"] = ALL_STAGES[:stages] if tuple(out_indices) == ALL_STAGES else tuple(out_indices)
+    model = FAMILY_CLASSES[variant.family](**arguments)
     _load(model, variant, tag, pretrained)
     return model
 
 
 def create_classifier(
-    name: str, *, num_classes: int = 1000, pretrained: bool | str = False, **overrides: Any
+    name: str, *, num_classes: int = 1000, pretrained: bool | str | Path = False, **overrides: Any
 ) -> Classifier:
     """An image classifier, as the official classification code builds it.
 
@@ -83,18 +76,19 @@ def create_classifier(
         raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
     arguments = _arguments(variant, overrides)
     last = _num_stages(arguments) - 1
+    # where the official classifiers differ from the dense code, whose choices are the classes' defaults
     if variant.family in ("swin", "swinv2"):
         arguments.setdefault("small_map", "shrink")
     elif variant.family in ("twins_pcpvt", "twins_svt"):
-        arguments.setdefault("norm_after_stage", (last,))
-    model = Classifier(backbone_class(variant.family)(**arguments, out_indices=(last,)), num_classes)
+        arguments.setdefault("norm_after_stage", tuple(stage == last for stage in range(last + 1)))
+    model = Classifier(FAMILY_CLASSES[variant.family](**arguments, out_indices=(last,)), num_classes)
     _load(model, variant, tag, pretrained)
     return model
 
 
 def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
     """The constructor arguments: those of the row, cut to the number of stages, then the user's."""
-    accepted = set(inspect.signature(backbone_class(variant.family)).parameters) - {"out_indices"}
+    accepted = set(inspect.signature(FAMILY_CLASSES[variant.family]).parameters) - {"out_indices"}
     for argument in overrides:
         if argument not in accepted:
             near = difflib.get_close_matches(argument, accepted, n=1)
@@ -122,20 +116,19 @@ def _num_stages(arguments: dict[str, Any]) -> int:
     return len(depths)
 
 
-def _checked_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
-    indices = tuple(out_indices)
-    if not indices or list(indices) != sorted(set(indices)) or not all(i in range(stages) for i in indices):
-        raise InputError(f"out_indices must be rising stage numbers from 0 to {stages - 1}, got {indices}")
-    return indices
-
-
-def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretrained: bool | str) -> None:
+def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretrained: bool | str | Path) -> None:
     if pretrained is False or pretrained is None:
         return
     from .weights import load_weights
+    from .weights.fetch import fetch
 
-    if pretrained is True:
-        source = variant.source(tag)
+    if pretrained is True or pretrained in variant.weights:
+        published = variant.published(tag if pretrained is True else pretrained)
+        path = fetch(published.source, filename=published.filename)
+        report = load_weights(model, path, layout=published.layout)
     else:
-        source = variant.weights.get(str(pretrained), pretrained)
-    load_weights(model, source)
+        report = load_weights(model, pretrained)
+    logger.info("%s: %s", variant.name, report)
+    if any(key.startswith("head.") for key in report.initialised):
+        # right for fine-tuning, wrong for classification: so it is said
+        logger.warning("%s: the weights have no head for %d classes, so it is new", variant.name, model.num_classes)

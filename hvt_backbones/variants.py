@@ -12,9 +12,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    from .weights.published import PublishedWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Variant:
     family: str
     arch: Mapping[str, Any]
     input_size: int
-    params_m: float | None = None
+    params_m: float
     flops_g: float | None = None
     weights: Mapping[str, str]
     top1: Mapping[str, float] = field(default_factory=dict)
@@ -48,17 +51,19 @@ class Variant:
     def tags(self) -> tuple[str, ...]:
         return tuple(self.weights)
 
-    def source(self, tag: str | None = None) -> str:
-        """Where the weights of `tag` lie; the first tag without one."""
-        if tag is None:
-            return next(iter(self.weights.values()))
+    def published(self, tag: str | None = None) -> PublishedWeights:
+        """What timm or torchvision says about the weights of `tag`, or of the first one: address, preprocessing, ...
+
+        Raises:
+            WeightsError: the model has no such weights, or the installed package does not know them.
+        """
+        from .weights import published
+
+        tag = self.tags[0] if tag is None else tag
         if tag not in self.weights:
             raise WeightsError(f"{self.name} has no weights {tag!r}; it has {', '.join(self.tags)}")
-        return self.weights[tag]
-
-    @property
-    def best_top1(self) -> float | None:
-        return max(self.top1.values(), default=None)
+        library, _, entry = self.weights[tag].partition(":")
+        return {"timm": published.timm_weights, "torchvision": published.torchvision_weights}[library](entry)
 
 
 # Suffixes of the names in timm's tables and of the official configuration files.
@@ -114,12 +119,13 @@ def swinv2(size: str, window: int, *, flops_g: float, top1: float, torchvision: 
 
 
 def swinv2_22k(size: str) -> Variant:
-    """SwinV2 pre-trained on ImageNet-22K at 192: what the larger windows start from; no published figures."""
+    """SwinV2 pre-trained on ImageNet-22K at 192: what the larger windows start from; no published accuracy."""
     stem = f"swinv2_{size}_window12_192"
     official = f"swinv2_{size}_patch4_window12_192"
     return Variant(
         name=stem, family="swinv2", arch=swin_arch(size, window_size=(12, 12, 12, 6)), input_size=192,
-        weights={"in22k": f"timm:{stem}.ms_in22k"}, aliases={official: None, f"{official}_22k": "in22k"},
+        params_m=SWIN_PARAMS[size], weights={"in22k": f"timm:{stem}.ms_in22k"},
+        aliases={official: None, f"{official}_22k": "in22k"},
     )
 
 

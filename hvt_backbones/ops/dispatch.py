@@ -10,10 +10,11 @@ from contextvars import ContextVar
 from torch import Tensor
 
 from ..errors import InputError
+from .bmm import bmm
 from .reference import reference
 from .sdpa import sdpa
 
-IMPLEMENTATIONS = {"reference": reference, "sdpa": sdpa}
+IMPLEMENTATIONS = {"reference": reference, "sdpa": sdpa, "bmm": bmm}
 _chosen: ContextVar[str | None] = ContextVar("hvt_attention", default=None)
 
 
@@ -84,7 +85,8 @@ def window_attention(
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
-    name = _chosen.get() or _checked(os.environ.get("HVT_ATTENTION") or "sdpa", "HVT_ATTENTION")
+    name = _chosen.get() or os.environ.get("HVT_ATTENTION") or ("bmm" if qkv.device.type == "cpu" else "sdpa")
+    _checked(name, "HVT_ATTENTION")
     return IMPLEMENTATIONS[name](
         qkv, bias, tuple(window_size), tuple(shift_size), num_heads, scale=scale, logit_scale=logit_scale,
         pad_value=pad_value, mask_padding=mask_padding, dropout_p=dropout_p,

@@ -54,6 +54,41 @@ def join_windows(x: Tensor, axes: int) -> Tensor:
     return x
 
 
+class WindowLayout:
+    """How one call of window attention cuts its map: shared by the implementations that work on cut windows.
+
+    Args:
+        shape: of qkv, (B, *spatial, 3 * C).
+    """
+
+    def __init__(
+        self, shape: torch.Size, window: tuple[int, ...], shift: tuple[int, ...], num_heads: int
+    ) -> None:
+        self.window, self.shift, self.num_heads = window, shift, num_heads
+        self.batch, self.spatial = shape[0], tuple(shape[1:-1])
+        self.axes = len(window)
+        self.grid = tuple(-(-length // side) for length, side in zip(self.spatial, window, strict=True))
+        self.windows, self.tokens = math.prod(self.grid), math.prod(window)
+
+    def split(self, qkv: Tensor, pad_value: Tensor | None) -> Tensor:
+        """(B, *spatial, 3 * C) -> (3, B, windows, heads, N, head_dim): pad, roll, and cut in one copy."""
+        x = pad_map(qkv, self.window, pad_value)
+        if any(self.shift):
+            x = torch.roll(x, [-shift for shift in self.shift], tuple(range(1, self.axes + 1)))
+        x = split_windows(x.unflatten(-1, (3, self.num_heads, -1)), self.window)
+        inner = 2 * self.axes + 1  # (B, *grid, *window, 3, heads, head_dim): where the 3 stands
+        x = x.permute(inner, 0, *range(1, self.axes + 1), inner + 1, *range(self.axes + 1, inner), inner + 2)
+        return x.reshape(3, self.batch, self.windows, self.num_heads, self.tokens, x.shape[-1])
+
+    def join(self, x: Tensor) -> Tensor:
+        """B * windows * heads sequences (..., N, head_dim) -> (B, *spatial, C): put together, roll back, crop."""
+        x = x.reshape(self.batch, *self.grid, self.num_heads, *self.window, x.shape[-1])
+        x = join_windows(x.movedim(self.axes + 1, -2), self.axes).flatten(-2)
+        if any(self.shift):
+            x = torch.roll(x, self.shift, tuple(range(1, self.axes + 1)))
+        return crop_map(x, self.spatial)
+
+
 def _window_tokens(per_axis: list[Tensor], window: tuple[int, ...]) -> Tensor:
     """Spread one label per position of each axis over the map and cut it up: (windows, N, axes)."""
     grid = torch.stack(torch.meshgrid(*per_axis, indexing="ij"), dim=-1)

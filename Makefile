@@ -1,0 +1,57 @@
+# `make demo` and `make test` need only Python 3.10-3.12 (with venv), gcc, make and git; they set up .venv themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CONSTRAINED := $(PIP) install -q -c constraints.txt
+export PYTHONUNBUFFERED = 1
+
+.PHONY: install install-all demo test test-fast lint format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.pip:
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else "Python 3.10 to 3.12 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -U pip
+	$(CONSTRAINED) setuptools wheel
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.pip pyproject.toml setup.py constraints.txt
+	@echo "installing hvt_backbones into $(VENV) (the first time takes some minutes: PyTorch is large)"
+	$(CONSTRAINED) torch torchvision numpy
+	$(CONSTRAINED) -e '.[classification,dev]'
+	touch $@
+
+install-all: $(VENV)/.installed-all
+
+# onedl-mmcv is compiled against the installed torch: with build isolation it would see none and build without its
+# operators, silently. The others go without their dependencies, one of which would replace numpy and OpenCV.
+$(VENV)/.installed-all: $(VENV)/.installed
+	$(CONSTRAINED) ninja packaging
+	MAX_JOBS=$$(nproc) $(CONSTRAINED) --no-build-isolation --no-deps onedl-mmcv
+	$(CONSTRAINED) --no-deps onedl-mmengine onedl-mmdetection onedl-mmsegmentation mmaction2
+	$(CONSTRAINED) numpy opencv-python-headless addict matplotlib pyyaml rich termcolor yapf packaging pillow scipy six \
+		shapely terminaltables tqdm pycocotools ftfy regex prettytable einops decord importlib_metadata av
+	$(BIN)/python -c 'import torch, mmcv._ext'
+	touch $@
+
+demo: install
+	$(BIN)/python -m classification.demo
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/classification
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist outputs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,74 @@
+"""The curves of a run as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .checkpoint import write_atomically
+
+INK, MUTED, GRID = "#222222", "#777777", "#e4e4e4"
+BLUE, ORANGE, GREEN = "#2f6fb2", "#d9722e", "#3a8f5c"
+
+
+def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
+    """Write loss, accuracy and learning rate over the epochs as a PNG.
+
+    Args:
+        history: one row per epoch, the columns of `log.csv`.
+        path: the picture; replaced whole.
+        title: above the three panels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [row["epoch"] for row in history]
+
+    def column(name: str) -> list[float]:
+        return [row[name] for row in history]
+
+    marker = {"marker": "o", "markersize": 3.5} if len(history) <= 40 else {}
+    figure = Figure(figsize=(13, 4.2), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    loss, accuracy, rate = figure.subplots(1, 3)
+
+    loss.plot(epochs, column("train_loss"), color=BLUE, label="training (augmented)", **marker)
+    loss.plot(epochs, column("val_loss"), color=ORANGE, label="held-out", **marker)
+    loss.set_title("Cross-entropy")
+    loss.set_ylim(bottom=0)
+    loss.legend(frameon=False)
+
+    accuracy.plot(epochs, column("top5"), color=GREEN, label="top-5", **marker)
+    accuracy.plot(epochs, column("top1"), color=ORANGE, label="top-1", **marker)
+    best = max(history, key=lambda row: row["top1"])
+    accuracy.scatter([best["epoch"]], [best["top1"]], s=70, facecolors="none", edgecolors=INK, zorder=3)
+    accuracy.annotate(
+        f"best {best['top1']:.2f} % (epoch {best['epoch']:.0f})",
+        (best["epoch"], best["top1"]),
+        xytext=(0.97, 0.3),
+        textcoords="axes fraction",
+        ha="right",
+        color=INK,
+        arrowprops={"arrowstyle": "-", "color": MUTED, "shrinkB": 5},
+    )
+    accuracy.set_title("Held-out accuracy, %")
+    accuracy.set_ylim(top=101)
+    accuracy.legend(frameon=False, loc="lower right")
+
+    rate.plot(epochs, column("lr"), color=BLUE, **marker)
+    rate.set_title("Learning rate")
+    rate.set_ylim(bottom=0)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch", color=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(MUTED)
+        axes.tick_params(colors=MUTED)
+        axes.title.set_color(INK)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

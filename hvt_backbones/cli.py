@@ -1,0 +1,238 @@
+"""The command `hvt`: models, predict, features, convert, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import InputError, exit_on_input_error
+from .variants import VARIANTS, Variant, find_variant, list_models
+from .version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="hvt", description="Hierarchical vision-transformer backbones.")
+    parser.add_argument("--version", action="version", version=f"hvt_backbones {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    models = commands.add_parser("models", help="list the models", description="List the models.")
+    models.add_argument("pattern", nargs="?", metavar="PATTERN", help="names that match, such as 'swin_*'")
+    models.add_argument("--family", choices=sorted({variant.family for variant in VARIANTS.values()}))
+    form = models.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    form.add_argument("--json", action="store_true", help="print JSON, with constructor arguments and aliases")
+    models.set_defaults(run=run_models)
+
+    predict = commands.add_parser(
+        "predict", help="name what pictures show", description="Print the most probable classes of pictures."
+    )
+    _add_model_and_images(predict)
+    predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes per picture (default 5)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.set_defaults(run=run_predict)
+
+    features = commands.add_parser(
+        "features", help="write feature maps of pictures", description="Write the feature maps of pictures to a file."
+    )
+    _add_model_and_images(features)
+    features.add_argument("--output", required=True, type=Path, metavar="FILE", help="a .safetensors or .npz file")
+    features.add_argument("--stages", type=int, nargs="+", metavar="I", help="stages from 0 (default: all)")
+    features.add_argument(
+        "--size", type=_positive, nargs="+", metavar="N",
+        help="HEIGHT WIDTH, or one side: resize whole pictures to it instead of cropping them as for classification",
+    )
+    features.add_argument("--random-weights", action="store_true", help="download nothing: the shapes are what counts")
+    features.set_defaults(run=run_features)
+
+    convert = commands.add_parser(
+        "convert", help="rewrite a checkpoint in another layout", description="Rewrite a checkpoint in another layout."
+    )
+    convert.add_argument("input", type=Path, metavar="IN", help="checkpoint file")
+    convert.add_argument("output", type=Path, metavar="OUT", help="file to write: .safetensors, .pth, .pt or .bin")
+    convert.add_argument("--to", required=True, metavar="LAYOUT", help="layout of OUT: hvt, official, timm, mmdet, ...")
+    convert.add_argument("--layout", default="auto", metavar="LAYOUT", help="layout of IN (default: told by its keys)")
+    convert.add_argument("--model", metavar="NAME", help="check that the weights are of this model, and say so in OUT")
+    convert.set_defaults(run=run_convert)
+
+    doctor = commands.add_parser(
+        "doctor", help="say what is installed and what is missing", description="Say what is installed and missing."
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=run_doctor)
+    return parser
+
+
+def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="MODEL_OR_CKPT",
+        help="a model's name, for its pretrained weights (swin_tiny, swin_base.in22k), or a checkpoint file",
+    )  # fmt: skip
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+    parser.add_argument("--model", metavar="NAME", help="the model of a checkpoint that does not say it")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, cuda:1 (default auto)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def run_models(args: argparse.Namespace) -> None:
+    variants = [VARIANTS[name] for name in list_models(args.pattern)]
+    variants = [variant for variant in variants if args.family in (None, variant.family)]
+    if not variants:
+        of_family = f" of the family {args.family}" if args.family else ""
+        raise InputError(f"no model{of_family} matches {args.pattern!r}: try '*{args.pattern}*', or `hvt models`")
+    if args.json:
+        print(json.dumps([_as_data(variant) for variant in variants], indent=2))
+        return
+    header = ("model", "input", "params (M)", "FLOPs (G)", "top-1 (%)", "weights")
+    rows = [_as_row(variant) for variant in variants]
+    if args.markdown:
+        lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---", *["---:"] * 4, "---"), *rows)]
+    else:
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = ["  ".join(
+            cell.rjust(width) if 1 <= i <= 4 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip() for cells in (header, *rows)]  # fmt: skip
+    print("\n".join(lines))
+
+
+def _as_row(variant: Variant) -> tuple[str, ...]:
+    """Published figures; top-1 is of the first weights that have one."""
+    figures = [variant.params_m, variant.flops_g, next(iter(variant.top1.values()), None)]
+    cells = ("-" if figure is None else str(figure) for figure in figures)
+    return variant.name, str(variant.input_size), *cells, ", ".join(variant.weights)
+
+
+def _as_data(variant: Variant) -> dict[str, Any]:
+    return {
+        "name": variant.name, "family": variant.family, "input_size": variant.input_size, "params_m": variant.params_m,
+        "flops_g": variant.flops_g, "top1": dict(variant.top1), "weights": dict(variant.weights),
+        "arch": dict(variant.arch), "aliases": list(variant.aliases),
+    }  # fmt: skip
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    from . import predict
+    from .device import select_device
+
+    images = predict.find_images(args.images)
+    device = select_device(args.device)
+    model_file = predict.open_model(args.source, args.model)
+    model = model_file.classifier().to(device)
+    probabilities = predict.predict(model, predict.image_batches(images, model_file.preprocessing, device))
+    names = model_file.class_names or predict.class_names(model_file.num_classes)
+    top = probabilities.topk(min(args.top_k, model_file.num_classes))
+    results = []
+    for image, values, indices in zip(images, top.values.tolist(), top.indices.tolist(), strict=True):
+        guesses = [
+            {"class": index, "name": names[index] if names else f"class {index}", "probability": value}
+            for index, value in zip(indices, values, strict=True)
+        ]
+        results.append({"image": str(image), "top": guesses})
+    if args.json:
+        print(json.dumps({"model": model_file.name, "weights": model_file.source, "predictions": results}, indent=2))
+        return
+    for result in results:
+        print(result["image"])
+        for guess in result["top"]:
+            print(f"  {100 * guess['probability']:5.1f} %  {guess['name']}")
+
+
+def run_features(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from . import predict
+    from .create import create_backbone
+    from .device import select_device
+
+    if args.output.suffix not in (".safetensors", ".npz"):
+        raise InputError(f"--output {args.output}: end the name in .safetensors or .npz")
+    _check_writable(args.output)
+    if args.size and len(args.size) > 2:
+        raise InputError(f"--size takes HEIGHT WIDTH or one side, got {len(args.size)} numbers")
+    images = predict.find_images(args.images)
+    device = select_device(args.device)
+    stages = {"out_indices": tuple(args.stages)} if args.stages else {}
+    if args.random_weights:
+        if predict.is_checkpoint(args.source):
+            raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
+        backbone, preprocessing = create_backbone(args.source, **stages).eval(), predict.data_config(args.source)
+    else:
+        model_file = predict.open_model(args.source, args.model)
+        backbone, preprocessing = model_file.backbone(**stages), model_file.preprocessing
+    if args.size:
+        height, width = args.size if len(args.size) == 2 else args.size * 2
+        preprocessing = replace(
+            preprocessing, input_size=(preprocessing.input_size[0], height, width), crop_pct=1.0, crop_mode="squash"
+        )
+    maps = predict.features(backbone.to(device), predict.image_batches(images, preprocessing, device))
+    predict.write_features(args.output, maps, images)
+    for (name, stage), stride in zip(maps.items(), backbone.strides, strict=True):
+        print(f"{name}  stride {stride:2}  {tuple(stage.shape)}")
+    print(f"wrote {args.output}: {len(images)} picture{'s' if len(images) > 1 else ''}, (N, C, H, W) per stage")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from . import predict
+    from .weights import convert_state_dict
+    from .weights.convert import recognise
+    from .weights.files import read_metadata, read_state_dict, save_state_dict
+
+    _check_writable(args.output)
+    state_dict, metadata = read_state_dict(args.input), read_metadata(args.input)
+    if args.output.exists() and args.output.samefile(args.input):
+        raise InputError(f"{args.output} is the input itself: give another name")
+    arch = json.loads(metadata.get("hvt.overrides", "{}"))
+    if args.model:
+        model_file = predict.open_model(str(args.input), args.model)
+        _ = model_file.classifier() if model_file.num_classes else model_file.backbone()
+        metadata = {**metadata, "hvt.model": model_file.name}
+    if "hvt.model" in metadata and not any(key.endswith("relative_coords_table") for key in state_dict):
+        arch = {**find_variant(metadata["hvt.model"])[0].arch, **arch}
+    sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
+    found, _ = recognise(state_dict, args.layout)
+    converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, **sizes)
+    save_state_dict(converted, args.output, {key: text for key, text in metadata.items() if key.startswith("hvt.")})
+    numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
+    print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors")
+    print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
+
+
+def run_doctor(args: argparse.Namespace) -> None:
+    from . import doctor
+
+    findings = doctor.examine()
+    print(json.dumps(findings, indent=2) if args.json else doctor.report(findings))
+
+
+def _check_writable(path: Path) -> None:
+    """Before the work, so that it is not lost at the end. Missing folders are made when the file is written."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file in it")
+    existing = path if path.exists() else next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(existing, os.W_OK) or (existing is not path and not existing.is_dir()):
+        raise InputError(f"{path} cannot be written, {existing} does not allow it: choose another folder")
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `hvt models | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (closed at exit; nothing more is printed)

@@ -1,0 +1,76 @@
+"""The kinds of devices that models run on, and the choice among them. Nothing is probed at import."""
+
+from __future__ import annotations
+
+import importlib
+from enum import Enum
+from importlib.util import find_spec
+
+import torch
+
+from .errors import InputError
+
+
+class DeviceType(Enum):
+    """One row per kind of device: torch's name for it, and the backend of `torch.distributed` that serves it."""
+
+    CPU = ("cpu", "gloo")
+    CUDA = ("cuda", "nccl")
+    NPU = ("npu", "hccl")
+
+    def __init__(self, device_name: str, distributed_backend: str) -> None:
+        self.device_name = device_name
+        self.distributed_backend = distributed_backend
+
+    @classmethod
+    def of(cls, device: torch.device) -> DeviceType:
+        for row in cls:
+            if row.device_name == device.type:
+                return row
+        raise InputError(f"device {str(device)!r} is not supported: choose {', '.join(DEVICE_NAMES)}")
+
+
+DEVICE_NAMES = tuple(row.device_name for row in DeviceType)
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device called `name`, checked to exist.
+
+    Args:
+        name: "auto" for the machine's accelerator, or the CPU where there is none; "cpu", "cuda" or "npu", with an
+            index where there are several ("cuda:1").
+
+    Raises:
+        InputError: no such device here; the message says what is missing.
+    """
+    if name == "auto":
+        _import_torch_npu()
+        # the CPU also where the accelerator is one that nothing here was written for
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None and accelerator.type in DEVICE_NAMES else torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind not in DEVICE_NAMES or (index and not index.isdigit()):
+        raise InputError(f"unknown device {name!r}: choose auto, {', '.join(DEVICE_NAMES)}, or for example cuda:1")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind == "npu" and not _import_torch_npu():
+        raise InputError(
+            "device npu needs the torch_npu package, which is not installed: install the release that matches your "
+            "torch and CANN versions, or choose cpu"
+        )
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type != kind:
+        reason = f"its accelerator is {accelerator.type}" if accelerator else "torch sees no accelerator"
+        raise InputError(f"device {name!r} is not on this machine: {reason}; choose auto or cpu, or see `hvt doctor`")
+    if index and int(index) >= torch.accelerator.device_count():
+        count = torch.accelerator.device_count()
+        raise InputError(f"device {name!r} is not on this machine, which has {count}: {kind}:0 to {kind}:{count - 1}")
+    return torch.device(name)
+
+
+def _import_torch_npu() -> bool:
+    """Register the NPU with torch; its import is what makes `torch.accelerator` see it."""
+    if find_spec("torch_npu") is None:
+        return False
+    importlib.import_module("torch_npu")
+    return True

@@ -1,0 +1,290 @@
+"""From a model's name or a checkpoint file, and pictures, to classes or feature maps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .classifier import Classifier
+from .create import create_backbone, create_classifier
+from .errors import InputError, WeightsError
+from .variants import find_variant
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .weights.published import PublishedWeights
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
+PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what PIL calls such a picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes the model's input, in timm's words.
+
+    Attributes:
+        input_size: (channels, height, width).
+        mean, std: of the channels, for values from 0 to 1.
+        interpolation: "bicubic", "bilinear", ...
+        crop_pct: side of the centre crop over the side of the resized picture.
+        crop_mode: "center" keeps the picture's proportions; "squash" resizes all of it to `input_size`.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.9
+    crop_mode: str = "center"
+
+    def transform(self) -> Callable[[Image], Tensor]:
+        """A function from a picture to a (C, H, W) float tensor."""
+        from timm.data import create_transform
+
+        return create_transform(**asdict(self), is_training=False)
+
+
+def data_config(name: str, tag: str | None = None) -> Preprocessing:
+    """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one."""
+    variant, name_tag = find_variant(name)
+    return _published_preprocessing(variant.published(tag or name_tag))
+
+
+def _published_preprocessing(published: PublishedWeights) -> Preprocessing:
+    return Preprocessing(
+        input_size=published.input_size, mean=published.mean, std=published.std,
+        interpolation=published.interpolation, crop_pct=published.crop_pct,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """Weights, in any layout, and all that is needed to build their model and to feed it.
+
+    Attributes:
+        source: the name, path or URL that was asked for.
+        name: of the model's row in `variants.py`.
+        overrides: constructor arguments that differ from the row's.
+        num_classes: rows of the head; 0 where there is none.
+        class_names: one per class, where the file says them.
+        preprocessing: of the pictures.
+        state_dict: the weights.
+    """
+
+    source: str
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int
+    class_names: Sequence[str] | None = None
+    preprocessing: Preprocessing
+    state_dict: Mapping[str, Tensor]
+
+    def classifier(self) -> Classifier:
+        """The classifier with the weights, in eval mode."""
+        if not self.num_classes:
+            raise WeightsError(f"{self.source} has no classifier head, so it predicts nothing: `hvt features` reads it")
+        from .weights import load_weights
+
+        model = create_classifier(self.name, num_classes=self.num_classes, **self.overrides)
+        load_weights(model, self.state_dict)
+        return model.eval()
+
+    def backbone(self, **arguments: Any) -> Backbone:
+        """The backbone with the weights, in eval mode; `arguments` are those of `create_backbone`."""
+        from .weights import load_weights
+
+        model = create_backbone(self.name, **self.overrides, **arguments)
+        load_weights(model, self.state_dict)
+        return model.eval()
+
+
+def open_model(source: str, model: str | None = None) -> ModelFile:
+    """Read weights by a model's name (`swin_tiny`, `swin_base.in22k`), from a file or from a URL.
+
+    Args:
+        source: the name, path or URL.
+        model: the name of the model in a file that does not say it; files of this project's trainer do.
+
+    Raises:
+        InputError: no such model or file, or a file that does not say its model.
+        WeightsError: weights that cannot be fetched or read, or are of another model.
+    """
+    from .weights.convert import read_checkpoint
+    from .weights.fetch import fetch
+    from .weights.files import read_metadata, read_state_dict
+
+    if is_checkpoint(source):
+        path = fetch(source)
+        metadata = read_metadata(path)
+        name = model or metadata.get("hvt.model")
+        if name is None:
+            raise InputError(f"{source} does not say which model it is of: add --model NAME (`hvt models` lists them)")
+        variant, _ = find_variant(name)
+        preprocessing = _published_preprocessing(variant.published())
+    else:
+        variant, tag = find_variant(source)
+        if model is not None:
+            raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
+        published = variant.published(tag)
+        path, metadata = fetch(published.source, filename=published.filename), {}
+        preprocessing = _published_preprocessing(published)
+    state_dict = read_state_dict(path)
+    try:
+        tensors = read_checkpoint(state_dict).tensors
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    head = tensors.get("head.weight")
+    overrides = _json(source, metadata, "hvt.overrides", dict) or {}
+    in_chans = tensors["stages.0.downsample.proj.weight"].shape[1]
+    if in_chans != 3:
+        overrides = {"in_chans": in_chans, **overrides}
+        # of other channels nothing is published: the mean over ImageNet's three
+        preprocessing = replace(
+            preprocessing, input_size=(in_chans, *preprocessing.input_size[1:]), mean=(0.449,) * in_chans,
+            std=(0.226,) * in_chans,
+        )
+    return ModelFile(
+        source=source, name=variant.name, overrides=overrides, num_classes=0 if head is None else head.shape[0],
+        class_names=_json(source, metadata, "hvt.class_names", list), state_dict=state_dict,
+        preprocessing=replace(preprocessing, **_recorded_preprocessing(source, metadata)),
+    )
+
+
+def is_checkpoint(source: str) -> bool:
+    """Whether `source` is a file or a URL rather than a model's name."""
+    path = Path(source)
+    return "://" in source or source.startswith("hf-hub:") or path.exists() or path.suffix in CHECKPOINT_SUFFIXES or (
+        len(path.parts) > 1
+    )  # fmt: skip
+
+
+def _json(source: str, metadata: Mapping[str, str], key: str, kind: type | tuple[type, ...]) -> Any:
+    if key not in metadata:
+        return None
+    try:
+        value = json.loads(metadata[key])
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, kind):
+        raise WeightsError(f"{source}: its entry {key} is {metadata[key]!r}, not the JSON that the trainer writes")
+    return value
+
+
+def _recorded_preprocessing(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the trainer wrote beside the weights."""
+    facts: dict[str, Any] = {}
+    for key in ("input_size", "mean", "std"):
+        if (value := _json(source, metadata, f"hvt.{key}", list)) is not None:
+            facts[key] = tuple(value)
+    if (crop_pct := _json(source, metadata, "hvt.crop_pct", (int, float))) is not None:
+        facts["crop_pct"] = crop_pct
+    if "hvt.interpolation" in metadata:
+        facts["interpolation"] = metadata["hvt.interpolation"]
+    return facts
+
+
+def class_names(num_classes: int) -> list[str] | None:
+    """Names of ImageNet's classes in the order of the published heads: 1000, or Swin's 21841; None for other counts."""
+    if num_classes not in (1000, 21841):
+        return None
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k" if num_classes == 1000 else "imagenet-22k-ms")
+    return [info.index_to_description(index) for index in range(num_classes)]
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The pictures that `paths` name; a folder stands for all pictures in it and below, sorted by path.
+
+    Raises:
+        InputError: a path that does not exist, or a folder without pictures.
+    """
+    images = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            if not found:
+                raise InputError(f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): give a folder that does")
+            images += found
+        elif path.exists():
+            images.append(path)
+        else:
+            raise InputError(f"picture {path} does not exist: check the path")
+    return images
+
+
+def read_image(path: str | Path, channels: int = 3) -> Image:
+    """A picture, upright, with this number of channels.
+
+    Raises:
+        InputError: a file that is empty or no picture, or a number of channels that pictures do not have.
+    """
+    from PIL import Image, ImageOps
+
+    if channels not in PICTURE_MODES:
+        raise InputError(f"the model takes {channels} channels, pictures have 1, 3 or 4: feed it tensors from Python")
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file).convert(PICTURE_MODES[channels])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"picture {path} cannot be read ({error}): replace it or leave it out") from error
+
+
+def image_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, device: torch.device, batch_size: int = 16
+) -> Iterator[Tensor]:
+    """(B, C, H, W) batches of the pictures, in order."""
+    transform = preprocessing.transform()
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        yield torch.stack([transform(read_image(path, preprocessing.input_size[0])) for path in batch]).to(device)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Class probabilities, (number of pictures, number of classes), on the CPU."""
+    return torch.cat([model(batch).float().softmax(-1).cpu() for batch in batches])
+
+
+@torch.inference_mode()
+def features(backbone: Backbone, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """`stage0`, `stage1`, ... -> (number of pictures, C, H, W), on the CPU."""
+    maps = [tuple(stage.cpu() for stage in backbone(batch)) for batch in batches]
+    stages = (torch.cat(stage) for stage in zip(*maps, strict=True))
+    return {f"stage{i}": stage for i, stage in zip(backbone.out_indices, stages, strict=True)}
+
+
+def write_features(path: Path, maps: Mapping[str, Tensor], images: Sequence[Path]) -> None:
+    """Write feature maps to `path`, by its suffix as safetensors or as NumPy's npz; whole or not at all.
+
+    The pictures' paths, in the order of the first axis, are the JSON list `images`.
+    """
+    from .weights.files import save_state_dict
+
+    names = json.dumps([str(image) for image in images])
+    if path.suffix == ".safetensors":
+        save_state_dict(maps, path, {"images": names})
+        return
+    import numpy
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            numpy.savez(file, images=names, **{name: stage.numpy() for name, stage in maps.items()})
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path} was not written ({error.strerror}): free room or choose another folder") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""Twins (arXiv:2104.13840): PCPVT, global attention over a reduced map; SVT, which alternates it with local windows.
+
+Both tell tokens where they are by a depthwise convolution after the first block of each stage (CPVT, arXiv:2102.10882).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from .backbone import Backbone, Stage, check_heads, check_stages
+from .errors import InputError
+from .layers.attention import Block, DepthwiseConv, SpatialReductionAttention, init_weights, pad_to_cell
+from .layers.mlp import Mlp, drop_path_rates
+from .layers.patch import PatchEmbed
+from .ops import window_attention
+from .swin import sides
+
+
+class FlooringPatchEmbed(PatchEmbed):
+    """Patch embedding that drops what fills no patch, but keeps one patch of a map that is smaller than it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad_to_cell(x, self.patch_size))
+
+
+class LocalAttention(nn.Module):
+    """Attention inside windows that do not overlap (locally-grouped self-attention, Sec. 3.2).
+
+    Args:
+        dim, num_heads: channels and heads.
+        window_size: tokens per window along each axis; the map is zero-padded to whole windows.
+        mask_padding: hide the padding from the other tokens, as the segmentation code does.
+        qkv_bias, attn_drop_rate, drop_rate: as in `SpatialReductionAttention`.
+
+    Shape: (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: tuple[int, ...], *, mask_padding: bool = False,
+        qkv_bias: bool = True, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.mask_padding = mask_padding
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The official mask marks the padding as `[-pad:]`, which is the whole map where an axis has none: all tokens
+        # then look alike, and none is hidden.
+        padded = [n % side != 0 for n, side in zip(x.shape[1:-1], self.window_size, strict=True)]
+        x = window_attention(
+            self.qkv(x),
+            None,
+            self.window_size,
+            (0,) * len(self.window_size),
+            self.num_heads,
+            pad_value=self.qkv.bias,
+            mask_padding=self.mask_padding and all(padded),
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(x))
+
+
+class Twins(Backbone):
+    """What PCPVT and SVT share: patch embeddings, the position encoding, norms after stages.
+
+    Args:
+        attention: called as `attention(i, j, **options)` for block `j` of stage `i`.
+
+    The other arguments are those of `TwinsPCPVT`.
+    """
+
+    def __init__(
+        self, attention: Callable[..., nn.Module], *, in_chans: int, patch_size: int | Sequence[int],
+        embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], mlp_ratios: Sequence[float],
+        sr_ratios: Sequence[int], qkv_bias: bool, norm_after_stage: bool | Sequence[bool], pad_patches: bool,
+        drop_rate: float, attn_drop_rate: float, drop_path_rate: float, norm_eps: float, out_indices: Sequence[int],
+    ) -> None:
+        norms = (norm_after_stage,) * len(depths) if isinstance(norm_after_stage, bool) else tuple(norm_after_stage)
+        if not all(isinstance(norm, bool) for norm in norms):
+            raise InputError(f"norm_after_stage {norm_after_stage!r}: give True or False, or one of them per stage")
+        check_stages(
+            out_indices, embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios,
+            sr_ratios=sr_ratios, norm_after_stage=norms,
+        )
+        check_heads(embed_dims, num_heads)
+        patch = sides(patch_size, 2, "patch_size")
+        rates = drop_path_rates(drop_path_rate, tuple(depths))
+
+        def block(i: int, j: int) -> Block:
+            dim = embed_dims[i]
+            attn = attention(i, j, qkv_bias=qkv_bias, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate)
+            mlp = Mlp(dim, int(dim * mlp_ratios[i]), drop_rate)
+            position = DepthwiseConv(dim) if j == 0 else None
+            return Block(dim, attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
+
+        def downsample(i: int) -> PatchEmbed:
+            dims, size = ((in_chans, embed_dims[0]), patch) if i == 0 else (embed_dims[i - 1 : i + 1], (2, 2))
+            return PatchEmbed(*dims, size) if pad_patches else FlooringPatchEmbed(*dims, size, pad=False)
+
+        stages = [
+            Stage(
+                downsample(i),
+                [block(i, j) for j in range(depths[i])],
+                nn.LayerNorm(embed_dims[i], eps=norm_eps) if norms[i] else None,
+            )
+            for i in range(max(out_indices) + 1)
+        ]
+        strides = [max(patch) * 2**i for i in range(len(depths))]
+        super().__init__(stages, in_chans=in_chans, channels=embed_dims, strides=strides, out_indices=out_indices)
+        self.apply(init_weights)
+
+
+class TwinsPCPVT(Twins):
+    """Twins-PCPVT (arXiv:2104.13840, Sec. 3.1); the defaults are PCPVT-Small.
+
+    Args:
+        in_chans: channels of the images.
+        patch_size: side of a patch of the first stage, or (height, width); each further stage halves the map.
+        embed_dims, depths, num_heads: channels, blocks and heads of each stage.
+        mlp_ratios: hidden width of the MLP over its input, per stage.
+        sr_ratios: side of the square of tokens that becomes one key and value, per stage; see
+            `SpatialReductionAttention` for what becomes of a remainder.
+        qkv_bias: bias of the query, key and value projections.
+        norm_after_stage: which stages end in a norm, for the output and for the next stage: True or False, or one per
+            stage. The official detection and segmentation code has none in PCPVT and all in SVT, the classifiers have
+            the last in both.
+        pad_patches: zero-pad a map that patches do not divide, as mmpretrain does, instead of dropping the remainder.
+        drop_rate, attn_drop_rate: dropout of activations and of attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        norm_eps: eps of the norms in the blocks and after the stages; patch embeddings have 1e-5.
+        sr_norm_eps: eps of the norms after spatial reductions; mmpretrain has 1e-6.
+        out_indices: the stages whose maps are returned; later stages are not built.
+
+    Raises:
+        InputError: arguments that do not fit together; the message names them.
+    """
+
+    family = "twins_pcpvt"
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] = 4,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        qkv_bias: bool = True,
+        norm_after_stage: bool | Sequence[bool] = False,
+        pad_patches: bool = False,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        norm_eps: float = 1e-6,
+        sr_norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        def attention(i: int, j: int, **options) -> nn.Module:
+            return SpatialReductionAttention(
+                embed_dims[i], num_heads[i], sr_ratio=sr_ratios[i], norm_eps=sr_norm_eps, **options
+            )
+
+        super().__init__(
+            attention,
+            in_chans=in_chans,
+            patch_size=patch_size,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            sr_ratios=sr_ratios,
+            qkv_bias=qkv_bias,
+            norm_after_stage=norm_after_stage,
+            pad_patches=pad_patches,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            norm_eps=norm_eps,
+            out_indices=out_indices,
+        )
+
+
+class TwinsSVT(Twins):
+    """Twins-SVT (arXiv:2104.13840, Sec. 3.2): blocks attend locally and globally in turn; the defaults are SVT-Small.
+
+    Args:
+        window_sizes: side of the local windows of each stage, or (height, width); maps are zero-padded to whole
+            windows.
+        mask_padding: hide that padding from the other tokens, as the segmentation code and mmpretrain do, but the
+            detection code does not. In effect only where both sides of a map need padding, as there.
+
+    The other arguments, and the errors, are those of `TwinsPCPVT`.
+    """
+
+    family = "twins_svt"
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] = 4,
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 10, 4),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        window_sizes: Sequence[int | Sequence[int]] = (7, 7, 7, 7),
+        mask_padding: bool = False,
+        qkv_bias: bool = True,
+        norm_after_stage: bool | Sequence[bool] = True,
+        pad_patches: bool = False,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        norm_eps: float = 1e-6,
+        sr_norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        check_stages(out_indices, depths=depths, window_sizes=window_sizes)
+        windows = [sides(window, 2, "window_sizes") for window in window_sizes]
+
+        def attention(i: int, j: int, **options) -> nn.Module:
+            if j % 2 == 0:
+                return LocalAttention(embed_dims[i], num_heads[i], windows[i], mask_padding=mask_padding, **options)
+            return SpatialReductionAttention(
+                embed_dims[i], num_heads[i], sr_ratio=sr_ratios[i], norm_eps=sr_norm_eps, **options
+            )
+
+        super().__init__(
+            attention,
+            in_chans=in_chans,
+            patch_size=patch_size,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            sr_ratios=sr_ratios,
+            qkv_bias=qkv_bias,
+            norm_after_stage=norm_after_stage,
+            pad_patches=pad_patches,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            norm_eps=norm_eps,
+            out_indices=out_indices,
+        )

@@ -1,0 +1,391 @@
+"""Read a state dict of any known layout into our names, and write ours into any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..layers.position_bias import relative_coordinates, relative_position_index
+from .files import _find_tensors as find_tensors
+from .layouts import ALL, LAYOUTS, canonical_name, find_layout
+from .report import some
+from .resize import square_window
+from .rules import Facts, Layout, Rule, template
+
+# Buffers that a model computes from sizes; `attn_mask` even depends on the image.
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+OUR_STAGE = template("stages.{s}.blocks.{b}.attn.proj.weight")
+OUR_HEAD = template("head.{p}")
+
+
+@dataclass
+class Checkpoint:
+    """A state dict in our names.
+
+    Attributes:
+        layout, wrapper: what it was, and what stood before the keys of the backbone.
+        style: "classifier" or "dense", see `Facts`.
+        tensors: our key, without `backbone.`, -> tensor.
+        sources: our key -> the keys that it came from.
+        computed: their buffers that a model computes.
+        coordinates: (stage, block) -> SwinV2's `relative_coords_table`, where it was there.
+        dropped: their key -> why it is not part of the backbone or its head.
+        unknown: their keys without a rule.
+    """
+
+    layout: Layout
+    wrapper: str
+    style: str = "dense"
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
+    coordinates: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def stages(self) -> int:
+        return 1 + max((int(key.split(".")[1]) for key in self.tensors if key.startswith("stages.")), default=-1)
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Any],
+    *,
+    to: str,
+    layout: str = "auto",
+    window_size: int | Sequence[Any] | None = None,
+    pretrained_window_size: int | Sequence[Any] = 0,
+    ape_size: int | tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """Rename and rearrange weights from one code base's layout to another's.
+
+    Buffers that the target's own code stores are computed, so that it loads the result with `strict=True`, except
+    `attn_mask` of the official Swin, which depends on the image size. A detector's or segmentor's other parts are
+    left out.
+
+    Args:
+        state_dict: key -> tensor, of a backbone, a classifier or a larger model around it; also under `model`,
+            `state_dict` and the like, or behind prefixes such as `module.` and `backbone.`. It is not changed, and
+            the result shares memory with it where a tensor stays as it is.
+        to: "hvt" (this library), "official", "timm", "mmpretrain", "mmdet" (or "mmseg"), "torchvision" or
+            "huggingface" (the modules of transformers 5).
+        layout: what `state_dict` is; recognised by its keys by default.
+        window_size: of the model, one side, (height, width), or one of these per stage. Needed only for the buffers
+            of SwinV2 where the state dict has none itself, and of windows that are not square.
+        pretrained_window_size: of SwinV2, given alike, for the same buffers.
+        ape_size: grid of an absolute position embedding that is stored as tokens and is not square.
+
+    Raises:
+        WeightsError: the layout is not recognised, does not have the family, or keys have no place in it.
+    """
+    canonical_name(to)
+    grid = (ape_size, ape_size) if isinstance(ape_size, int) else ape_size
+    checkpoint = read_checkpoint(find_tensors(state_dict), layout, grid=grid)
+    if checkpoint.unknown:
+        raise WeightsError(
+            f"no rule for {some(checkpoint.unknown)} in the {checkpoint.layout.name} layout of "
+            f"{checkpoint.layout.family}: remove these keys, or the weights are of another model"
+        )
+    target = find_layout(to, checkpoint.layout.family)
+    windows = _windows(checkpoint, window_size)
+    return write_checkpoint(checkpoint, target, windows, _windows(checkpoint, pretrained_window_size))
+
+
+def recognise(keys: Iterable[str], name: str = "auto", layouts: Sequence[Layout] = ALL) -> tuple[Layout, str]:
+    """The layout of these keys, and the prefix before those of the backbone ("" for none).
+
+    Raises:
+        WeightsError: no layout has such keys, or the prefix is not unique.
+    """
+    keys = set(keys)
+    if name != "auto":
+        name = canonical_name(name)
+        layouts = [layout for layout in layouts if layout.name == name]
+    found = {
+        (layout, prefix): _is_marked(layout, prefix, keys)
+        for layout in layouts
+        for prefix in sorted(key.removesuffix(layout.anchor) for key in keys if key.endswith(layout.anchor))
+        if (not prefix or prefix.endswith(".")) and all(prefix + key in keys for key in layout.requires)
+    }
+    # marks tell layouts apart that share their other keys; a layout that was named needs no telling apart
+    chosen = [match for match, marked in found.items() if marked] or (list(found) if name != "auto" else [])
+    if not chosen:
+        raise WeightsError(_unrecognised(keys, name))
+    prefixes = sorted({prefix for _, prefix in chosen})
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"the weights hold {len(prefixes)} backbones, under {', '.join(repr(prefix) for prefix in prefixes)}: "
+            "pass the keys of one of them"
+        )
+    return chosen[0]
+
+
+def _is_marked(layout: Layout, prefix: str, keys: set[str]) -> bool:
+    around = _around(prefix)
+    marked = not layout.marks or any(prefix + key in keys or around + key in keys for key in layout.marks)
+    return marked and not any(prefix + key in keys for key in layout.unlike)
+
+
+def _around(prefix: str) -> str:
+    """The prefix of the module that holds the backbone."""
+    return prefix.rpartition(".")[0].rpartition(".")[0] + "." if prefix.count(".") > 1 else ""
+
+
+def _unrecognised(keys: set[str], name: str) -> str:
+    if not keys:
+        return "there are no tensors in the weights: pass a model's state_dict()"
+    wanted = f"not in the {name} layout" if name != "auto" else f"in none of the layouts {', '.join(LAYOUTS)}"
+    return f"the keys are {wanted} of Swin, SwinV2, PVTv2 or Twins: {some(sorted(keys))}"
+
+
+def read_checkpoint(
+    tensors: Mapping[str, Tensor], layout: str = "auto", *, layouts: Sequence[Layout] = ALL,
+    grid: tuple[int, int] | None = None,
+) -> Checkpoint:
+    """Bring a state dict into our names.
+
+    Raises:
+        WeightsError: the layout is not recognised, or tensors do not fit its rules.
+    """
+    table, prefix = recognise(tensors, layout, layouts)
+    result = Checkpoint(table, prefix)
+    around = _around(prefix)
+    inner, outer = {}, {}
+    for key, tensor in tensors.items():
+        if key.rpartition(".")[2] in COMPUTED:
+            result.computed.append(key)
+            _keep_coordinates(result, key.removeprefix(prefix), tensor)
+        elif key.startswith(prefix):
+            inner[key.removeprefix(prefix)] = key
+        else:
+            outer[key.removeprefix(around)] = key
+    if table.rules is None:
+        _take_ours(result, tensors, inner, outer)
+    else:
+        _translate(result, tensors, inner, outer, grid)
+    return result
+
+
+def _keep_coordinates(result: Checkpoint, key: str, tensor: Tensor) -> None:
+    for buffer in result.layout.buffers:
+        if buffer.kind == "coordinates" and (values := template(buffer.theirs).match(key)):
+            result.coordinates[values["s"], values["b"]] = tensor
+
+
+def _take_ours(result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[str, str], outer: dict[str, str]) -> None:
+    heads = {key for key in outer if OUR_HEAD.match(key)}
+    result.dropped = {outer[key]: f"outside {result.wrapper!r}" for key in outer if key not in heads}
+    keys = inner | {key: outer[key] for key in heads}
+    result.tensors = {key: tensors[theirs] for key, theirs in keys.items()}
+    result.sources = {key: (theirs,) for key, theirs in keys.items()}
+    alone = result.wrapper.endswith("backbone.") and not result.dropped
+    result.style = "classifier" if heads or alone or any(OUR_HEAD.match(key) for key in inner) else "dense"
+
+
+def _translate(
+    result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[str, str], outer: dict[str, str],
+    grid: tuple[int, int] | None,
+) -> None:
+    table, ignored = result.layout, result.layout.ignored or {}
+    groups, unmatched = _grouped(inner, [r for r in table.rules if not r.outer or not result.wrapper], "theirs")
+    for key in unmatched:
+        if key in ignored:
+            result.dropped[inner[key]] = ignored[key]
+        else:
+            result.unknown.append(inner[key])
+    beside, foreign = _grouped(outer, [r for r in table.rules if r.outer], "theirs")
+    result.dropped |= {outer[key]: f"outside {result.wrapper!r}" for key in foreign}
+    names = inner | outer
+    groups += beside
+    styles = {group.rule.style for group in groups}
+    result.style = "classifier" if "classifier" in styles and "dense" not in styles else "dense"
+    last = max((group.values["s"] for group in groups if "s" in group.values), default=0)
+    facts = Facts(result.style, grid)
+    for group in groups:
+        theirs = tuple(names[key] for key in group.keys)
+        if group.rule.style not in (None, result.style):
+            result.dropped |= dict.fromkeys(theirs, f"not used by the {result.style} model")
+            continue
+        parts = [None if key is None else tensors[names[key]] for key in group.parts]
+        for key, tensor in _repacked(group, parts, "ours", last, facts).items():
+            if key in result.sources:
+                raise WeightsError(f"{some([*result.sources[key], *theirs])} mean the same: remove one of them")
+            result.tensors[key] = tensor
+            result.sources[key] = theirs
+
+
+@dataclass
+class Group:
+    """The keys that one rule takes together, for one set of numbers; `parts` has None for stored-nowhere zeros."""
+
+    rule: Rule
+    values: dict[str, Any]
+    parts: list[str | None]
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for key in self.parts if key is not None]
+
+
+def _grouped(
+    keys: Iterable[str], rules: Sequence[Rule], side: str, last: int | None = None
+) -> tuple[list[Group], list[str]]:
+    """The keys, each with the first rule that matches it on `side`, and those that no rule matches."""
+    groups: dict[tuple, Group] = {}
+    unmatched = []
+    for key in keys:
+        found = next(_matches(key, rules, side, last), None)
+        if found is None:
+            unmatched.append(key)
+            continue
+        rule, position, values = found
+        empty = Group(rule, values, [None] * len(getattr(rule, side)))
+        groups.setdefault((id(rule), *values.items()), empty).parts[position] = key
+    for group in groups.values():
+        parts = zip(getattr(group.rule, side), group.parts, strict=True)
+        missing = [template(part.key).fill(group.values) for part, key in parts if part.key and key is None]
+        if missing:
+            raise WeightsError(
+                f"{some(group.keys)} lacks {some(missing)}, which belongs to it: the weights are incomplete"
+            )
+    return list(groups.values()), unmatched
+
+
+def _matches(
+    key: str, rules: Sequence[Rule], side: str, last: int | None
+) -> Iterator[tuple[Rule, int, dict[str, Any]]]:
+    """The rules that match a key, with the position of the part that does and the numbers in it."""
+    for rule in rules:
+        for position, part in enumerate(getattr(rule, side)):
+            values = part.key and template(part.key).match(key)
+            if values is not None and values.get("last", last) == last:
+                yield rule, position, values
+
+
+def _repacked(
+    group: Group, tensors: list[Tensor | None], side: str, last: int, facts: Facts
+) -> dict[str, Tensor]:
+    """The group's tensors under its keys of the other side, `side`."""
+    source = group.rule.theirs if side == "ours" else group.rule.ours
+    target = getattr(group.rule, side)
+    keys = [part.key and template(part.key).fill({**group.values, "last": last}) for part in target]
+    if len(source) == len(target) == 1:
+        change = group.rule.tensors
+        if change is not None:
+            apply = change.inward if side == "ours" else change.outward
+            try:
+                return {keys[0]: apply(tensors[0], facts).contiguous()}
+            except (RuntimeError, IndexError) as error:
+                shape = tuple(tensors[0].shape)
+                raise WeightsError(f"{group.keys[0]} has the shape {shape}, which its layout does not have") from error
+        return {keys[0]: tensors[0]}
+    rows = _packed_rows(group, tensors, source)
+    unit, rest = divmod(len(rows), sum(part.share for part in target))
+    if rest:
+        names = some([key for key in keys if key])
+        raise WeightsError(f"{some(group.keys)} has {len(rows)} rows, which do not divide into {names}")
+    pieces = rows.split([unit * part.share for part in target])
+    # clones: safetensors refuses tensors that share memory
+    return {key: piece.clone() for key, piece in zip(keys, pieces, strict=True) if key}
+
+
+def _packed_rows(group: Group, tensors: list[Tensor | None], source: Sequence) -> Tensor:
+    like, share = next((t, part.share) for t, part in zip(tensors, source, strict=True) if t is not None)
+    filled = [
+        like.new_zeros(len(like) // share * part.share, *like.shape[1:]) if tensor is None else tensor
+        for tensor, part in zip(tensors, source, strict=True)
+    ]
+    try:
+        return torch.cat(filled)
+    except RuntimeError as error:
+        raise WeightsError(f"the shapes of {some(group.keys)} do not fit together") from error
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, layout: Layout, windows: Sequence[Sequence[int]] | None = None,
+    pretrained_windows: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Tensor]:
+    """Bring our names into `layout`, with the buffers that its code stores.
+
+    Raises:
+        WeightsError: tensors that have no place in it, or buffers that need a window to be computed.
+    """
+    wrapper = (layout.wrapper or {}).get(checkpoint.style, "")
+    if layout.rules is None:
+        return {key if OUR_HEAD.match(key) else wrapper + key: tensor for key, tensor in checkpoint.tensors.items()}
+    last = checkpoint.stages - 1
+    rules = [rule for rule in layout.rules if rule.style in (None, checkpoint.style)]
+    groups, unmatched = _grouped(checkpoint.tensors, rules, "ours", last)
+    if unmatched:
+        raise WeightsError(
+            f"the {layout.name} layout of a {checkpoint.style} {layout.family} has no place for {some(unmatched)}: "
+            "leave these keys out"
+        )
+    facts = Facts(checkpoint.style)
+    written = {}
+    for group in groups:
+        parts = [None if key is None else checkpoint.tensors[key] for key in group.parts]
+        prefix = "" if group.rule.outer else wrapper
+        written |= {prefix + key: t for key, t in _repacked(group, parts, "theirs", last, facts).items()}
+    written |= {wrapper + key: t for key, t in _computed_buffers(checkpoint, layout, windows, pretrained_windows)}
+    return written
+
+
+def _computed_buffers(
+    checkpoint: Checkpoint, layout: Layout, windows: Sequence[Sequence[int]] | None,
+    pretrained_windows: Sequence[Sequence[int]] | None,
+) -> Iterable[tuple[str, Tensor]]:
+    if not layout.buffers:
+        return
+    for key, weight in checkpoint.tensors.items():
+        if (values := OUR_STAGE.match(key)) is None:
+            continue
+        stage, block = values["s"], values["b"]
+        coordinates = checkpoint.coordinates.get((stage, block)) if windows is None else None
+        window = _window(checkpoint, stage, block, windows, coordinates)
+        if coordinates is None and layout.family == "swinv2":
+            pretrained = tuple(pretrained_windows[stage]) if pretrained_windows else (0, 0)
+            table_shape = (1, *(2 * side - 1 for side in window), 2)
+            coordinates = relative_coordinates(window, pretrained, torch.device("cpu")).view(table_shape)
+        index = relative_position_index(window, window, torch.device("cpu"))
+        tokens = window[0] * window[1]
+        tensors = {"index": index.view(tokens, tokens), "flat index": index, "coordinates": coordinates}
+        for buffer in layout.buffers:
+            yield template(buffer.theirs).fill(values), tensors[buffer.kind].clone().to(weight.device)
+
+
+def _window(
+    checkpoint: Checkpoint, stage: int, block: int, windows: Sequence[Sequence[int]] | None, coordinates: Tensor | None
+) -> tuple[int, ...]:
+    """The window of a block: as given, or as its coordinates or its table of position biases tell."""
+    table = checkpoint.tensors.get(f"stages.{stage}.blocks.{block}.attn.position_bias.table")
+    if windows is not None:
+        window = tuple(windows[stage])
+        rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+        if table is not None and len(table) != rows:
+            raise WeightsError(
+                f"window_size {window} in stage {stage}: its position table would have {rows} rows, the weights have "
+                f"{len(table)}"
+            )
+        return window
+    if coordinates is not None:
+        return tuple((side + 1) // 2 for side in coordinates.shape[1:3])
+    window = None if table is None else square_window(len(table))
+    if window is None:
+        raise WeightsError(
+            f"the window of stage {stage} cannot be told from the weights: pass window_size to convert_state_dict"
+        )
+    return window
+
+
+def _windows(checkpoint: Checkpoint, window_size: int | Sequence[Any] | None) -> list[tuple[int, ...]] | None:
+    if window_size is None:
+        return None
+    from ..swin import windows_per_stage
+
+    return windows_per_stage(window_size, checkpoint.stages, 2, least=0)

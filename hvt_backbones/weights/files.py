@@ -1,0 +1,369 @@
+"""Weight files on the disk: read without running code, written whole or not at all.
+
+Only tensors are taken from a file. safetensors files cannot hold anything else; pickles written by `torch.save` go
+through PyTorch's restricted reader (`weights_only=True`), in which the few harmless classes that published
+checkpoints carry beside their weights (settings, logged numbers) are replaced by inert placeholders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+import pickletools
+import re
+import shutil
+import uuid
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvt_backbones.errors import WeightsError
+
+# Keys under which training code stores the mapping of tensors, the first found wins. The trained weights come before
+# their moving average, so that a checkpoint that holds both is read the same way as one that holds only the first.
+WRAPPER_KEYS = ("model", "state_dict", "model_ema", "state_dict_ema", "module")
+
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
+
+GIT_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
+HEAD_BYTES = 1024
+
+
+class _Placeholder:
+    """Stands for an object whose content is not needed: takes any arguments and state, keeps none, runs nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _PlaceholderMapping:
+    """The same for classes derived from dict: PyTorch's reader fills an OrderedDict, but no other subclass of dict."""
+
+    def __new__(cls, *args: object) -> OrderedDict:
+        return OrderedDict()
+
+
+_PLACEHOLDERS = {
+    _Placeholder: (
+        "argparse.Namespace",  # PVT, Twins, timm
+        "pathlib.PosixPath",  # a value in such a namespace
+        "pathlib.WindowsPath",
+        "pathlib._local.PosixPath",
+        "pathlib._local.WindowsPath",
+        "numpy.dtype",  # numbers among the metrics
+        "numpy.ndarray",
+        "numpy.core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.dict",  # factories of a defaultdict
+        "builtins.list",
+        "builtins.int",
+        "builtins.float",
+    ),
+    _PlaceholderMapping: (
+        "yacs.config.CfgNode",  # Swin
+        "collections.defaultdict",
+        "addict.addict.Dict",
+        "mmcv.utils.config.ConfigDict",
+        "mmengine.config.config.ConfigDict",
+    ),
+}
+
+
+def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[str, Tensor]:
+    """Read the mapping of names to tensors from a safetensors file or from a file of `torch.save`, on the CPU.
+
+    The mapping may lie at the top of the file or, at any depth, under one of `WRAPPER_KEYS`; entries beside it
+    (optimiser, settings, epoch) are left out. Files of the zip format are mapped into memory, so that those entries
+    cost nothing.
+
+    Args:
+        path: the file; its content decides the format, not its suffix.
+        key: take the mapping under this key of the file's top level, for example "model_ema" where the file holds
+            both the trained weights and their average.
+
+    Raises:
+        WeightsError: the path does not lead to a file of weights, the file is damaged, needs code to be read, or
+            holds no tensors.
+    """
+    path = Path(path)
+    content = _read_content(path)
+    if key is not None:
+        if key not in content:
+            raise WeightsError(f"{path} has no key {key!r}: its keys are {_listed(content)}")
+        content = content[key]
+    state_dict = _find_tensors(content)
+    if not state_dict:
+        raise WeightsError(f"{path} holds no tensors{_where_tensors_may_be(content)}")
+    return state_dict
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Read the text entries that `save_state_dict` stored with the weights; empty where there are none.
+
+    Raises:
+        WeightsError: as `read_state_dict`.
+    """
+    path = Path(path)
+    if _is_safetensors(path, _read_head(path)):
+        with _open_safetensors(path) as file:
+            return dict(file.metadata() or {})
+    metadata = _read_content(path).get("meta")
+    if not isinstance(metadata, Mapping):
+        return {}
+    return {name: text for name, text in metadata.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def save_state_dict(
+    state_dict: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write tensors to `path`, which afterwards holds either the complete new file or what it held before.
+
+    The suffix names the format: ".safetensors", or ".pth", ".pt", ".bin" for `torch.save` of
+    {"state_dict": ..., "meta": metadata}, which OpenMMLab and timm read. Tensors that share memory are written once
+    each. Missing folders are made.
+
+    Raises:
+        WeightsError: unknown suffix, the folder cannot be made or written, or the disk is full.
+    """
+    path = Path(path)
+    if path.suffix not in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES):
+        raise WeightsError(
+            f"cannot tell the format of {path} from its suffix: end the name in {SAFETENSORS_SUFFIX} "
+            f"or one of {', '.join(PICKLE_SUFFIXES)}"
+        )
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder: give the name of a file in it")
+    tensors = _without_shared_memory(state_dict)
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode  # what the umask allows; safetensors' own files are private to the user
+        if shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if path.suffix == SAFETENSORS_SUFFIX:
+            _write_safetensors(tensors, partial, metadata)
+        else:
+            torch.save({"meta": dict(metadata or {}), "state_dict": tensors}, partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(mode)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
+        raise WeightsError(_why_not_written(path, needed, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def foreign_content(head: bytes) -> str | None:
+    """Say what a file is, and what to do, if its first bytes show that it holds no weights; None if they may be."""
+    if not head:
+        return "is empty (zero bytes): copy or download it again"
+    if head.startswith(GIT_LFS_HEADER):
+        return (
+            "is a git-lfs pointer, not the weights themselves: run `git lfs pull` in its repository, "
+            "or download the file from the repository's web page"
+        )
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return (
+            "is a web page, not weights: the link led to a login, an error or a viewer; "
+            "take the address of the file itself (on the Hugging Face Hub /resolve/, not /blob/)"
+        )
+    if head.startswith((b"\x1f\x8b", b"BZh", b"7z\xbc\xaf", b"\xfd7zXZ")) or head[257:262] == b"ustar":
+        return "is a compressed archive: unpack it and pass the weights file inside"
+    if not re.search(rb"[\x00-\x08\x0e-\x1f]", head):  # no control bytes: binary formats have them at the start
+        start = " ".join(head.decode("utf-8", "ignore").split())[:40]
+        return f"is text, not weights (it starts with {start!r}): pass the .safetensors or .pth file"
+    return None
+
+
+def _read_head(path: Path) -> bytes:
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist: check the path, or pass a URL or a tag of published weights")
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder: pass the weights file in it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    if reason := foreign_content(head):
+        raise WeightsError(f"{path} {reason}")
+    return head
+
+
+def _read_content(path: Path) -> Mapping[str, Any]:
+    head = _read_head(path)
+    if _is_safetensors(path, head):
+        with _open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if head.startswith(b"PK"):
+        _check_zip(path)
+    elif not head.startswith(b"\x80"):
+        raise WeightsError(f"{path} is neither safetensors nor a file of torch.save: pass a weights file")
+    content = _load_pickle(path, mmap=head.startswith(b"PK"))
+    return content if isinstance(content, Mapping) else {}
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    # the first 8 bytes are the length of a JSON object that follows
+    return head[8:9] == b"{" or (path.suffix == SAFETENSORS_SUFFIX and not head.startswith((b"PK", b"\x80")))
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _check_zip(path: Path) -> None:
+    """`torch.save` writes a zip archive; its table of contents comes last, so a truncated file has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise _damaged(path, "the end of the archive is missing") from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise WeightsError(
+            f"{path} is a TorchScript program, not weights: in the project that made it, "
+            "save the model's state_dict() with torch.save"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise WeightsError(f"{path} is a zip archive without weights of torch.save: unpack it and pass the file inside")
+
+
+def _load_pickle(path: Path, *, mmap: bool) -> Any:
+    placeholders = [(stand_in, name) for stand_in, names in _PLACEHOLDERS.items() for name in names]
+    try:
+        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is an error all the same
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+        if needed := named[1] if named else _first_foreign_global(path):
+            raise WeightsError(
+                f"{path} needs the code of {needed!r} to be read, which is refused because a pickle can run any "
+                "program: in the project that wrote it, save only the tensors, "
+                "torch.save(model.state_dict(), 'weights.pth'), and pass that file"
+            ) from error
+        raise WeightsError(
+            f"{path} is a pickle of a kind that cannot be read without running code: in the project that wrote it, "
+            "save it again by torch.save(model.state_dict(), 'weights.pth') with its default protocol"
+        ) from error
+    except Exception as error:  # damaged bytes raise nearly any type, from UnicodeDecodeError to RuntimeError
+        raise _damaged(path, re.split(r"\. |\n", str(error))[0].strip() or type(error).__name__) from error
+
+
+def _first_foreign_global(path: Path) -> str | None:
+    """The first class or function outside torch that a pickle names. Nothing is run: its opcodes are only listed."""
+    pushed: list[object] = []  # what each opcode puts on the stack, where it is a constant
+    memo: list[object] = []
+    with contextlib.ExitStack() as stack, contextlib.suppress(Exception):  # damaged: what was found until then counts
+        file = stack.enter_context(path.open("rb"))
+        if zipfile.is_zipfile(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            file = stack.enter_context(archive.open(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
+        else:
+            file.seek(0)
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = argument.replace(" ", ".") if argument else ".".join(map(str, pushed[-2:]))
+                if not name.startswith(("torch.", "collections.")):
+                    return name
+            if opcode.name == "MEMOIZE":  # of protocol 4, as STACK_GLOBAL; older ones name globals in one opcode
+                memo.append(pushed[-1])
+            else:
+                pushed.append(memo[argument] if "BINGET" in opcode.name and memo else argument)
+    return None
+
+
+def _find_tensors(content: object) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    for key in WRAPPER_KEYS:
+        if found := _find_tensors(content.get(key)):
+            return found
+    return {name: tensor.detach() for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _where_tensors_may_be(content: object) -> str:
+    if not isinstance(content, Mapping) or not content:
+        return ": pass a file with a model's state_dict()"
+    if candidates := [name for name, value in content.items() if isinstance(name, str) and _find_tensors(value)]:
+        return f" at its top level: choose key= among {_listed(candidates)}"
+    return f" (its keys are {_listed(content)}): pass a file with a model's state_dict()"
+
+
+def _listed(names: Mapping | list[str], limit: int = 8) -> str:
+    names = [repr(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _damaged(path: Path, reason: str) -> WeightsError:
+    size = path.stat().st_size
+    return WeightsError(f"{path} is truncated or damaged ({size} bytes; {reason}): copy or download it again")
+
+
+def _without_shared_memory(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors, seen = {}, set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        # a view of a larger tensor would drag all of that into a pickle
+        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
+def _write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:  # the system's error number is only in its text
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: the disk, the user's quota or the largest file size allowed."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _why_not_written(path: Path, needed: int, error: OSError | RuntimeError) -> str:
+    if is_disk_full(error):
+        return (
+            f"{path} was not written, the disk is full or a quota reached ({os.strerror(error.errno)}): "
+            f"free {needed} bytes there or choose another folder"
+        )
+    if isinstance(error, OSError):
+        return f"{path} was not written ({os.strerror(error.errno or errno.EIO)}): choose a folder you can write to"
+    free = shutil.disk_usage(path.parent).free
+    return f"{path} was not written, writing stopped early ({needed} bytes needed, {free} free): make room and repeat"

@@ -1,0 +1,20 @@
+"""Rows that the tables of several families share."""
+
+from __future__ import annotations
+
+from ..rules import rule
+
+BLOCK = "stages.{s}.blocks.{b}."
+SAME_BLOCK = [(key, key) for key in ("norm{n}.{p}", "attn.proj.{p}", "mlp.fc{n}.{p}")]
+MM_BLOCK = [
+    ("norm{n}.{p}", "norm{n}.{p}"),
+    ("ffn.layers.0.0.{p}", "mlp.fc1.{p}"),
+    ("ffn.layers.1.{p}", "mlp.fc2.{p}"),
+]
+REDUCED_ATTENTION = [(f"attn.{key}.{{p}}", f"attn.{key}.{{p}}") for key in ("q", "kv", "sr", "norm")]
+
+HEAD = rule("head.{p}", "head.{p}", style="classifier")
+# of mmpretrain's classifiers; mmdetection and mmsegmentation have none and pass over it
+MM_HEAD = rule("head.fc.{p}", "head.{p}", style="classifier", outer=True)
+HF_HEAD = rule("classifier.{p}", "head.{p}", style="classifier", outer=True)
+MM_CLASSIFIER = {"classifier": "backbone."}

@@ -1,0 +1,243 @@
+"""Swin and SwinV2 in all code bases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..rules import Buffer, Layout, Part, Rule, packed, rule, rules
+from .shared import BLOCK, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK
+from .tensor_rules import OFFICIAL_EMBEDDING, TOKENS, UNFOLD
+
+Rows = list[tuple[str, str]]
+
+TABLE = ("attn.relative_position_bias_table", "attn.position_bias.table")
+V1_ATTENTION = [("attn.qkv.{p}", "attn.qkv.{p}"), TABLE]
+V2_LOGITS = [
+    ("attn.qkv.weight", "attn.qkv.weight"),
+    ("attn.logit_scale", "attn.logit_scale"),
+    ("attn.cpb_mlp.{n}.{p}", "attn.position_bias.mlp.{n}.{p}"),
+]
+V2_ATTENTION = [*V2_LOGITS, ("attn.q_bias", "attn.q_bias"), ("attn.v_bias", "attn.v_bias")]
+MASK_TOKEN = "belongs to masked-image pre-training"
+
+
+def embed(theirs: str, projection: str = "proj") -> list[Rule]:
+    return [
+        rule(f"{theirs}{projection}.{{p}}", "stages.0.downsample.proj.{p}"),
+        rule(f"{theirs}norm.{{p}}", "stages.0.downsample.norm.{p}"),
+    ]
+
+
+def merging(theirs: str) -> list[Rule]:
+    rows = [("reduction.weight", "reduction.weight"), ("norm.{p}", "norm.{p}")]
+    return rules(theirs, "stages.{s}.downsample.", rows)
+
+
+def buffers(attention: str, family: str, index: str = "index") -> tuple[Buffer, ...]:
+    both = (Buffer(f"{attention}.relative_position_index", index),)
+    if family == "swinv2":
+        both += (Buffer(f"{attention}.relative_coords_table", "coordinates"),)
+    return both
+
+
+# ---- the official code and timm: the same blocks; timm puts the merging at the start of the next stage
+
+
+def official_and_timm(family: str, attention: Rows) -> list[Layout]:
+    """timm first: what has not its marks is official."""
+    block = "layers.{s}.blocks.{b}."
+    mark = "layers.0.blocks.0.attn." + ("logit_scale" if family == "swinv2" else "relative_position_bias_table")
+    common = [*embed("patch_embed."), *rules(block, BLOCK, [*SAME_BLOCK, *attention])]
+    official = Layout(
+        "official",
+        family,
+        anchor="patch_embed.proj.weight",
+        requires=(mark,),
+        rules=(
+            *common,
+            *merging("layers.{s-1}.downsample."),
+            rule("absolute_pos_embed", "absolute_pos_embed", OFFICIAL_EMBEDDING),
+            rule("norm{s}.{p}", "stages.{s}.norm.{p}", style="dense"),
+            rule("norm.{p}", "stages.{last}.norm.{p}", style="classifier"),
+            HEAD,
+        ),
+        buffers=buffers(f"{block}attn", family),
+        ignored={"mask_token": MASK_TOKEN},
+    )
+    timm = Layout(
+        "timm",
+        family,
+        anchor="patch_embed.proj.weight",
+        requires=(mark,),
+        marks=("layers.1.downsample.reduction.weight", "head.fc.weight"),
+        unlike=("layers.0.downsample.reduction.weight",),
+        rules=(
+            *common,
+            *merging("layers.{s}.downsample."),
+            rule("norm.{p}", "stages.{last}.norm.{p}"),
+            rule("head.fc.{p}", "head.{p}", style="classifier"),
+        ),
+    )
+    return [timm, official]
+
+
+# ---- OpenMMLab: mmpretrain has both; the Swin of mmdetection and mmsegmentation has the same names, SwinV2 they lack
+
+
+def openmmlab(family: str, attention: Rows, merge: list[Rule]) -> dict[str, Any]:
+    block = "stages.{s}.blocks.{b}."
+    mark = "logit_scale" if family == "swinv2" else "relative_position_bias_table"
+    attention = [*attention, ("attn.proj.{p}", "attn.proj.{p}")]
+    window_attention = [(theirs.replace("attn.", "attn.w_msa."), ours) for theirs, ours in attention]
+    return {
+        "family": family,
+        "anchor": "patch_embed.projection.weight",
+        "requires": (f"stages.0.blocks.0.attn.w_msa.{mark}",),
+        "rules": (
+            *embed("patch_embed.", "projection"),
+            rule("absolute_pos_embed", "absolute_pos_embed", TOKENS),
+            *rules(block, BLOCK, [*MM_BLOCK, *window_attention]),
+            *merge,
+            rule("norm{s}.{p}", "stages.{s}.norm.{p}"),
+            MM_HEAD,
+        ),
+        "buffers": buffers(f"{block}attn.w_msa", family),
+        "wrapper": MM_CLASSIFIER,
+    }
+
+
+MM_SWIN = openmmlab("swin", V1_ATTENTION, [
+    rule("stages.{s-1}.downsample.reduction.weight", "stages.{s}.downsample.reduction.weight", UNFOLD),
+    rule("stages.{s-1}.downsample.norm.{p}", "stages.{s}.downsample.norm.{p}", UNFOLD),
+])
+MM_SWINV2 = openmmlab("swinv2", V2_ATTENTION, [
+    rule("stages.{s}.downsample.reduction.weight", "stages.{s}.downsample.reduction.weight", UNFOLD),
+    rule("stages.{s}.downsample.norm.{p}", "stages.{s}.downsample.norm.{p}"),
+])
+
+# ---- torchvision: patch embedding, stage, merging, stage, ... in one nn.Sequential
+
+TV_BLOCK = "features.{2s+1}.{b}."
+
+
+def torchvision(family: str, mark: str, attention: list[Rule]) -> Layout:
+    rows = [
+        ("norm{n}.{p}", "norm{n}.{p}"),
+        ("attn.proj.{p}", "attn.proj.{p}"),
+        ("mlp.0.{p}", "mlp.fc1.{p}"),
+        ("mlp.3.{p}", "mlp.fc2.{p}"),
+    ]
+    return Layout(
+        "torchvision",
+        family,
+        anchor="features.0.0.weight",
+        requires=(f"features.1.0.attn.{mark}",),
+        rules=(
+            rule("features.0.0.{p}", "stages.0.downsample.proj.{p}"),
+            rule("features.0.2.{p}", "stages.0.downsample.norm.{p}"),
+            *attention,
+            *rules(TV_BLOCK, BLOCK, rows),
+            *merging("features.{2s}."),
+            rule("norm.{p}", "stages.{last}.norm.{p}"),
+            HEAD,
+        ),
+        buffers=buffers(f"{TV_BLOCK}attn", family, "flat index"),
+    )
+
+
+# the key's part of the bias counts as zero in torchvision's forward, whatever it is
+TV_QKV_BIAS = packed(
+    [Part(TV_BLOCK + "attn.qkv.bias", 3)], [Part(BLOCK + "attn.q_bias"), Part(None), Part(BLOCK + "attn.v_bias")]
+)
+
+# ---- transformers
+
+HF_BLOCK = "encoder.layers.{s}.blocks.{b}."
+HF_ANCHOR = "embeddings.patch_embeddings.projection.weight"
+HF_COMMON = [
+    *embed("embeddings.patch_embeddings.", "projection")[:1],
+    rule("embeddings.norm.{p}", "stages.0.downsample.norm.{p}"),
+    rule("embeddings.position_embeddings", "absolute_pos_embed", TOKENS),
+    *merging("encoder.layers.{s-1}.downsample."),
+    rule("layernorm.{p}", "stages.{last}.norm.{p}", style="classifier"),
+    HF_HEAD,
+]
+HF_IGNORED = {"embeddings.mask_token": MASK_TOKEN}
+HF_NORMS = [("layernorm_before.{p}", "norm1.{p}"), ("layernorm_after.{p}", "norm2.{p}")]
+# the modules of SwinV2, of Swin in version 4, and of the files of either version
+HF_BERT_BLOCK = [
+    *HF_NORMS,
+    ("attention.output.dense.{p}", "attn.proj.{p}"),
+    ("intermediate.dense.{p}", "mlp.fc1.{p}"),
+    ("output.dense.{p}", "mlp.fc2.{p}"),
+]
+
+
+def hf_qkv(attention: str, parameter: str, *names: str) -> Rule:
+    parts = [Part(f"{HF_BLOCK}{attention}{name}.{parameter}") for name in names]
+    return packed(parts, [Part(f"{BLOCK}attn.qkv.{parameter}")])
+
+
+def hf_swin(table: str, qkv: Rule, block: Rows, **more: Any) -> Layout:
+    return Layout(
+        "huggingface",
+        "swin",
+        anchor=HF_ANCHOR,
+        requires=(f"encoder.layers.0.blocks.0.{table}",),
+        rules=(
+            *HF_COMMON,
+            qkv,
+            *rules(HF_BLOCK, BLOCK, [*block, (table, TABLE[1])]),
+            rule("hidden_states_norms.stage{s+1}.{p}", "stages.{s}.norm.{p}", style="dense", outer=True),
+        ),
+        ignored=HF_IGNORED,
+        **more,
+    )
+
+
+HF_SWIN = hf_swin(
+    "attention.relative_position_bias.relative_position_bias_table",
+    hf_qkv("attention.", "{p}", "q_proj", "k_proj", "v_proj"),
+    [*HF_NORMS, ("attention.o_proj.{p}", "attn.proj.{p}"), ("mlp.fc{n}.{p}", "mlp.fc{n}.{p}")],
+    wrapper={"classifier": "swin.", "dense": "swin."},
+)
+HF_SWIN_FILES = hf_swin(
+    "attention.self.relative_position_bias_table",
+    hf_qkv("attention.self.", "{p}", "query", "key", "value"),
+    HF_BERT_BLOCK,
+    reads_only=True,
+)
+HF_SWINV2 = Layout(
+    "huggingface",
+    "swinv2",
+    anchor=HF_ANCHOR,
+    requires=("encoder.layers.0.blocks.0.attention.self.logit_scale",),
+    rules=(
+        *HF_COMMON,
+        hf_qkv("attention.self.", "weight", "query", "key", "value"),
+        *rules(HF_BLOCK + "attention.self.", BLOCK + "attn.", [
+            ("query.bias", "q_bias"),
+            ("value.bias", "v_bias"),
+            ("logit_scale", "logit_scale"),
+            ("continuous_position_bias_mlp.{n}.{p}", "position_bias.mlp.{n}.{p}"),
+        ]),
+        *rules(HF_BLOCK, BLOCK, HF_BERT_BLOCK),
+    ),
+    ignored=HF_IGNORED,
+    wrapper={"classifier": "swinv2."},
+)
+
+SWIN = [
+    *official_and_timm("swin", V1_ATTENTION),
+    Layout("mmpretrain", marks=("head.fc.weight",), **MM_SWIN),
+    Layout("mmdet", **MM_SWIN),
+    torchvision("swin", TABLE[0].removeprefix("attn."), rules(TV_BLOCK, BLOCK, V1_ATTENTION)),
+    HF_SWIN,
+    HF_SWIN_FILES,
+]
+SWINV2 = [
+    *official_and_timm("swinv2", V2_ATTENTION),
+    Layout("mmpretrain", **MM_SWINV2),
+    torchvision("swinv2", "logit_scale", [*rules(TV_BLOCK, BLOCK, V2_LOGITS), TV_QKV_BIAS]),
+    HF_SWINV2,
+]

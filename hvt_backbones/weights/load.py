@@ -1,0 +1,280 @@
+"""Load weights of any known layout into a backbone or a classifier, all of them or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..classifier import Classifier
+from ..errors import InputError, WeightsError
+from .convert import Checkpoint, find_tensors, read_checkpoint
+from .layouts import ALL, OURS, our_layout
+from .report import LoadReport, some
+from .resize import adapt_input_channels, resize_position_embedding, resize_position_table, square_window
+from .rules import template
+
+Source = Mapping[str, Any] | str | os.PathLike
+ClassMap = Sequence[int] | Tensor | str | os.PathLike
+
+PATCH_PROJECTION = "stages.0.downsample.proj.weight"
+STAGE_NORM = template("stages.{s}.norm.{p}")
+
+
+def load_weights(
+    model: Backbone | Classifier, source: Source, *, layout: str = "auto", class_map: ClassMap | None = None
+) -> LoadReport:
+    """Load weights into `model`, and account for every key of both.
+
+    Either kind of model takes either kind of checkpoint, also a detector's or segmentor's. Position tables are resized
+    to the model's windows, the patch embedding is adapted to its input channels; a head of another class count is
+    left out. Values are stored in the dtype of the model's parameters.
+
+    Args:
+        model: changed in place; on any error it stays as it was.
+        source: a mapping of keys to tensors (a state dict, also inside `model`, `state_dict` and the like), a path, an
+            http(s) or file URL, or a name of published weights, as `pretrained=` of `create_backbone` takes them.
+        layout: one of `LAYOUTS`; recognised by the keys by default.
+        class_map: for each class of the model the row of the checkpoint's head, as a sequence, a tensor or the path of
+            a text file with one index a line. The rows of ImageNet-1K's classes in ImageNet-22K are
+            `data/map22kto1k.txt` of the repository microsoft/Swin-Transformer.
+
+    Returns:
+        The report; printed, it is a short table.
+
+    Raises:
+        WeightsError: the weights cannot be read, or do not fit the model; the message names the keys.
+    """
+    if not isinstance(model, Backbone | Classifier):
+        raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
+    tensors = find_tensors(source) if isinstance(source, Mapping) else _read_source(source)
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    checkpoint = read_checkpoint(tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
+    if checkpoint.layout.family != backbone.family:
+        raise WeightsError(
+            f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
+            f"the model is a {type(backbone).__name__}: build the model that they belong to"
+        )
+    plan = _Plan(model, backbone, checkpoint)
+    if class_map is not None:
+        plan.map_classes(class_map)
+    plan.match()
+    plan.check()
+    with torch.no_grad():
+        for parameter, tensor in plan.copies:
+            parameter.copy_(tensor)
+    return plan.report
+
+
+def _read_source(source: str | os.PathLike) -> dict[str, Tensor]:
+    from .fetch import fetch
+    from .files import read_state_dict
+
+    return read_state_dict(fetch(source))
+
+
+def _layouts(backbone: Backbone) -> list:
+    """All tables, and for a family that has none its own keys."""
+    if backbone.family in OURS:
+        return ALL
+    return [our_layout(backbone.family, next(iter(backbone.state_dict()))), *ALL]
+
+
+def _grid(backbone: Backbone) -> tuple[int, int] | None:
+    """The grid of the model's absolute position embedding; for a model without one any will do."""
+    embedding = getattr(backbone, "absolute_pos_embed", None)
+    return None if embedding is None else tuple(embedding.shape[1:-1])
+
+
+class _Plan:
+    """What to copy where, found without touching the model."""
+
+    def __init__(self, model: Backbone | Classifier, backbone: Backbone, checkpoint: Checkpoint) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.checkpoint = checkpoint
+        self.report = LoadReport(checkpoint.layout.name, checkpoint.layout.family)
+        self.report.recomputed = list(checkpoint.computed)
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.misfits: list[str] = []
+        self.mapped = ""
+        # our key, without `backbone.`, -> the model's own key
+        state = model.state_dict(keep_vars=True)
+        self.names = {key.removeprefix("backbone.") if model is not backbone else key: key for key in state}
+        self.state = state
+        self.drop(checkpoint.dropped)
+        self.report.unexpected = list(checkpoint.unknown)
+
+    def note(self, row: str, keys: Sequence[str], reason: str) -> None:
+        getattr(self.report, row).extend(keys)
+        self.report.reasons.update(dict.fromkeys(keys, reason))
+
+    def drop(self, reasons: Mapping[str, str]) -> None:
+        for key, reason in reasons.items():
+            self.note("dropped", [key], reason)
+
+    def map_classes(self, class_map: ClassMap) -> None:
+        """Replace the checkpoint's head by the rows that the map names."""
+        rows = _read_class_map(class_map)
+        head = self.checkpoint.tensors.get("head.weight")
+        classes = getattr(self.model, "num_classes", 0)
+        if head is None or not classes:
+            raise WeightsError("class_map selects rows of a head: give a Classifier, and weights with a head")
+        if len(rows) != classes:
+            raise WeightsError(f"class_map has {len(rows)} indices, the model {classes} classes: give one for each")
+        outside = [row for row in rows.tolist() if not 0 <= row < len(head)]
+        if outside:
+            raise WeightsError(f"class_map names class {outside[0]}, the head of the weights has {len(head)}, from 0")
+        for key in ("head.weight", "head.bias"):
+            if key in self.checkpoint.tensors:
+                self.checkpoint.tensors[key] = self.checkpoint.tensors[key][rows.to(head.device)]
+        self.mapped = f"rows of {len(head)} classes by class_map"
+
+    def match(self) -> None:
+        """Give each tensor of the checkpoint its place, and each parameter without one its reason."""
+        head = self.checkpoint.tensors.get("head.weight")
+        own_head = self._parameter("head.weight")
+        other_classes = head is not None and own_head is not None and len(head) != len(own_head)
+        taken = set()
+        for key, tensor in self.checkpoint.tensors.items():
+            theirs = self.checkpoint.sources[key]
+            is_head = key.startswith("head.")
+            if is_head and other_classes:
+                self.note("dropped", theirs, f"a head of {len(head)} classes, the model has {len(own_head)}")
+            elif key in self.names:
+                taken.add(key)
+                self._place(key, tensor)
+            elif is_head:
+                self.note("dropped", theirs, "the model has no head")
+            elif reason := self._why_not_built(key):
+                self.note("dropped", theirs, reason)
+            else:
+                self.report.unexpected.extend(theirs)
+        for key, name in self.names.items():
+            if key in taken:
+                continue
+            if key.startswith("head."):
+                reason = "a head of another class count" if other_classes else "the weights have no head"
+                self.note("initialised", [name], reason)
+            elif self._is_new_norm(key):
+                self.note("initialised", [name], "the weights have no norm after this stage")
+            else:
+                self.report.missing.append(name)
+
+    def _parameter(self, key: str) -> Tensor | None:
+        return self.state.get(self.names.get(key))
+
+    def _why_not_built(self, key: str) -> str | None:
+        """Why the model lacks a tensor of the backbone on purpose."""
+        if not key.startswith("stages."):
+            return None
+        stage = int(key.split(".")[1])
+        built = len(self.backbone.stages)
+        if stage >= built:
+            return f"the model ends with stage {built - 1}"
+        last = self.checkpoint.stages - 1
+        # a norm that the next stage sees is part of what was trained, the others only shape an output
+        if STAGE_NORM.match(key) and (stage == last or not self.backbone.norm_feeds_next_stage):
+            return "the norm of an output that the model does not have"
+        return None
+
+    def _is_new_norm(self, key: str) -> bool:
+        """Whether this is an output norm, which classification checkpoints have after the last stage only."""
+        if STAGE_NORM.match(key) is None or self.backbone.family == "pvt_v2":
+            return False
+        norm = key.rpartition(".")[0]
+        return not any(theirs.startswith(f"{norm}.") for theirs in self.checkpoint.tensors)
+
+    def _place(self, key: str, tensor: Tensor) -> None:
+        name = self.names[key]
+        parameter = self.state[name]
+        if parameter.is_meta:
+            raise WeightsError(f"{name} is on the meta device: give the model memory first (model.to_empty)")
+        if not tensor.is_floating_point():
+            self.misfits.append(f"{name} is {tensor.dtype} in the weights, no floating-point number")
+            return
+        row, reason = "loaded", ""
+        if tensor.shape != parameter.shape:
+            fitted, row, reason = self._fit(key, tensor, parameter)
+            if fitted is None:
+                shapes = f"{tuple(tensor.shape)} in the weights, {tuple(parameter.shape)} in the model"
+                self.misfits.append(f"{name} is {shapes}")
+                return
+            tensor = fitted
+        elif key.startswith("head.") and self.mapped:
+            row, reason = "adapted", self.mapped
+        self.copies.append((parameter, tensor))
+        getattr(self.report, row).append(name)
+        if reason:
+            self.report.reasons[name] = reason
+
+    def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:
+        """The tensor in the parameter's shape, the row of the report and the reason; None if they have no relation."""
+        if key.endswith(".position_bias.table") and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
+            old = square_window(len(tensor))
+            new = self.backbone.get_submodule(key.rpartition(".")[0]).window_size
+            if old is not None and len(new) == 2:
+                sizes = " to ".join(f"{h}x{w}" for h, w in (old, new))
+                return resize_position_table(tensor, old, new), "resized", f"window {sizes}"
+        if key == "absolute_pos_embed" and tensor.dim() == 4 and tensor.shape[-1] == parameter.shape[-1]:
+            size = parameter.shape[1:-1]
+            sizes = " to ".join(f"{h}x{w}" for h, w in (tensor.shape[1:-1], size))
+            return resize_position_embedding(tensor, size), "resized", f"grid {sizes}"
+        if key == PATCH_PROJECTION and tensor.dim() == parameter.dim():
+            chans = parameter.shape[1]
+            if tensor.shape[:1] + tensor.shape[2:] == parameter.shape[:1] + parameter.shape[2:]:
+                return adapt_input_channels(tensor, chans), "adapted", f"{tensor.shape[1]} to {chans} input channels"
+        return None, "", ""
+
+    def check(self) -> None:
+        """Raise one error for all that is not explained."""
+        report = self.report
+        wrong = []
+        if report.missing:
+            wrong.append(f"{len(report.missing)} keys of the model are missing ({some(report.missing)})")
+        if report.unexpected:
+            wrong.append(f"{len(report.unexpected)} keys have no place in the model ({some(report.unexpected)})")
+        if self.misfits:
+            wrong.append(f"{len(self.misfits)} tensors do not fit ({some(self.misfits, 2)})")
+        if not wrong and not report.ok:
+            wrong.append("no key matches the model")
+        if wrong:
+            raise WeightsError(
+                f"the {report.layout} weights of the family {report.family} do not fit the model: "
+                f"{'; '.join(wrong)}{self._compare()}: build the model that the weights belong to"
+            )
+
+    def _compare(self) -> str:
+        given = _architecture(self.checkpoint.tensors)
+        own = _architecture({key: self.state[name] for key, name in self.names.items()})
+        return "" if given == own else f"; the weights have {given}, the model has {own}"
+
+
+def _architecture(tensors: Mapping[str, Tensor]) -> str:
+    """What tells the variants of a family apart: blocks of each stage, and channels of the first."""
+    depths: dict[int, int] = {}
+    for key in tensors:
+        if key.startswith("stages.") and ".blocks." in key:
+            _, stage, _, block, *_ = key.split(".")
+            depths[int(stage)] = max(depths.get(int(stage), 0), int(block) + 1)
+    projection = tensors.get(PATCH_PROJECTION)
+    width = f" and {len(projection)} channels" if projection is not None and projection.dim() else ""
+    return f"depths {tuple(depths[stage] for stage in sorted(depths))}{width}"
+
+
+def _read_class_map(class_map: ClassMap) -> Tensor:
+    if isinstance(class_map, str | os.PathLike):
+        path = Path(class_map)
+        try:
+            class_map = [int(line) for line in path.read_text(encoding="utf-8").split()]
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"class_map {path}: give a text file with one class index a line ({error})") from error
+    rows = torch.as_tensor(class_map)
+    if rows.dim() != 1 or rows.is_floating_point():
+        raise WeightsError("class_map must be a list of class indices, one for each class of the model")
+    return rows.long()

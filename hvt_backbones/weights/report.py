@@ -1,0 +1,60 @@
+"""What became of every key of a checkpoint and of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+def some(keys: Sequence[str], limit: int = 4) -> str:
+    """A few keys, and how many more there are."""
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+@dataclass
+class LoadReport:
+    """What `load_weights` did with every key. Printed, it is a short table.
+
+    The lists hold keys of the model; `recomputed`, `dropped` and `unexpected` hold keys of the checkpoint.
+
+    Attributes:
+        layout, family: how the checkpoint's keys are named, and its family of models.
+        loaded: taken as they are.
+        resized: position tables and embeddings brought to another window or grid.
+        adapted: the patch embedding of another number of input channels, the head's rows by a class map.
+        recomputed: buffers that the model computes itself.
+        dropped: left out on purpose.
+        initialised: not in the checkpoint, on purpose; they keep their initial values.
+        missing: not in the checkpoint, for no known reason.
+        unexpected: without a place in the model, for no known reason.
+        reasons: key -> why it is not simply loaded.
+    """
+
+    layout: str
+    family: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+    recomputed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    ROWS = ("loaded", "resized", "adapted", "recomputed", "dropped", "initialised", "missing", "unexpected")
+
+    @property
+    def ok(self) -> bool:
+        """Every key is accounted for, and something was taken."""
+        return not self.missing and not self.unexpected and bool(self.loaded or self.resized or self.adapted)
+
+    def __str__(self) -> str:
+        lines = [f"{self.layout} checkpoint of the family {self.family}"]
+        for row in self.ROWS:
+            by_reason: dict[str, list[str]] = {}
+            for key in getattr(self, row):
+                by_reason.setdefault(self.reasons.get(key, ""), []).append(key)
+            for reason, keys in by_reason.items():
+                lines.append(f"  {row:<12}{len(keys):>5}  {some(keys, 2)}" + (f": {reason}" if reason else ""))
+        return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""The language of the layout tables: key templates, and rules that read in both directions."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+PLACEHOLDER = re.compile(r"\{(\d*)([a-z]+)([+-]\d+)?\}")
+
+
+class Template:
+    """A key with places: `{p}` is weight or bias, any other name a number, as `{s}`, `{s+1}` or `{2s+1}`.
+
+    `match` finds the values of the names in a key, `fill` puts them into the key.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.places = []
+        pattern, end = "", 0
+        for place in PLACEHOLDER.finditer(text):
+            factor, name, offset = place.groups()
+            self.places.append((name, int(factor or 1), int(offset or 0)))
+            pattern += re.escape(text[end : place.start()])
+            pattern += "(weight|bias)" if name == "p" else r"(0|[1-9]\d*)"
+            end = place.end()
+        self.pattern = re.compile(pattern + re.escape(text[end:]))
+
+    def match(self, key: str) -> dict[str, Any] | None:
+        """The values with which `fill` gives `key`; None where there are none."""
+        found = self.pattern.fullmatch(key)
+        if found is None:
+            return None
+        values: dict[str, Any] = {}
+        for (name, factor, offset), text in zip(self.places, found.groups(), strict=True):
+            if name == "p":
+                values[name] = text
+                continue
+            values[name], rest = divmod(int(text) - offset, factor)
+            if rest or values[name] < 0:
+                return None
+        return values
+
+    def fill(self, values: Mapping[str, Any]) -> str:
+        numbers = {(n, f, o): values[n] if n == "p" else f * values[n] + o for n, f, o in self.places}
+        filled = (str(numbers[place]) for place in self.places)
+        return PLACEHOLDER.sub(lambda _: next(filled), self.text)
+
+
+template = functools.cache(Template)
+
+
+class Part(NamedTuple):
+    """A key's share of the rows (axis 0) of a packed tensor. Without a key: zeros, which are not stored."""
+
+    key: str | None
+    share: int = 1
+
+
+class TensorRule(NamedTuple):
+    """A change of the tensor itself, inwards (theirs to ours) and outwards."""
+
+    inward: Callable[[Tensor, Facts], Tensor]
+    outward: Callable[[Tensor, Facts], Tensor]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a tensor rule may need to know beside the tensor.
+
+    Attributes:
+        style: "classifier" or "dense": which of a layout's two kinds of model it is.
+        grid: height and width of the absolute position embedding, where they are known.
+    """
+
+    style: str
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Their keys and ours for the same numbers.
+
+    Where there are several parts on either side, the tensors are rows of one packed tensor.
+
+    Attributes:
+        tensors: how the tensor changes; only where there is one part on either side.
+        style: the rule is for the classifier or for the dense model only.
+        outer: their key lies outside the module that holds the backbone, such as the classification layer beside it.
+    """
+
+    theirs: tuple[Part, ...]
+    ours: tuple[Part, ...]
+    tensors: TensorRule | None = None
+    style: str | None = None
+    outer: bool = False
+
+
+def rule(theirs: str, ours: str, tensors: TensorRule | None = None, *, style: str | None = None, outer=False) -> Rule:
+    """One key for one key."""
+    return Rule((Part(theirs),), (Part(ours),), tensors, style, outer)
+
+
+def rules(theirs: str, ours: str, rows: Iterable[tuple[str, str]]) -> list[Rule]:
+    """Rules whose keys share a beginning on either side."""
+    return [rule(theirs + a, ours + b) for a, b in rows]
+
+
+def packed(theirs: Iterable[Part | str], ours: Iterable[Part | str]) -> Rule:
+    """Tensors that are rows of one tensor on either side."""
+    as_parts = [tuple(p if isinstance(p, Part) else Part(p) for p in side) for side in (theirs, ours)]
+    return Rule(*as_parts)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A buffer that follows from the window and is in the state dict of their code.
+
+    Attributes:
+        theirs: key, with the stage `{s}` and the block `{b}`.
+        kind: "index" (N, N) or "flat index" (N * N,): `relative_position_index` of a window of N tokens;
+            "coordinates" (1, 2h - 1, 2w - 1, 2): `relative_coords_table` of SwinV2.
+    """
+
+    theirs: str
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How one code base names the tensors of one family.
+
+    Attributes:
+        anchor: a key that every model of it has; what stands before it in a file is the wrapper.
+        requires: further templates that tell the families of a code base apart; each must match a key.
+        marks, unlike: one of the first must be there and none of the second for the layout to be recognised among
+            those that share its other keys; not asked where it is named.
+        rules: the first that matches a key holds, in either direction. None: the keys are ours.
+        buffers: what to compute for their strict loading.
+        ignored: template -> reason, of tensors that are not part of the backbone.
+        wrapper: style -> what their code puts before the keys of the backbone.
+        reads_only: an older way to write the layout; `convert_state_dict` does not write it.
+    """
+
+    name: str
+    family: str
+    anchor: str
+    requires: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] | None = ()
+    buffers: tuple[Buffer, ...] = ()
+    ignored: Mapping[str, str] | None = None
+    wrapper: Mapping[str, str] | None = None
+    reads_only: bool = False

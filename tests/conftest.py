@@ -1,0 +1,26 @@
+"""Shared by all tests: few threads (the workers share the cores), fixed seeds, where the reference cases lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def reference_dir() -> Path:
+    """The folder of reference cases: `HVT_REFERENCE_DIR`, or `shared/reference` beside the checkout."""
+    return Path(os.environ.get("HVT_REFERENCE_DIR") or ROOT.parent / "shared" / "reference")

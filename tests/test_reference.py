@@ -1,0 +1,68 @@
+"""Every case of the reference folder: our outputs and gradients are those of the official codes.
+
+The folder is `HVT_REFERENCE_DIR`, or `shared/reference` beside the checkout; its README states the limits used here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+import hvt_backbones as hvt
+
+from .conftest import reference_dir
+from .reference_cases import Case, build, find_cases, gradients, loss, outputs
+
+CASES = find_cases(reference_dir())
+LATER = {
+    "video_swin": "Video Swin is not built yet",
+    "simmim": "SimMIM is not built yet",
+}
+
+
+@pytest.fixture(autouse=True)
+def need_cases() -> None:
+    if not CASES:
+        pytest.skip(f"no reference cases in {reference_dir()}: set HVT_REFERENCE_DIR")
+
+
+def marked(case: Case) -> object:
+    marks = ()
+    if case.family in LATER:
+        marks = (pytest.mark.xfail(reason=LATER[case.family], raises=KeyError, strict=True),)
+    return pytest.param(case, id=str(case), marks=marks)
+
+
+def error(ours: Tensor, stored: Tensor) -> float:
+    assert ours.shape == stored.shape, f"shape {tuple(ours.shape)} instead of {tuple(stored.shape)}"
+    stored = stored.to(ours.dtype)
+    return float((ours.detach() - stored).abs().max() / stored.abs().max())
+
+
+def test_the_folder_holds_cases_of_every_family() -> None:
+    assert {case.family for case in CASES} >= {"swin", "swinv2", "pvt_v2", "twins"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_case(case: Case, dtype: torch.dtype) -> None:
+    model = build(case).to(dtype).eval()
+    images = case.tensors["input"].to(dtype).requires_grad_()
+    double = dtype == torch.float64
+
+    found = outputs(case, model, images)
+    errors = {}
+    for name, stored in case.tensors.items():
+        if name != "input" and not name.startswith("grad"):
+            errors[name] = (error(found[name], stored), 1e-5 if double else 1e-4)
+    for name, ours, stored in gradients(case, model, images, loss(case, found)):
+        limit = 1e-5 if double else max(1e-4, 20 * case.facts["float32_error_of_official"][name])
+        errors[name] = (error(ours, stored), limit)
+
+    assert set(errors) == set(case.facts["outputs"])
+    wrong = {name: pair for name, pair in errors.items() if not pair[0] < pair[1]}
+    assert not wrong, f"(error, limit): {wrong}"

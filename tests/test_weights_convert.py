@@ -1,0 +1,424 @@
+"""The layout tables against the code bases themselves: strict loading and equal outputs, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvt_backbones import (
+    Backbone,
+    Classifier,
+    PyramidVisionTransformerV2,
+    SwinTransformer,
+    SwinTransformerV2,
+    TwinsPCPVT,
+    TwinsSVT,
+    WeightsError,
+    convert_state_dict,
+    load_weights,
+)
+from hvt_backbones.weights import LAYOUTS
+from hvt_backbones.weights.convert import read_checkpoint
+from hvt_backbones.weights.layouts import ALL, find_layout
+from hvt_backbones.weights.rules import Template, template
+
+SIZE = 64
+CLASSES = 5
+SWIN = {"embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
+DIMS = {"embed_dims": (8, 16, 24), "num_heads": (1, 2, 3), "mlp_ratios": (2, 2, 3), "sr_ratios": (4, 2, 1)}
+PVT = {**DIMS, "depths": (1, 2, 1)}
+TWINS = {**DIMS, "depths": (2, 3, 1)}
+
+
+def swin(**more) -> Backbone:
+    return SwinTransformer(**{**SWIN, "small_map": "shrink", "out_indices": (1,), **more})
+
+
+def swinv2(**more) -> Backbone:
+    return SwinTransformerV2(**{**SWIN, "small_map": "shrink", "out_indices": (1,), **more})
+
+
+def pvt_v2(**more) -> Backbone:
+    return PyramidVisionTransformerV2(**{**PVT, "out_indices": (2,), **more})
+
+
+def twins_pcpvt(**more) -> Backbone:
+    return TwinsPCPVT(**{**TWINS, "norm_after_stage": (False, False, True), "out_indices": (2,), **more})
+
+
+def twins_svt(**more) -> Backbone:
+    norms = (False, False, True)
+    return TwinsSVT(**{**TWINS, "window_sizes": (4, 4, 4), "norm_after_stage": norms, "out_indices": (2,), **more})
+
+
+def timm_swin() -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer as Peer
+
+    return Peer(img_size=SIZE, num_classes=CLASSES, **SWIN)
+
+
+def timm_swinv2() -> nn.Module:
+    from timm.models.swin_transformer_v2 import SwinTransformerV2 as Peer
+
+    return Peer(img_size=SIZE, num_classes=CLASSES, **SWIN)
+
+
+def timm_pvt_v2(**more) -> nn.Module:
+    from timm.models.pvt_v2 import PyramidVisionTransformerV2 as Peer
+
+    return Peer(num_classes=CLASSES, **PVT, **more)
+
+
+def timm_twins(**more) -> nn.Module:
+    from timm.models.twins import Twins as Peer
+
+    return Peer(img_size=SIZE, num_classes=CLASSES, **TWINS, **more)
+
+
+def torchvision_swin(**more) -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer as Peer
+
+    dims = {"patch_size": [4, 4], "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": [4, 4]}
+    return Peer(**dims, num_classes=CLASSES, **more)
+
+
+def torchvision_swinv2() -> nn.Module:
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+
+    return torchvision_swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
+
+
+def hf_config(name: str, **more):
+    import transformers
+
+    if name == "PvtV2":
+        stages = {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "num_attention_heads": [1, 2, 3]}
+        stages |= {"mlp_ratios": [2, 2, 3], "sr_ratios": [4, 2, 1], "num_encoder_blocks": 3}
+        stages |= {"patch_sizes": [7, 3, 3], "strides": [4, 2, 2], "drop_path_rate": 0.0}
+    else:
+        stages = {"image_size": SIZE, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}
+    return getattr(transformers, f"{name}Config")(**stages, num_labels=CLASSES, **more)
+
+
+def hf_classifier(name: str, **more) -> nn.Module:
+    import transformers
+
+    return getattr(transformers, f"{name}ForImageClassification")(hf_config(name, **more))
+
+
+@dataclass(frozen=True)
+class Peer:
+    layout: str
+    peer: Callable[[], nn.Module]
+    ours: Callable[[], Backbone]
+    recognised: str | None = None
+
+
+PEERS = {
+    "timm-swin": Peer("timm", timm_swin, swin),
+    "timm-swinv2": Peer("timm", timm_swinv2, swinv2),
+    "timm-pvt_v2": Peer("timm", timm_pvt_v2, pvt_v2),
+    "timm-pvt_v2-linear": Peer("timm", lambda: timm_pvt_v2(linear=True), lambda: pvt_v2(linear=True)),
+    "timm-twins_pcpvt": Peer("timm", timm_twins, twins_pcpvt, "official"),
+    "timm-twins_svt": Peer("timm", lambda: timm_twins(wss=(4, 4, 4)), twins_svt, "official"),
+    "torchvision-swin": Peer("torchvision", torchvision_swin, swin),
+    "torchvision-swinv2": Peer("torchvision", torchvision_swinv2, swinv2),
+    "huggingface-swin": Peer("huggingface", lambda: hf_classifier("Swin"), swin),
+    "huggingface-swin-ape": Peer(
+        "huggingface", lambda: hf_classifier("Swin", use_absolute_embeddings=True), lambda: swin(ape_size=16)
+    ),
+    "huggingface-swinv2": Peer("huggingface", lambda: hf_classifier("Swinv2"), swinv2),
+    "huggingface-pvt_v2": Peer("huggingface", lambda: hf_classifier("PvtV2"), pvt_v2),
+    "huggingface-pvt_v2-linear": Peer(
+        "huggingface", lambda: hf_classifier("PvtV2", linear_attention=True), lambda: pvt_v2(linear=True)
+    ),
+}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.eval()
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = model(images)
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def assert_same_output(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.abs().max() > 1e-2, "the outputs are too small to compare"
+    assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-4
+
+
+def assert_equal_dicts(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=key)
+
+
+@pytest.mark.parametrize("case", PEERS.values(), ids=PEERS.keys())
+def test_peer_and_back(case: Peer) -> None:
+    images = torch.randn(2, 3, SIZE, SIZE)
+    peer = randomised(case.peer())
+    model = Classifier(case.ours(), CLASSES).eval()
+    report = load_weights(model, peer.state_dict())
+    assert report.ok and not report.dropped and not report.initialised
+    assert report.layout == (case.recognised or case.layout)
+    assert_same_output(logits(model, images), logits(peer, images))
+
+    model = randomised(model)
+    window = 4 if model.backbone.family == "swinv2" else None
+    theirs = convert_state_dict(model.state_dict(), to=case.layout, window_size=window)
+    peer.load_state_dict(theirs, strict=True)
+    assert_same_output(logits(model, images), logits(peer, images))
+    assert_equal_dicts(convert_state_dict(theirs, to="hvt"), dict(model.state_dict()))
+
+
+def test_torchvision_ignores_the_bias_of_keys() -> None:
+    peer = randomised(torchvision_swinv2())
+    images = torch.randn(1, 3, SIZE, SIZE)
+    expected = logits(peer, images)
+    bias = peer.features[1][0].attn.qkv.bias
+    assert bias[8:16].abs().min() > 0
+    model = Classifier(swinv2(), CLASSES).eval()
+    load_weights(model, peer.state_dict())
+    assert_same_output(logits(model, images), expected)
+    written = convert_state_dict(model.state_dict(), to="torchvision", window_size=4)
+    assert written["features.1.0.attn.qkv.bias"][8:16].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["Swin", "PvtV2"])
+def test_transformers_backbones(name: str) -> None:
+    import transformers
+
+    stages = 2 if name == "Swin" else 3
+    config = hf_config(name, out_features=[f"stage{i + 1}" for i in range(stages)])
+    peer = randomised(getattr(transformers, f"{name}Backbone")(config))
+    images = torch.randn(1, 3, SIZE, SIZE)
+    model = {"Swin": swin, "PvtV2": pvt_v2}[name](out_indices=range(stages)).eval()
+    assert load_weights(model, peer.state_dict()).ok
+    with torch.no_grad():
+        for ours, theirs in zip(model(images), peer(images).feature_maps, strict=True):
+            assert_same_output(ours, theirs)
+    theirs = convert_state_dict(model.state_dict(), to="huggingface")
+    missing, unexpected = peer.load_state_dict(theirs, strict=False)
+    # the last norm of SwinModel, which SwinBackbone has and does not use
+    assert not unexpected and all(key.startswith("swin.layernorm.") for key in missing)
+    assert_equal_dicts(convert_state_dict(theirs, to="hvt"), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["Swin", "Swinv2", "PvtV2"])
+def test_transformers_files(name: str, tmp_path) -> None:
+    """Files keep older names than the modules; what we write is understood by `from_pretrained`."""
+    from safetensors.torch import load_file, save_file
+
+    peer = randomised(hf_classifier(name))
+    peer.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    model = Classifier({"Swin": swin, "Swinv2": swinv2, "PvtV2": pvt_v2}[name](), CLASSES).eval()
+    report = load_weights(model, load_file(file))
+    assert report.ok and report.layout == "huggingface"
+    images = torch.randn(1, 3, SIZE, SIZE)
+    assert_same_output(logits(model, images), logits(peer, images))
+    save_file(convert_state_dict(model.state_dict(), to="huggingface"), file, metadata={"format": "pt"})
+    again = type(peer).from_pretrained(tmp_path).eval()
+    assert_same_output(logits(again, images), logits(peer, images))
+
+
+FAMILIES = {"swin": swin, "swinv2": swinv2, "pvt_v2": pvt_v2, "twins_pcpvt": twins_pcpvt, "twins_svt": twins_svt}
+DENSE = {
+    "swin": {"out_indices": (0, 1), "ape_size": 16},
+    "swinv2": {"out_indices": (0, 1), "ape_size": 16},
+    "pvt_v2": {"out_indices": (0, 1, 2)},
+    "twins_pcpvt": {"out_indices": (0, 1, 2), "norm_after_stage": False},
+    "twins_svt": {"out_indices": (0, 1, 2), "norm_after_stage": True},
+}
+# what a code base's model of the family cannot hold: absolute embeddings, output norms
+LACKS = {
+    ("timm", "swin"), ("timm", "swinv2"), ("timm", "twins_svt"), ("torchvision", "swin"), ("torchvision", "swinv2"),
+    ("huggingface", "swinv2"),
+}
+TABLES = sorted({(table.name, table.family) for table in ALL})
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["classifier", "dense"])
+@pytest.mark.parametrize(("layout", "family"), TABLES, ids=lambda value: value)
+def test_there_and_back_is_the_identity(layout: str, family: str, dense: bool) -> None:
+    model = FAMILIES[family](**DENSE[family]) if dense else Classifier(FAMILIES[family](), CLASSES)
+    ours = dict(randomised(model).state_dict())
+    window = 4 if family == "swinv2" else None
+    if dense and (layout, family) in LACKS:
+        with pytest.raises(WeightsError, match="has no place for"):
+            convert_state_dict(ours, to=layout, window_size=window)
+        return
+    theirs = convert_state_dict(ours, to=layout, window_size=window)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in theirs.values()}) == len(theirs)
+    for prefix in ("", "module.", "model.module."):
+        wrapped = {prefix + key: tensor for key, tensor in theirs.items()}
+        assert_equal_dicts(convert_state_dict({"epoch": 3, "state_dict": wrapped}, to="hvt"), ours)
+    assert_equal_dicts(convert_state_dict(theirs, to="hvt", layout=layout), ours)
+    assert_equal_dicts(convert_state_dict(theirs, to=layout, window_size=window), theirs)
+
+
+def test_between_two_code_bases() -> None:
+    """Swin from torchvision to the layout of mmdetection: buffers are computed, merging channels reordered."""
+    theirs = convert_state_dict(torchvision_swin().state_dict(), to="mmdet")
+    index = theirs["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"]
+    assert index.shape == (16, 16) and index.dtype == torch.int64
+    expected = timm_swin().layers[0].blocks[0].attn.relative_position_index
+    torch.testing.assert_close(index, expected)
+
+
+def test_merging_in_the_order_of_unfold() -> None:
+    """An nn.Unfold of a map, norm and reduction as mmdetection does, equals our patch merging."""
+    model = randomised(swin(out_indices=(0, 1)))
+    theirs = convert_state_dict(model.state_dict(), to="mmseg")
+    x = torch.randn(2, 6, 8, 8)  # (B, H, W, C)
+    columns = nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).transpose(1, 2)
+    columns = nn.functional.layer_norm(
+        columns, (32,), theirs["stages.0.downsample.norm.weight"], theirs["stages.0.downsample.norm.bias"]
+    )
+    merged = nn.functional.linear(columns, theirs["stages.0.downsample.reduction.weight"])
+    torch.testing.assert_close(model.stages[1].downsample(x).flatten(1, 2), merged, atol=1e-5, rtol=1e-5)
+
+
+def test_coordinates_are_kept_or_need_the_window() -> None:
+    model = randomised(swinv2(pretrained_window_size=3))
+    with pytest.raises(WeightsError, match="pass window_size"):
+        convert_state_dict(model.state_dict(), to="official")
+    official = convert_state_dict(model.state_dict(), to="official", window_size=4, pretrained_window_size=3)
+    key = "layers.0.blocks.0.attn.relative_coords_table"
+    assert official[key].shape == (1, 7, 7, 2)
+    assert official[key].max() == pytest.approx(torch.log2(torch.tensor(8 * 3 / 2 + 1)).item() / 3)
+    mmpretrain = convert_state_dict(official, to="mmpretrain")
+    kept = mmpretrain["stages.0.blocks.0.attn.w_msa.relative_coords_table"]
+    torch.testing.assert_close(kept, official[key])
+
+
+def test_window_that_is_not_square() -> None:
+    ours = swin(window_size=(2, 5)).state_dict()
+    with pytest.raises(WeightsError, match="pass window_size"):
+        convert_state_dict(ours, to="official")
+    with pytest.raises(WeightsError, match="position table would have 49 rows, the weights have 27"):
+        convert_state_dict(ours, to="official", window_size=4)
+    official = convert_state_dict(ours, to="official", window_size=(2, 5))
+    assert official["layers.0.blocks.0.attn.relative_position_index"].shape == (10, 10)
+
+
+def test_absolute_embedding_that_is_not_square() -> None:
+    ours = dict(Classifier(randomised(swin(ape_size=(16, 8))), CLASSES).state_dict())
+    official = convert_state_dict(ours, to="official")
+    assert official["absolute_pos_embed"].shape == (1, 128, 8)
+    with pytest.raises(WeightsError, match="ape_size"):
+        convert_state_dict(official, to="hvt")
+    assert_equal_dicts(convert_state_dict(official, to="hvt", ape_size=(16, 8)), ours)
+
+
+def test_detectors_and_their_other_parts() -> None:
+    official = convert_state_dict(swin(out_indices=(0, 1)).state_dict(), to="official")
+    detector = {f"backbone.{key}": tensor for key, tensor in official.items()}
+    detector |= {key: torch.zeros(1) for key in ("neck.conv.weight", "roi_head.bbox_head.fc.weight")}
+    checkpoint = read_checkpoint(detector)
+    assert checkpoint.wrapper == "backbone." and checkpoint.style == "dense" and not checkpoint.unknown
+    assert sorted(checkpoint.dropped) == ["neck.conv.weight", "roi_head.bbox_head.fc.weight"]
+
+
+def test_mmpretrain_is_told_by_its_head() -> None:
+    weights = convert_state_dict(Classifier(swin(), CLASSES).state_dict(), to="mmpretrain")
+    assert {key for key in weights if not key.startswith("backbone.")} == {"head.fc.weight", "head.fc.bias"}
+    assert read_checkpoint(weights).layout.name == "mmpretrain"
+    del weights["head.fc.weight"], weights["head.fc.bias"]
+    assert read_checkpoint(weights).layout.name == "mmdet"
+
+
+def test_one_stage_is_recognised() -> None:
+    one = swin(depths=(2,), num_heads=(1,), out_indices=(0,))
+    for layout in ("official", "timm"):
+        theirs = convert_state_dict(Classifier(one, CLASSES).state_dict(), to=layout)
+        assert read_checkpoint(theirs).layout.name == layout
+
+
+def test_twins_without_its_unused_parts() -> None:
+    """A dense SVT of the official code holds a last norm and a head that its forward does not use."""
+    official = convert_state_dict(twins_svt(**DENSE["twins_svt"]).state_dict(), to="official")
+    unused = {"norm.weight": torch.ones(24), "norm.bias": torch.ones(24), "head.weight": torch.ones(CLASSES, 24)}
+    checkpoint = read_checkpoint({**official, **unused})
+    assert checkpoint.dropped == dict.fromkeys(unused, "not used by the dense model")
+
+
+def test_the_source_is_not_changed() -> None:
+    weights = dict(randomised(timm_swin()).state_dict())
+    copies = {key: tensor.clone() for key, tensor in weights.items()}
+    convert_state_dict(weights, to="mmdet")
+    assert_equal_dicts(weights, copies)
+
+
+def official_swin() -> dict[str, Tensor]:
+    return convert_state_dict(Classifier(swin(), CLASSES).state_dict(), to="official")
+
+
+def hf_swin_without_a_key() -> dict[str, Tensor]:
+    weights = dict(hf_classifier("Swin").state_dict())
+    del weights["swin.encoder.layers.0.blocks.0.attention.k_proj.weight"]
+    return weights
+
+
+def twice() -> dict[str, Tensor]:
+    return {prefix + key: tensor for prefix in ("student.", "teacher.") for key, tensor in official_swin().items()}
+
+
+BAD = {
+    "empty": (lambda: {}, {"to": "hvt"}, "there are no tensors"),
+    "other model": (lambda: {"conv1.weight": torch.ones(2)}, {"to": "hvt"}, "none of the layouts.*conv1.weight"),
+    "named layout": (official_swin, {"to": "hvt", "layout": "huggingface"}, "not in the huggingface layout"),
+    "unknown layout": (official_swin, {"to": "keras"}, "no layout 'keras': choose one of hvt, official"),
+    "unknown source layout": (official_swin, {"to": "hvt", "layout": "keras"}, "no layout 'keras'"),
+    "family": (lambda: timm_pvt_v2().state_dict(), {"to": "torchvision"}, "'torchvision' does not have the family pvt"),
+    "key without a rule": (
+        lambda: {**official_swin(), "layers.0.blocks.0.attn.gate": torch.ones(1)}, {"to": "timm"},
+        "no rule for layers.0.blocks.0.attn.gate in the official layout of swin",
+    ),
+    "companion": (hf_swin_without_a_key, {"to": "hvt"}, "attention.k_proj.weight, which belongs to it"),
+    "two backbones": (twice, {"to": "hvt"}, "2 backbones, under 'student.', 'teacher.'"),
+    "embedding of a wrong rank": (
+        lambda: {**official_swin(), "absolute_pos_embed": torch.ones(3)}, {"to": "hvt"}, "absolute_pos_embed"
+    ),
+}
+
+
+@pytest.mark.parametrize(("weights", "arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_errors(weights: Callable[[], dict[str, Tensor]], arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(WeightsError, match=message) as caught:
+        convert_state_dict(weights(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_templates() -> None:
+    place = Template("features.{2s+1}.{b}.norm{n}.{p}")
+    assert place.match("features.3.0.norm2.bias") == {"s": 1, "b": 0, "n": 2, "p": "bias"}
+    assert place.fill({"s": 1, "b": 0, "n": 2, "p": "bias"}) == "features.3.0.norm2.bias"
+    for other in ("features.2.0.norm2.bias", "features.3.0.norm2.running_mean", "features.03.0.norm2.bias"):
+        assert place.match(other) is None
+    assert Template("layers.{s-1}.x").match("layers.0.x") == {"s": 1}
+    assert Template("norm{s+1}.{p}").match("norm0.bias") is None
+
+
+def test_every_rule_reads_and_writes_alike() -> None:
+    """Each side of a rule has the same places, so that neither direction lacks a number."""
+    for table in ALL:
+        for rule in table.rules or ():
+            sides = [{name for part in side if part.key for name, *_ in template(part.key).places} - {"last"}
+                     for side in (rule.theirs, rule.ours)]
+            assert sides[0] == sides[1], rule
+
+
+def test_layout_names() -> None:
+    assert {table.name for table in ALL} | {"mmseg"} == set(LAYOUTS)
+    assert find_layout("mmseg", "swin") is find_layout("mmdet", "swin")
