@@ -14,7 +14,6 @@ from typing import Any, Literal
 from hvt_backbones import InputError
 
 
-
 def setting(
     default: Any = MISSING,
     help: str = "",
@@ -39,7 +38,7 @@ class ModelConfig:
 
     name: str = setting(help="variant, as `hvt models` lists them")
     pretrained: bool | str = setting(False, "true, a weights tag (in1k, in22k, ...), a path or a URL")
-    overrides: dict[str, Any] = setting({}, "constructor arguments instead of the variant's, e.g. {embed_dim: 48}")
+    overrides: dict[str, Any] = setting({}, "constructor arguments instead of the variant's")  # noqa: RUF009
     freeze_stages: int = setting(0, "stages, from the first, that are not trained", low=0)
     grad_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
 
@@ -119,6 +118,7 @@ class TrainConfig:
     seed: int = setting(0, "of weights, order and augmentation", low=0, high=2**31 - 1, flag="--seed")
     device: Literal["auto", "cpu", "cuda", "npu"] = setting("auto", "auto takes an accelerator if any", flag="--device")
     amp: Literal["no", "bf16", "fp16"] = setting("no", "mixed precision; fp16 scales the loss, and not on a CPU")
+    threads: int | None = setting(None, "CPU threads of the model, beside data.workers; null: torch's choice", low=1)
     accumulation: int = setting(1, "batches whose gradients make one step", low=1)
     ema_decay: float = setting(
         0.0, "of an average of the weights, which is then evaluated and saved; 0 is off", low=0, high=0.999999
@@ -153,14 +153,14 @@ class Config:
             raise InputError(f"data.input_size: pictures have 1 (grey) or 3 (RGB) channels, not {channels}.")
         for key, values in {"data.mean": data.mean, "data.std": data.std}.items():
             if len(values) != channels:
-                raise InputError(f"{key}: {len(values)} values for {channels} channels of data.input_size; give one each.")
+                raise InputError(f"{key}: {len(values)} values for {channels} channels in data.input_size.")
         for key, bounds in {"augmentation.scale": augmentation.scale, "augmentation.ratio": augmentation.ratio}.items():
             if bounds[0] > bounds[1]:
                 raise InputError(f"{key}: the lower bound {bounds[0]} is above the upper bound {bounds[1]}; swap them.")
         if augmentation.mixes and data.batch_size % 2:
             raise InputError(f"data.batch_size: mixup and cutmix pair pictures, so {data.batch_size} must be even.")
         if data.kind == "imagefolder" and data.dir is None:
-            raise InputError("data.dir: missing; pass --data-dir DIR with DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg.")
+            raise InputError("data.dir: missing; give --data-dir DIR with DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg")
         if data.kind == "imagefolder" and data.train_split == data.val_split:
             raise InputError(f"data.val_split: {data.val_split!r} is data.train_split too; evaluate on other pictures.")
         if self.schedule.warmup_epochs >= train.epochs and self.schedule.warmup_epochs > 0:

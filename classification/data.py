@@ -64,16 +64,20 @@ def _scan(folder: Path) -> ReaderImageFolder:
     return reader
 
 
+def data_root(config: DataConfig) -> Path:
+    """The folder above the splits."""
+    return Path(config.dir or f"outputs/data/{config.kind}")
+
+
 def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[PictureFolder, PictureFolder]:
     """The training and the evaluation pictures of a recipe.
 
     Raises:
         InputError: see `PictureFolder`; or the two have different classes.
     """
+    root = data_root(config)
     if config.kind == "digits":
-        root = lay_out_digits(Path(config.dir or "outputs/data/digits"))
-    else:
-        root = Path(config.dir)
+        lay_out_digits(root)
     channels = config.input_size[0]
     train = PictureFolder(
         root / config.train_split, channels=channels, transform=train_transform(config, augmentation)

@@ -1,4 +1,4 @@
-"""`make demo`: train the recipe `digits`, validate what it saved, predict held-out pictures, and show both as pictures."""
+"""`make demo`: train the recipe `digits`, validate what it saved, predict held-out pictures, draw the results."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hvt_backbones.errors import exit_on_input_error
 
 from . import checkpoint, validate
 from .command_line import parse_command_line
+from .data import data_root
 from .train import train
 
 OUTPUT = Path("outputs/demo")
@@ -28,9 +29,10 @@ INK, MUTED, WRONG = "#222222", "#777777", "#c8321f"
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Arguments are those of the trainer, after its recipe. Exits with 1 where the three commands disagree."""
-    config = parse_command_line(["digits", "--output-dir", str(OUTPUT), "--overwrite", *(sys.argv[1:] if argv is None else argv)])
+    given = sys.argv[1:] if argv is None else argv
+    config = parse_command_line(["digits", "--output-dir", str(OUTPUT), "--overwrite", *given])
     folder = Path(config.output.dir)
-    data = Path(config.data.dir or "outputs/data/digits")
+    data = data_root(config.data)
     weights = folder / checkpoint.BEST_WEIGHTS
     start = time.perf_counter()
     trained = train(config)["best"]
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     right = sum(guess["top"][0]["name"] == path.parent.name for path, guess in predictions)
     print(f"{right} of {len(predictions)} right; for example")
     for path, guess in predictions[:: len(predictions) // 3][:3]:
-        print(f"  {path}: {', '.join(f'{top['name']} ({100 * top['probability']:.1f} %)' for top in guess['top'][:3])}")
+        likely = [f"{top['name']} ({100 * top['probability']:.1f} %)" for top in guess["top"][:3]]
+        print(f"  {path}: {', '.join(likely)}")
     draw_predictions(predictions, folder / PREDICTIONS)
 
     failures = []
@@ -60,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failures:
         return 1
     print(
-        f"\ntop-1 {validated['top1']:.2f} % on {validated['images']} held-out pictures, the same in training, validate and "
-        f"predict; {time.perf_counter() - start:.0f} s in all. In {folder}:\n"
+        f"\ntop-1 {validated['top1']:.2f} % on {validated['images']} held-out pictures, the same in training, "
+        f"validate and predict; {time.perf_counter() - start:.0f} s in all. In {folder}:\n"
         f"  {checkpoint.BEST_WEIGHTS:<24} the checkpoint\n"
         f"  {checkpoint.CURVES:<24} loss, accuracy and learning rate\n"
         f"  {PREDICTIONS:<24} held-out pictures with what was predicted"

@@ -42,6 +42,8 @@ class Trainer:
         self.config = config
         checkpoint.check_output(config)
         self.folder = Path(config.output.dir)
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
         resumed = self._find_state()
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "npu"), default="auto")
     parser.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
     parser.add_argument("--size", type=_positive, metavar="N", help="side of the input instead of the model's own")
-    parser.add_argument("--crop-pct", type=_share, metavar="X", help="share that is cropped, instead of the model's own")
+    parser.add_argument("--crop-pct", type=_share, metavar="X", help="share that is cropped instead of the model's")
     parser.add_argument("--interpolation", choices=("bicubic", "bilinear", "nearest"))
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the result as JSON to FILE, or instead of the table"
@@ -136,7 +136,8 @@ def _report(report: dict[str, Any], destination: str | None) -> None:
         f"checkpoint  {report['checkpoint']}\n"
         f"model       {report['model']}\n"
         f"data        {report['data']}\n"
-        f"input       {'x'.join(map(str, report['input_size']))}, crop {report['crop_pct']:g}, {report['interpolation']}\n"
+        f"input       {'x'.join(map(str, report['input_size']))}, crop {report['crop_pct']:g}, "
+        f"{report['interpolation']}\n"
         f"top-1       {report['top1']:.2f} %\n"
         f"top-5       {report['top5']:.2f} %\n"
         f"loss        {report['loss']:.4f}\n"

@@ -156,7 +156,7 @@ def run_features(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from . import predict
-    from .create import create_backbone
+    from .create import create_backbone, is_file_or_url
     from .device import select_device
 
     if args.output.suffix not in (".safetensors", ".npz"):
@@ -168,7 +168,7 @@ def run_features(args: argparse.Namespace) -> None:
     device = select_device(args.device)
     stages = {"out_indices": tuple(args.stages)} if args.stages else {}
     if args.random_weights:
-        if predict.is_checkpoint(args.source):
+        if is_file_or_url(args.source):
             raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
         backbone, preprocessing = create_backbone(args.source, **stages).eval(), predict.data_config(args.source)
     else:
@@ -196,7 +196,7 @@ def run_convert(args: argparse.Namespace) -> None:
     state_dict, metadata = read_state_dict(args.input), read_metadata(args.input)
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output} is the input itself: give another name")
-    arch = json.loads(metadata.get("hvt.overrides", "{}"))
+    arch = predict.recorded_value(args.input, metadata, "hvt.overrides", dict) or {}
     if args.model:
         model_file = predict.open_model(str(args.input), args.model)
         _ = model_file.classifier() if model_file.num_classes else model_file.backbone()

@@ -24,6 +24,7 @@ FAMILY_CLASSES: dict[str, type[Backbone]] = {
     for cls in (SwinTransformer, SwinTransformerV2, PyramidVisionTransformerV2, TwinsPCPVT, TwinsSVT)
 }
 ALL_STAGES = (0, 1, 2, 3)
+CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 logger = logging.getLogger(__name__)
 
 
@@ -116,18 +117,25 @@ def _num_stages(arguments: dict[str, Any]) -> int:
     return len(depths)
 
 
+def is_file_or_url(source: str | Path) -> bool:
+    """Whether `source` leads to a file, here or elsewhere, rather than being a model's name or a weight tag."""
+    path = Path(source)
+    there = str(source).startswith("hf-hub:") or "://" in str(source)
+    return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
+
+
 def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretrained: bool | str | Path) -> None:
     if pretrained is False or pretrained is None:
         return
     from .weights import load_weights
     from .weights.fetch import fetch
 
-    if pretrained is True or pretrained in variant.weights:
+    if pretrained is not True and is_file_or_url(pretrained):
+        report = load_weights(model, pretrained)
+    else:
         published = variant.published(tag if pretrained is True else pretrained)
         path = fetch(published.source, filename=published.filename)
         report = load_weights(model, path, layout=published.layout)
-    else:
-        report = load_weights(model, pretrained)
     logger.info("%s: %s", variant.name, report)
     if any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said

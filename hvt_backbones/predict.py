@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .classifier import Classifier
-from .create import create_backbone, create_classifier
+from .create import create_backbone, create_classifier, is_file_or_url
 from .errors import InputError, WeightsError
 from .variants import find_variant
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .weights.published import PublishedWeights
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what PIL calls such a picture
 
 
@@ -123,7 +122,7 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
     from .weights.fetch import fetch
     from .weights.files import read_metadata, read_state_dict
 
-    if is_checkpoint(source):
+    if is_file_or_url(source):
         path = fetch(source)
         metadata = read_metadata(path)
         name = model or metadata.get("hvt.model")
@@ -144,7 +143,7 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
     head = tensors.get("head.weight")
-    overrides = _json(source, metadata, "hvt.overrides", dict) or {}
+    overrides = recorded_value(source, metadata, "hvt.overrides", dict) or {}
     in_chans = tensors["stages.0.downsample.proj.weight"].shape[1]
     if in_chans != 3:
         overrides = {"in_chans": in_chans, **overrides}
@@ -153,22 +152,22 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
             preprocessing, input_size=(in_chans, *preprocessing.input_size[1:]), mean=(0.449,) * in_chans,
             std=(0.226,) * in_chans,
         )
+    num_classes = 0 if head is None else head.shape[0]
+    names = recorded_value(source, metadata, "hvt.class_names", list)
+    if names is not None and len(names) != num_classes:
+        raise WeightsError(f"{source} has {len(names)} class names for {num_classes} classes: write its metadata anew")
     return ModelFile(
-        source=source, name=variant.name, overrides=overrides, num_classes=0 if head is None else head.shape[0],
-        class_names=_json(source, metadata, "hvt.class_names", list), state_dict=state_dict,
-        preprocessing=replace(preprocessing, **_recorded_preprocessing(source, metadata)),
+        source=source, name=variant.name, overrides=overrides, num_classes=num_classes, class_names=names,
+        preprocessing=_recorded_preprocessing(source, metadata, preprocessing), state_dict=state_dict,
     )
 
 
-def is_checkpoint(source: str) -> bool:
-    """Whether `source` is a file or a URL rather than a model's name."""
-    path = Path(source)
-    return "://" in source or source.startswith("hf-hub:") or path.exists() or path.suffix in CHECKPOINT_SUFFIXES or (
-        len(path.parts) > 1
-    )  # fmt: skip
+def recorded_value(source: str | Path, metadata: Mapping[str, str], key: str, kind: type | tuple[type, ...]) -> Any:
+    """A JSON value among the text that the trainer writes beside the weights; None where it wrote none.
 
-
-def _json(source: str, metadata: Mapping[str, str], key: str, kind: type | tuple[type, ...]) -> Any:
+    Raises:
+        WeightsError: the text is no JSON, or a value of another kind.
+    """
     if key not in metadata:
         return None
     try:
@@ -180,17 +179,20 @@ def _json(source: str, metadata: Mapping[str, str], key: str, kind: type | tuple
     return value
 
 
-def _recorded_preprocessing(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the trainer wrote beside the weights."""
+def _recorded_preprocessing(source: str, metadata: Mapping[str, str], default: Preprocessing) -> Preprocessing:
+    """What the trainer wrote beside the weights, for what it did not write the default."""
     facts: dict[str, Any] = {}
     for key in ("input_size", "mean", "std"):
-        if (value := _json(source, metadata, f"hvt.{key}", list)) is not None:
+        if (value := recorded_value(source, metadata, f"hvt.{key}", list)) is not None:
             facts[key] = tuple(value)
-    if (crop_pct := _json(source, metadata, "hvt.crop_pct", (int, float))) is not None:
+            length = 3 if key == "input_size" else default.input_size[0]
+            if len(value) != length:
+                raise WeightsError(f"{source}: its entry hvt.{key} has {len(value)} numbers, its weights need {length}")
+    if (crop_pct := recorded_value(source, metadata, "hvt.crop_pct", (int, float))) is not None:
         facts["crop_pct"] = crop_pct
     if "hvt.interpolation" in metadata:
         facts["interpolation"] = metadata["hvt.interpolation"]
-    return facts
+    return replace(default, **facts)
 
 
 def class_names(num_classes: int) -> list[str] | None:

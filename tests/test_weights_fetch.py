@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -17,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants as hub_constants
-from weight_server import COMMIT, Served, WeightServer
 
 from hvt_backbones.errors import WeightsError
 from hvt_backbones.weights import download as download_module
 from hvt_backbones.weights.fetch import fetch
 from hvt_backbones.weights.files import read_state_dict, save_state_dict
-from hvt_backbones.weights.published import timm_weights, torchvision_weights
+from tests.full_disk import file_size_limit
+from tests.weight_server import COMMIT, Served, WeightServer
 
 REPOSITORY = "someone/swin_small"
 
@@ -90,17 +89,6 @@ def fails(pattern: str) -> Iterator[None]:
     with pytest.raises(WeightsError, match=pattern) as raised:
         yield
     assert "\n" not in str(raised.value)
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes fails as on a full disk (EFBIG instead of ENOSPC), for any user."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ---- local files
@@ -198,9 +186,7 @@ def test_a_cut_connection_is_resumed(server: WeightServer, checkpoint: bytes, re
 
 def test_a_later_call_goes_on_where_the_last_one_gave_up(server: WeightServer, checkpoint: bytes) -> None:
     page = server.pages["/swin.pth"] = Served(checkpoint, cuts=[70_000, 0, 0, 0, 0, 0], etag='"v1"')
-    with fails(
-        rf"failed 5 times in a row \(.* early; 70000 of {len(checkpoint)} bytes\): repeat the command, it goes on"
-    ):
+    with fails(rf"failed 5 times in a row \(.* early; 70000 of {len(checkpoint)} bytes\): repeat the command"):
         fetch(f"{server.address}/swin.pth")
     page.cuts.clear()
     server.requests.clear()
@@ -208,6 +194,14 @@ def test_a_later_call_goes_on_where_the_last_one_gave_up(server: WeightServer, c
     assert [(request.range, request.sent) for request in server.requests] == [
         ("bytes=70000-", len(checkpoint) - 70_000)
     ]
+
+
+def test_without_etag_and_hash_a_later_call_starts_over(server: WeightServer, checkpoint: bytes) -> None:
+    page = server.pages["/swin.pth"] = Served(checkpoint, cuts=[70_000, 0, 0, 0, 0, 0])
+    with fails("in a row"):
+        fetch(f"{server.address}/swin.pth")
+    page.body, page.cuts = checkpoint[::-1], []
+    assert fetch(f"{server.address}/swin.pth").read_bytes() == checkpoint[::-1]
 
 
 def test_a_file_that_changed_meanwhile_starts_over(server: WeightServer, checkpoint: bytes) -> None:
@@ -474,29 +468,3 @@ def test_two_processes_at_once_download_once(server: WeightServer, tmp_path: Pat
     assert Path(from_hub).is_relative_to(tmp_path / "home" / "hub")
     assert [request.sent for request in server.gets("/swin.pth")] == [len(checkpoint)]
     assert len(server.gets(f"/{REPOSITORY}/resolve/main/model.safetensors")) == 1
-
-
-# ---- what timm and torchvision publish
-
-
-def test_timm_table() -> None:
-    weights = timm_weights("swin_base_patch4_window12_384.ms_in22k")
-    assert weights.source == "hf-hub:timm/swin_base_patch4_window12_384.ms_in22k"
-    assert (weights.num_classes, weights.input_size, weights.crop_pct) == (21841, (3, 384, 384), 1.0)
-    assert (weights.interpolation, weights.license, weights.layout) == ("bicubic", "mit", "timm")
-    assert weights.mean == pytest.approx((0.485, 0.456, 0.406))
-    with fails(r"timm has no weights named 'swin_tiny_patch4_window7_224\.ms_in2k': did you mean .*ms_in22k"):
-        timm_weights("swin_tiny_patch4_window7_224.ms_in2k")
-    with fails(r"timm has no weights named 'zzz': check the name"):
-        timm_weights("zzz")
-
-
-def test_torchvision_table() -> None:
-    weights = torchvision_weights("swin_v2_t")
-    assert weights == torchvision_weights("Swin_V2_T_Weights.IMAGENET1K_V1")
-    assert weights.source.endswith("/swin_v2_t-b137f0e2.pth")
-    assert (weights.num_classes, weights.input_size, weights.interpolation) == (1000, (3, 256, 256), "bicubic")
-    assert weights.crop_pct == pytest.approx(256 / 260)
-    for unknown in ("swin_q", "Swin_T_Weights.NONE", "Swin_Q_Weights.DEFAULT"):
-        with fails(rf"torchvision has no weights named '{unknown}'"):
-            torchvision_weights(unknown)

@@ -67,7 +67,8 @@ class PositionBias(nn.Module):
 
     def forward(self, window: tuple[int, ...]) -> Tensor:
         """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        untracked = any(p.is_inference() for p in self.parameters())  # made in inference mode: they have no version
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or untracked:
             return self.compute(window)
         key = (window, *((p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters()))
         if self._kept is None or self._kept[0] != key:

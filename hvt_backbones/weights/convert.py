@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from .files import _find_tensors as find_tensors
 from .layouts import ALL, LAYOUTS, canonical_name, find_layout
 from .report import some
 from .resize import square_window
-from .rules import Facts, Layout, Rule, template
+from .rules import Facts, Layout, template
+from .translate import grouped, repacked
 
 # Buffers that a model computes from sizes; `attn_mask` even depends on the image.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
@@ -64,9 +65,9 @@ def convert_state_dict(
 ) -> dict[str, Tensor]:
     """Rename and rearrange weights from one code base's layout to another's.
 
-    Buffers that the target's own code stores are computed, so that it loads the result with `strict=True`, except
-    `attn_mask` of the official Swin, which depends on the image size. A detector's or segmentor's other parts are
-    left out.
+    Buffers that the target's own code stores are computed where the window is known, so that it loads the result with
+    `strict=True`, except `attn_mask` of the official Swin, which depends on the image size. A detector's or
+    segmentor's other parts are left out.
 
     Args:
         state_dict: key -> tensor, of a backbone, a classifier or a larger model around it; also under `model`,
@@ -75,8 +76,9 @@ def convert_state_dict(
         to: "hvt" (this library), "official", "timm", "mmpretrain", "mmdet" (or "mmseg"), "torchvision" or
             "huggingface" (the modules of transformers 5).
         layout: what `state_dict` is; recognised by its keys by default.
-        window_size: of the model, one side, (height, width), or one of these per stage. Needed only for the buffers
-            of SwinV2 where the state dict has none itself, and of windows that are not square.
+        window_size: of the model, one side, (height, width), or one of these per stage. Without it the buffers of
+            SwinV2 are taken over where the state dict has them, those of Swin follow from its tables where the
+            windows are square, and others are left out.
         pretrained_window_size: of SwinV2, given alike, for the same buffers.
         ape_size: grid of an absolute position embedding that is stored as tokens and is not square.
 
@@ -192,118 +194,30 @@ def _translate(
     grid: tuple[int, int] | None,
 ) -> None:
     table, ignored = result.layout, result.layout.ignored or {}
-    groups, unmatched = _grouped(inner, [r for r in table.rules if not r.outer or not result.wrapper], "theirs")
+    groups, unmatched = grouped(inner, [r for r in table.rules if not r.outer or not result.wrapper], "theirs")
     for key in unmatched:
         if key in ignored:
             result.dropped[inner[key]] = ignored[key]
         else:
             result.unknown.append(inner[key])
-    beside, foreign = _grouped(outer, [r for r in table.rules if r.outer], "theirs")
+    beside, foreign = grouped(outer, [r for r in table.rules if r.outer], "theirs")
     result.dropped |= {outer[key]: f"outside {result.wrapper!r}" for key in foreign}
-    names = inner | outer
-    groups += beside
-    styles = {group.rule.style for group in groups}
+    named = [(group, inner) for group in groups] + [(group, outer) for group in beside]
+    styles = {group.rule.style for group, _ in named}
     result.style = "classifier" if "classifier" in styles and "dense" not in styles else "dense"
-    last = max((group.values["s"] for group in groups if "s" in group.values), default=0)
+    last = max((group.values["s"] for group, _ in named if "s" in group.values), default=0)
     facts = Facts(result.style, grid)
-    for group in groups:
+    for group, names in named:
         theirs = tuple(names[key] for key in group.keys)
         if group.rule.style not in (None, result.style):
             result.dropped |= dict.fromkeys(theirs, f"not used by the {result.style} model")
             continue
         parts = [None if key is None else tensors[names[key]] for key in group.parts]
-        for key, tensor in _repacked(group, parts, "ours", last, facts).items():
+        for key, tensor in repacked(group, parts, "ours", last, facts).items():
             if key in result.sources:
                 raise WeightsError(f"{some([*result.sources[key], *theirs])} mean the same: remove one of them")
             result.tensors[key] = tensor
             result.sources[key] = theirs
-
-
-@dataclass
-class Group:
-    """The keys that one rule takes together, for one set of numbers; `parts` has None for stored-nowhere zeros."""
-
-    rule: Rule
-    values: dict[str, Any]
-    parts: list[str | None]
-
-    @property
-    def keys(self) -> list[str]:
-        return [key for key in self.parts if key is not None]
-
-
-def _grouped(
-    keys: Iterable[str], rules: Sequence[Rule], side: str, last: int | None = None
-) -> tuple[list[Group], list[str]]:
-    """The keys, each with the first rule that matches it on `side`, and those that no rule matches."""
-    groups: dict[tuple, Group] = {}
-    unmatched = []
-    for key in keys:
-        found = next(_matches(key, rules, side, last), None)
-        if found is None:
-            unmatched.append(key)
-            continue
-        rule, position, values = found
-        empty = Group(rule, values, [None] * len(getattr(rule, side)))
-        groups.setdefault((id(rule), *values.items()), empty).parts[position] = key
-    for group in groups.values():
-        parts = zip(getattr(group.rule, side), group.parts, strict=True)
-        missing = [template(part.key).fill(group.values) for part, key in parts if part.key and key is None]
-        if missing:
-            raise WeightsError(
-                f"{some(group.keys)} lacks {some(missing)}, which belongs to it: the weights are incomplete"
-            )
-    return list(groups.values()), unmatched
-
-
-def _matches(
-    key: str, rules: Sequence[Rule], side: str, last: int | None
-) -> Iterator[tuple[Rule, int, dict[str, Any]]]:
-    """The rules that match a key, with the position of the part that does and the numbers in it."""
-    for rule in rules:
-        for position, part in enumerate(getattr(rule, side)):
-            values = part.key and template(part.key).match(key)
-            if values is not None and values.get("last", last) == last:
-                yield rule, position, values
-
-
-def _repacked(
-    group: Group, tensors: list[Tensor | None], side: str, last: int, facts: Facts
-) -> dict[str, Tensor]:
-    """The group's tensors under its keys of the other side, `side`."""
-    source = group.rule.theirs if side == "ours" else group.rule.ours
-    target = getattr(group.rule, side)
-    keys = [part.key and template(part.key).fill({**group.values, "last": last}) for part in target]
-    if len(source) == len(target) == 1:
-        change = group.rule.tensors
-        if change is not None:
-            apply = change.inward if side == "ours" else change.outward
-            try:
-                return {keys[0]: apply(tensors[0], facts).contiguous()}
-            except (RuntimeError, IndexError) as error:
-                shape = tuple(tensors[0].shape)
-                raise WeightsError(f"{group.keys[0]} has the shape {shape}, which its layout does not have") from error
-        return {keys[0]: tensors[0]}
-    rows = _packed_rows(group, tensors, source)
-    unit, rest = divmod(len(rows), sum(part.share for part in target))
-    if rest:
-        names = some([key for key in keys if key])
-        raise WeightsError(f"{some(group.keys)} has {len(rows)} rows, which do not divide into {names}")
-    pieces = rows.split([unit * part.share for part in target])
-    # clones: safetensors refuses tensors that share memory
-    return {key: piece.clone() for key, piece in zip(keys, pieces, strict=True) if key}
-
-
-def _packed_rows(group: Group, tensors: list[Tensor | None], source: Sequence) -> Tensor:
-    like, share = next((t, part.share) for t, part in zip(tensors, source, strict=True) if t is not None)
-    filled = [
-        like.new_zeros(len(like) // share * part.share, *like.shape[1:]) if tensor is None else tensor
-        for tensor, part in zip(tensors, source, strict=True)
-    ]
-    try:
-        return torch.cat(filled)
-    except RuntimeError as error:
-        raise WeightsError(f"the shapes of {some(group.keys)} do not fit together") from error
 
 
 def write_checkpoint(
@@ -313,14 +227,14 @@ def write_checkpoint(
     """Bring our names into `layout`, with the buffers that its code stores.
 
     Raises:
-        WeightsError: tensors that have no place in it, or buffers that need a window to be computed.
+        WeightsError: tensors that have no place in it, or windows that do not fit the position tables.
     """
     wrapper = (layout.wrapper or {}).get(checkpoint.style, "")
     if layout.rules is None:
         return {key if OUR_HEAD.match(key) else wrapper + key: tensor for key, tensor in checkpoint.tensors.items()}
     last = checkpoint.stages - 1
     rules = [rule for rule in layout.rules if rule.style in (None, checkpoint.style)]
-    groups, unmatched = _grouped(checkpoint.tensors, rules, "ours", last)
+    groups, unmatched = grouped(checkpoint.tensors, rules, "ours", last)
     if unmatched:
         raise WeightsError(
             f"the {layout.name} layout of a {checkpoint.style} {layout.family} has no place for {some(unmatched)}: "
@@ -331,7 +245,7 @@ def write_checkpoint(
     for group in groups:
         parts = [None if key is None else checkpoint.tensors[key] for key in group.parts]
         prefix = "" if group.rule.outer else wrapper
-        written |= {prefix + key: t for key, t in _repacked(group, parts, "theirs", last, facts).items()}
+        written |= {prefix + key: t for key, t in repacked(group, parts, "theirs", last, facts).items()}
     written |= {wrapper + key: t for key, t in _computed_buffers(checkpoint, layout, windows, pretrained_windows)}
     return written
 
@@ -348,6 +262,8 @@ def _computed_buffers(
         stage, block = values["s"], values["b"]
         coordinates = checkpoint.coordinates.get((stage, block)) if windows is None else None
         window = _window(checkpoint, stage, block, windows, coordinates)
+        if window is None:
+            continue
         if coordinates is None and layout.family == "swinv2":
             pretrained = tuple(pretrained_windows[stage]) if pretrained_windows else (0, 0)
             table_shape = (1, *(2 * side - 1 for side in window), 2)
@@ -361,8 +277,8 @@ def _computed_buffers(
 
 def _window(
     checkpoint: Checkpoint, stage: int, block: int, windows: Sequence[Sequence[int]] | None, coordinates: Tensor | None
-) -> tuple[int, ...]:
-    """The window of a block: as given, or as its coordinates or its table of position biases tell."""
+) -> tuple[int, ...] | None:
+    """The window of a block: as given, or as its coordinates or its table of position biases tell, if they do."""
     table = checkpoint.tensors.get(f"stages.{stage}.blocks.{block}.attn.position_bias.table")
     if windows is not None:
         window = tuple(windows[stage])
@@ -375,12 +291,7 @@ def _window(
         return window
     if coordinates is not None:
         return tuple((side + 1) // 2 for side in coordinates.shape[1:3])
-    window = None if table is None else square_window(len(table))
-    if window is None:
-        raise WeightsError(
-            f"the window of stage {stage} cannot be told from the weights: pass window_size to convert_state_dict"
-        )
-    return window
+    return None if table is None else square_window(len(table))
 
 
 def _windows(checkpoint: Checkpoint, window_size: int | Sequence[Any] | None) -> list[tuple[int, ...]] | None:

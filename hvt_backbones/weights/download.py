@@ -34,8 +34,9 @@ RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 def download(url: str, destination: Path, sha256: str | None = None) -> None:
     """Download `url` to `destination`, whose folder exists.
 
-    The bytes gather in `destination` + ".partial", which a later call continues after a cut connection (and only if
-    the file on the server is still the same). Two processes must not do this at once: hold a lock.
+    The bytes gather in `destination` + ".partial", which a later call continues after a cut connection, provided
+    that a hash or the server's ETag shows the file to be still the same. Two processes must not do this at
+    once: hold a lock.
 
     Args:
         sha256: the file's SHA-256 or its first digits.
@@ -46,6 +47,8 @@ def download(url: str, destination: Path, sha256: str | None = None) -> None:
     """
     transfer = _Transfer(url, destination)
     with _storage_errors(transfer):
+        if sha256 is None and not transfer.etag.exists():
+            transfer.discard()  # nothing would tell that the rest is of another version
         _receive_all(transfer)
         if sha256 is not None and not has_sha256(transfer.partial, sha256):
             transfer.discard()
@@ -117,7 +120,7 @@ def _receive_all(transfer: _Transfer) -> None:
         attempts += 1
         if attempts == ATTEMPTS_WITHOUT_PROGRESS:
             size = f"{transfer.received()} of {transfer.total or 'an unknown number of'} bytes"
-            remedy = "repeat the command, it goes on where it stopped"
+            remedy = "repeat the command when the connection is better"
             if not transfer.resumable:
                 remedy = "the server cannot resume, so use a steadier connection or fetch the file by other means"
             raise WeightsError(

@@ -38,7 +38,7 @@ def load_weights(
     Args:
         model: changed in place; on any error it stays as it was.
         source: a mapping of keys to tensors (a state dict, also inside `model`, `state_dict` and the like), a path, an
-            http(s) or file URL, or a name of published weights, as `pretrained=` of `create_backbone` takes them.
+            http(s) or file URL, "hf-hub:org/name", or "timm:NAME" and "torchvision:NAME" of their published weights.
         layout: one of `LAYOUTS`; recognised by the keys by default.
         class_map: for each class of the model the row of the checkpoint's head, as a sequence, a tensor or the path of
             a text file with one index a line. The rows of ImageNet-1K's classes in ImageNet-22K are
@@ -74,7 +74,13 @@ def load_weights(
 def _read_source(source: str | os.PathLike) -> dict[str, Tensor]:
     from .fetch import fetch
     from .files import read_state_dict
+    from .published import timm_weights, torchvision_weights
 
+    name = os.fspath(source)
+    for prefix, look_up in {"timm:": timm_weights, "torchvision:": torchvision_weights}.items():
+        if name.startswith(prefix):
+            published = look_up(name.removeprefix(prefix))
+            return read_state_dict(fetch(published.source, filename=published.filename))
     return read_state_dict(fetch(source))
 
 
@@ -99,7 +105,10 @@ class _Plan:
         self.backbone = backbone
         self.checkpoint = checkpoint
         self.report = LoadReport(checkpoint.layout.name, checkpoint.layout.family)
-        self.report.recomputed = list(checkpoint.computed)
+        self.report.add("recomputed", checkpoint.computed)
+        self.report.add("unexpected", checkpoint.unknown)
+        for key, reason in checkpoint.dropped.items():
+            self.report.add("dropped", [key], reason)
         self.copies: list[tuple[Tensor, Tensor]] = []
         self.misfits: list[str] = []
         self.mapped = ""
@@ -107,16 +116,6 @@ class _Plan:
         state = model.state_dict(keep_vars=True)
         self.names = {key.removeprefix("backbone.") if model is not backbone else key: key for key in state}
         self.state = state
-        self.drop(checkpoint.dropped)
-        self.report.unexpected = list(checkpoint.unknown)
-
-    def note(self, row: str, keys: Sequence[str], reason: str) -> None:
-        getattr(self.report, row).extend(keys)
-        self.report.reasons.update(dict.fromkeys(keys, reason))
-
-    def drop(self, reasons: Mapping[str, str]) -> None:
-        for key, reason in reasons.items():
-            self.note("dropped", [key], reason)
 
     def map_classes(self, class_map: ClassMap) -> None:
         """Replace the checkpoint's head by the rows that the map names."""
@@ -145,26 +144,26 @@ class _Plan:
             theirs = self.checkpoint.sources[key]
             is_head = key.startswith("head.")
             if is_head and other_classes:
-                self.note("dropped", theirs, f"a head of {len(head)} classes, the model has {len(own_head)}")
+                self.report.add("dropped", theirs, f"a head of {len(head)} classes, the model has {len(own_head)}")
             elif key in self.names:
                 taken.add(key)
                 self._place(key, tensor)
             elif is_head:
-                self.note("dropped", theirs, "the model has no head")
+                self.report.add("dropped", theirs, "the model has no head")
             elif reason := self._why_not_built(key):
-                self.note("dropped", theirs, reason)
+                self.report.add("dropped", theirs, reason)
             else:
-                self.report.unexpected.extend(theirs)
+                self.report.add("unexpected", theirs)
         for key, name in self.names.items():
             if key in taken:
                 continue
-            if key.startswith("head."):
+            if key.startswith("head.") and (other_classes or head is None):
                 reason = "a head of another class count" if other_classes else "the weights have no head"
-                self.note("initialised", [name], reason)
+                self.report.add("initialised", [name], reason)
             elif self._is_new_norm(key):
-                self.note("initialised", [name], "the weights have no norm after this stage")
+                self.report.add("initialised", [name], "the weights have no norm after this stage")
             else:
-                self.report.missing.append(name)
+                self.report.add("missing", [name])
 
     def _parameter(self, key: str) -> Tensor | None:
         return self.state.get(self.names.get(key))
@@ -209,9 +208,7 @@ class _Plan:
         elif key.startswith("head.") and self.mapped:
             row, reason = "adapted", self.mapped
         self.copies.append((parameter, tensor))
-        getattr(self.report, row).append(name)
-        if reason:
-            self.report.reasons[name] = reason
+        self.report.add(row, [name], reason)
 
     def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:
         """The tensor in the parameter's shape, the row of the report and the reason; None if they have no relation."""

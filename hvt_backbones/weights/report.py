@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -27,7 +27,7 @@ class LoadReport:
         initialised: not in the checkpoint, on purpose; they keep their initial values.
         missing: not in the checkpoint, for no known reason.
         unexpected: without a place in the model, for no known reason.
-        reasons: key -> why it is not simply loaded.
+        reasons: name of a list -> key in it -> why.
     """
 
     layout: str
@@ -40,9 +40,16 @@ class LoadReport:
     initialised: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, dict[str, str]] = field(default_factory=dict)
 
     ROWS = ("loaded", "resized", "adapted", "recomputed", "dropped", "initialised", "missing", "unexpected")
+
+    def add(self, row: str, keys: Iterable[str], reason: str = "") -> None:
+        """Put keys into the list named `row`."""
+        keys = list(keys)
+        getattr(self, row).extend(keys)
+        if reason:
+            self.reasons.setdefault(row, {}).update(dict.fromkeys(keys, reason))
 
     @property
     def ok(self) -> bool:
@@ -54,7 +61,7 @@ class LoadReport:
         for row in self.ROWS:
             by_reason: dict[str, list[str]] = {}
             for key in getattr(self, row):
-                by_reason.setdefault(self.reasons.get(key, ""), []).append(key)
+                by_reason.setdefault(self.reasons.get(row, {}).get(key, ""), []).append(key)
             for reason, keys in by_reason.items():
                 lines.append(f"  {row:<12}{len(keys):>5}  {some(keys, 2)}" + (f": {reason}" if reason else ""))
         return "\n".join(lines)

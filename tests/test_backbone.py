@@ -1,0 +1,248 @@
+"""The promise of `Backbone`, for every family."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hvt_backbones as hvt
+
+from .families import TINY, tiny, tiny_classifier
+
+families = pytest.mark.parametrize("family", TINY)
+
+
+def images(*size: int, batch: int = 2, channels: int = 3) -> Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(3))
+
+
+@families
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (33, 47), (32, 129), (75, 50)])
+def test_maps_have_the_stated_channels_and_strides(family: str, size: tuple[int, int]) -> None:
+    model = tiny(family).eval()
+    assert model.strides == (4, 8, 16, 32)
+    maps = model(images(*size))
+    assert tuple(x.shape[1] for x in maps) == model.channels
+    assert model.num_features == maps[-1].shape[1]
+    for x, stride in zip(maps, model.strides, strict=True):
+        assert x.shape[0] == 2
+        assert x.isfinite().all()
+        for found, side in zip(x.shape[2:], size, strict=True):
+            assert found in {side // stride, -(-side // stride), max(side // stride, 1)}
+
+
+@families
+def test_out_indices_choose_stages_and_later_ones_are_not_built(family: str) -> None:
+    whole, part = tiny(family), tiny(family, out_indices=(0, 2))
+    assert len(part.stages) == 3
+    assert (part.channels, part.strides) == ((8, whole.channels[2]), (4, 16))
+    part.load_state_dict({k: v for k, v in whole.state_dict().items() if k in part.state_dict()})
+    x = images(64, 64)
+    expected = whole(x)
+    for ours, theirs in zip(part(x), (expected[0], expected[2]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sum(y.sum() for y in part(x)).backward()
+    assert all(p.grad is not None for p in part.parameters()), "a parameter that no output uses breaks DDP"
+
+
+@families
+@pytest.mark.parametrize("indices", [(), (4,), (-1,), (1, 0), (1, 1)])
+def test_wrong_out_indices(family: str, indices: tuple[int, ...]) -> None:
+    with pytest.raises(hvt.InputError, match="out_indices"):
+        tiny(family, out_indices=indices)
+
+
+@families
+def test_other_input_channels(family: str) -> None:
+    model = tiny(family, in_chans=5).eval()
+    assert len(model(images(32, 32, channels=5))) == 4
+    with pytest.raises(hvt.InputError, match="3 channels, the model takes 5.*in_chans=3"):
+        model(images(32, 32))
+
+
+@families
+def test_wrong_images(family: str) -> None:
+    model = tiny(family)
+    with pytest.raises(hvt.InputError, match=r"\(B, C, H, W\), got \(3, 32, 32\)"):
+        model(images(32, 32)[0])
+    with pytest.raises(hvt.InputError, match="3x40, smaller than one 4x4 patch"):
+        model(images(3, 40))
+
+
+@families
+def test_a_sample_does_not_depend_on_its_batch(family: str) -> None:
+    model = tiny(family).double().eval()
+    x = images(49, 61, batch=3).double()
+    for alone, together in zip(model(x[1:2]), model(x), strict=True):
+        torch.testing.assert_close(alone, together[1:2], rtol=1e-9, atol=1e-10)
+
+
+@families
+def test_checkpointing_changes_memory_not_numbers(family: str) -> None:
+    model = tiny(family).double().train()
+    saved: list[int] = []
+
+    def run() -> tuple[list[Tensor], int]:
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+            loss = sum(y.square().sum() for y in model(images(64, 64).double()))
+        kept = sum(saved)
+        return torch.autograd.grad(loss, list(model.parameters())), kept
+
+    plain, plain_memory = run()
+    model.set_grad_checkpointing()
+    checkpointed, memory = run()
+    torch.testing.assert_close(plain, checkpointed)
+    assert memory < plain_memory / 2
+    model.set_grad_checkpointing(False)
+    assert run()[1] == plain_memory
+
+
+@families
+def test_frozen_stages_get_no_gradient_and_stay_in_eval_mode(family: str) -> None:
+    model = tiny(family, drop_path_rate=0.5)
+    model.freeze_stages(2)
+    model.train()
+    assert [stage.training for stage in model.stages] == [False, False, True, True]
+    sum(y.sum() for y in model(images(64, 64))).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith(("stages.0.", "stages.1.")), name
+    model.freeze_stages(0)
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(stage.training for stage in model.stages)
+    with pytest.raises(hvt.InputError, match="cannot freeze 5 stages: the model has 4"):
+        model.freeze_stages(5)
+
+
+def test_freezing_includes_the_absolute_position_embedding() -> None:
+    model = tiny("swin", ape_size=8)
+    model.freeze_stages(1)
+    assert not model.absolute_pos_embed.requires_grad
+
+
+@families
+def test_param_groups_decay_by_layer_and_spare_norms_and_biases(family: str) -> None:
+    model = tiny_classifier(family)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = model.param_groups(lr=1e-3, weight_decay=0.05, layer_decay=0.5)
+    grouped = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(names.values())
+    blocks = sum(len(stage.blocks) for stage in model.backbone.stages)
+    assert len({group["lr"] for group in groups}) == blocks + 2
+    scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert scale["head.weight"] == 1.0
+    assert scale["backbone.stages.3.norm.weight"] == scale["backbone.stages.3.blocks.1.mlp.fc1.weight"] == 0.5
+    assert scale["backbone.stages.0.downsample.proj.weight"] == 0.5 ** (blocks + 1)
+    assert scale["backbone.stages.0.blocks.0.norm1.weight"] == 0.5**blocks
+    assert scale["backbone.stages.1.downsample.norm.weight"] == scale["backbone.stages.1.blocks.0.norm1.weight"]
+    for group in groups:
+        assert group["lr"] == pytest.approx(1e-3 * group["lr_scale"])
+    spared = ("bias", "norm", "position_bias", "logit_scale", "absolute_pos_embed")
+    for name, value in decay.items():
+        assert value == (0.0 if any(word in name for word in spared) else 0.05), name
+    assert len(model.param_groups()) == 2
+    assert "lr" not in model.param_groups()[0]
+
+
+@families
+def test_param_groups_leave_frozen_parameters_out(family: str) -> None:
+    model = tiny_classifier(family)
+    model.freeze_stages(4)
+    assert sum(len(group["params"]) for group in model.param_groups(layer_decay=0.7)) == 2  # the head
+
+
+@families
+def test_models_are_copied_pickled_and_moved(family: str) -> None:
+    model = tiny(family).eval()
+    x = images(40, 40)
+    with torch.inference_mode():
+        expected = model(x)[-1]
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            torch.testing.assert_close(twin(x)[-1], expected)
+        torch.testing.assert_close(model.double()(x.double())[-1].float(), expected, rtol=1e-3, atol=1e-4)
+
+
+@families
+def test_a_model_built_on_meta_needs_only_its_state_dict(family: str) -> None:
+    model = tiny(family).eval()
+    with torch.device("meta"):
+        empty = TINY[family]()
+    empty = empty.to_empty(device="cpu").eval()
+    empty.load_state_dict(model.state_dict())
+    torch.testing.assert_close(empty(images(40, 40)), model(images(40, 40)))
+
+
+@families
+def test_inference_before_training_does_no_harm(family: str) -> None:
+    model = tiny(family).eval()
+    with torch.inference_mode():
+        model(images(40, 40))
+    sum(y.sum() for y in model.train()(images(40, 40))).backward()
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_the_kept_position_bias_follows_the_weights(family: str) -> None:
+    model = tiny(family).eval()
+    x = images(40, 40)
+    parameter = next(p for name, p in model.named_parameters() if "position_bias" in name)
+    with torch.no_grad():
+        first = model(x)[0]
+        assert torch.equal(model(x)[0], first)
+        parameter.add_(1 + torch.randn_like(parameter))
+        second = model(x)[0]
+        assert not torch.allclose(first, second)
+        model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()})
+        assert not torch.allclose(model(x)[0], second)
+        parameter.data.copy_(torch.randn_like(parameter))  # unseen by autograd's version counter
+        third = model.eval()(x)[0]
+    torch.testing.assert_close(third, model(x)[0].detach())  # with gradients nothing is kept
+    assert model.double()(x.double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_windows_may_be_oblong_and_differ_by_stage(family: str) -> None:
+    model = tiny(family, window_size=((4, 2), (2, 4), (3, 3), (1, 1))).eval()
+    assert [x.shape[-2:] for x in model(images(36, 52))] == [(9, 13), (5, 7), (3, 4), (2, 2)]
+    for wrong in ((4, 2, 3), 0, ((4, 2), 3, 3, (1,)), 2.5):
+        with pytest.raises((hvt.InputError, TypeError)):
+            tiny(family, window_size=wrong)
+
+
+@families
+def test_classifier(family: str) -> None:
+    model = tiny_classifier(family).eval()
+    x = images(64, 64)
+    features = model.forward_features(x)
+    assert features.shape == (2, model.num_features, 2, 2)
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean((2, 3)))
+    torch.testing.assert_close(model(x), model.head(features.mean((2, 3))))
+    model.reset_head(7)
+    assert model(x).shape == (2, 7)
+    model.reset_head(0)
+    assert isinstance(model.head, nn.Identity)
+    torch.testing.assert_close(model(x), features.mean((2, 3)))
+
+
+@families
+def test_stochastic_depth_grows_over_all_blocks(family: str) -> None:
+    model = tiny(family, drop_path_rate=0.6)
+    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.1 * i for i in range(7)])
+    short = tiny(family, drop_path_rate=0.6, out_indices=(0,))
+    assert [block.drop_path.drop_prob for block in short.stages[0].blocks] == pytest.approx(rates[:2])
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    from hvt_backbones.layers.mlp import DropPath
+
+    drop = DropPath(0.25).train()
+    y = drop(torch.ones(4000, 3))
+    assert sorted(set(y.flatten().tolist())) == pytest.approx([0.0, 4 / 3])
+    assert (y == y[:, :1]).all()
+    assert abs(y.mean() - 1) < 0.05
+    assert torch.equal(drop.eval()(y), y)

@@ -1,0 +1,118 @@
+"""What must hold for any shape, window and input, searched by hypothesis."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
+
+from .families import TINY, tiny, tiny_classifier
+
+side = st.integers(min_value=32, max_value=90)
+quick = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("family", TINY)
+@given(height=side, width=side, batch=st.integers(1, 3))
+@quick
+def test_any_size_gives_finite_maps_of_the_same_shapes_for_each_sample(
+    family: str, height: int, width: int, batch: int
+) -> None:
+    model = tiny(family).eval()
+    x = torch.randn(batch, 3, height, width)
+    with torch.inference_mode():
+        maps, alone = model(x), model(x[-1:])
+    for one, many, stride in zip(alone, maps, model.strides, strict=True):
+        assert many.shape[0] == batch
+        assert one.shape[1:] == many.shape[1:]
+        assert all(max(n // stride, 1) <= m <= -(-n // stride) for n, m in zip((height, width), many.shape[2:], strict=True))
+        torch.testing.assert_close(one, many[-1:], rtol=1e-3, atol=1e-4)
+        assert many.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2", "twins_svt"])
+@given(
+    height=side, width=side, windows=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=4),
+    small_map=st.sampled_from(["pad", "shrink"]),
+)
+@quick
+def test_any_window_fits_any_map(family: str, height: int, width: int, windows: list, small_map: str) -> None:
+    name = "window_sizes" if family == "twins_svt" else "window_size"
+    options = {} if family == "twins_svt" else {"small_map": small_map}
+    model = tiny(family, **{name: tuple(windows)}, **options).eval()
+    with torch.inference_mode():
+        assert all(x.isfinite().all() for x in model(torch.randn(1, 3, height, width)))
+
+
+@given(
+    spatial=st.lists(st.integers(1, 9), min_size=2, max_size=3), data=st.data(), heads=st.integers(1, 3),
+    cosine=st.booleans(), mask_padding=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_implementations_agree_on_any_map(spatial: list[int], data, heads: int, cosine: bool, mask_padding: bool) -> None:
+    window = tuple(data.draw(st.integers(1, 5), label="window side") for _ in spatial)
+    shift = tuple(data.draw(st.integers(0, w - 1), label="shift") for w in window)
+    tokens = torch.Size(window).numel()
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    qkv, bias, pad = random(2, *spatial, 6 * heads), random(heads, tokens, tokens), random(6 * heads)
+    scale = torch.rand(heads, dtype=torch.float64, requires_grad=True) if cosine else None
+    leaves = [qkv, bias, pad] + ([scale] if cosine else [])
+    results = []
+    for implementation in IMPLEMENTATIONS:
+        with use_attention(implementation):
+            out = window_attention(
+                qkv, bias, window, shift, heads, logit_scale=scale, pad_value=pad, mask_padding=mask_padding
+            )
+        grads = torch.autograd.grad(out.pow(3).sum(), leaves, allow_unused=True)
+        results.append([out, *(torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True))])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_autocast_stays_finite_with_inputs_a_thousand_times_too_large(family: str, dtype: torch.dtype) -> None:
+    model = tiny_classifier(family)
+    x = 1000 * torch.randn(2, 3, 64, 64)
+    for implementation in IMPLEMENTATIONS:
+        with torch.autocast("cpu", dtype), use_attention(implementation):
+            loss = model(x).float().square().mean()
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_softmax_and_position_bias_are_float32_under_autocast(family: str, dtype: torch.dtype) -> None:
+    model = tiny_classifier(family).eval()
+    biases, softmaxes = [], []
+    for module in model.modules():
+        if hasattr(module, "position_bias"):
+            module.position_bias.register_forward_hook(lambda _m, _a, bias: biases.append(bias.dtype))
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.softmax:
+                softmaxes.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", dtype), Watch():
+        model(torch.randn(1, 3, 64, 64))
+    assert set(biases) == {torch.float32}
+    assert set(softmaxes) == {torch.float32}
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_last_stage_of_one_token_gives_no_nan(family: str) -> None:
+    model = tiny_classifier(family)
+    loss = model(torch.randn(2, 3, 32, 32)).square().sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,196 @@
+"""Window attention: every implementation equals an independent one, token by token, in values and gradients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hvt_backbones import InputError
+from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
+
+# name: (spatial, window, shift, heads)
+MAPS = {
+    "divides": ((8, 8), (4, 4), (0, 0), 2),
+    "shifted": ((8, 12), (4, 4), (2, 2), 2),
+    "padded": ((9, 13), (4, 4), (2, 2), 2),
+    "smaller_than_window": ((3, 5), (4, 6), (2, 3), 3),
+    "one_token": ((1, 1), (3, 3), (1, 1), 1),
+    "shift_one_axis": ((7, 8), (7, 4), (0, 2), 1),
+    "clip": ((4, 5, 6), (2, 3, 4), (1, 0, 2), 2),
+}
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "cosine": {"cosine": True},
+    "masked_padding": {"mask_padding": True},
+    "no_bias": {"bias": False},
+    "no_pad_value": {"pad_value": False},
+    "cosine_masked_no_bias": {"cosine": True, "mask_padding": True, "bias": False},
+}
+
+
+def make(name: str, cosine: bool = False, bias: bool = True, pad_value: bool = True, **options) -> tuple[Tensor, dict]:
+    spatial, window, shift, heads = MAPS[name]
+    tokens, channels = math.prod(window), 4 * heads
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    return random(2, *spatial, 3 * channels), {
+        "bias": random(heads, tokens, tokens) if bias else None,
+        "window_size": window,
+        "shift_size": shift,
+        "num_heads": heads,
+        "logit_scale": (5 * torch.rand(heads, 1, 1, dtype=torch.float64)).requires_grad_() if cosine else None,
+        "pad_value": random(3 * channels) if pad_value else None,
+        **options,
+    }
+
+
+def by_hand(
+    qkv: Tensor, bias: Tensor | None, window_size, shift_size, num_heads, *, scale=None, logit_scale=None,
+    pad_value=None, mask_padding=False,
+) -> Tensor:
+    """Each query alone: find the tokens of its window by arithmetic on positions, attend, put the result back."""
+    batch, *spatial, channels = qkv.shape
+    dim = channels // 3 // num_heads
+    padded = [-(-n // w) * w for n, w in zip(spatial, window_size, strict=True)]
+    offsets = list(itertools.product(*(range(w) for w in window_size)))
+    filling = torch.zeros(channels, dtype=qkv.dtype) if pad_value is None else pad_value
+
+    def token(position: tuple[int, ...]) -> Tensor:
+        if all(p < n for p, n in zip(position, spatial, strict=True)):
+            return qkv[(slice(None), *position)]
+        return filling.expand(batch, channels)
+
+    def where(index: tuple[int, ...]) -> tuple[int, ...]:  # rolled index -> position on the padded map
+        return tuple((i + s) % n for i, s, n in zip(index, shift_size, padded, strict=True))
+
+    def wrapped(index: tuple[int, ...]) -> tuple[bool, ...]:  # came over the border with the roll
+        return tuple(i + s >= n for i, s, n in zip(index, shift_size, padded, strict=True))
+
+    rows = {}
+    for corner in itertools.product(*(range(0, n, w) for n, w in zip(padded, window_size, strict=True))):
+        indices = [tuple(c + o for c, o in zip(corner, offset, strict=True)) for offset in offsets]
+        tokens = torch.stack([token(where(i)) for i in indices], 1)
+        q, k, v = tokens.unflatten(-1, (3, num_heads, dim)).permute(2, 0, 3, 1, 4)
+        for row, index in enumerate(indices):
+            position = where(index)
+            if any(p >= n for p, n in zip(position, spatial, strict=True)):
+                continue
+            if logit_scale is None:
+                logits = (k @ q[:, :, row, :, None])[..., 0] * (dim**-0.5 if scale is None else scale)
+            else:
+                cosine = torch.nn.functional.cosine_similarity(q[:, :, row, None], k, dim=-1)
+                logits = cosine * logit_scale.view(num_heads, 1)
+            if bias is not None:
+                logits = logits + bias[:, row]
+            for column, other in enumerate(indices):
+                extra = -100.0 * (wrapped(index) != wrapped(other))
+                if mask_padding and any(p >= n for p, n in zip(where(other), spatial, strict=True)):
+                    extra -= 1000.0
+                logits = logits + extra * (torch.arange(len(indices)) == column)
+            rows[position] = (logits.softmax(-1)[:, :, None] @ v)[:, :, 0].flatten(1)
+    stacked = torch.stack([rows[p] for p in itertools.product(*(range(n) for n in spatial))], 1)
+    return stacked.unflatten(1, tuple(spatial))
+
+
+def run(attention, qkv: Tensor, options: dict) -> list[Tensor | None]:
+    out = attention(qkv, **options)
+    leaves = [qkv, *(v for v in options.values() if isinstance(v, Tensor))]
+    torch.manual_seed(1)
+    return [out, *torch.autograd.grad((out * torch.randn_like(out)).sum(), leaves, allow_unused=True)]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", MAPS)
+def test_implementations_agree_with_attention_by_hand(name: str, options: dict, implementation: str) -> None:
+    qkv, arguments = make(name, **options)
+    expected = run(by_hand, qkv, arguments)
+    with use_attention(implementation):
+        found = run(window_attention, qkv, arguments)
+    for ours, theirs in zip(found, expected, strict=True):
+        zero = torch.zeros((), dtype=torch.float64)  # a gradient that is not there is zero
+        torch.testing.assert_close(*torch.broadcast_tensors(
+            zero if ours is None else ours, zero if theirs is None else theirs), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_softmax_is_wide_for_narrow_inputs(implementation: str) -> None:
+    """With logits far beyond float16's range of exp, the result is finite and near that of float64."""
+    qkv, options = make("shifted")
+    qkv = (qkv.detach() * 30).to(torch.bfloat16)
+    options |= {"bias": options["bias"].detach().float(), "pad_value": None}
+    with use_attention("reference"):
+        exact = window_attention(qkv.double(), **{**options, "bias": options["bias"].double()})
+    with use_attention(implementation):
+        found = window_attention(qkv, **options)
+    assert found.dtype == torch.bfloat16
+    # the logits' own rounding decides between near-equal keys; the bulk must agree
+    assert (found.double() - exact).abs().median() < 0.1 * exact.abs().median()
+    assert found.isfinite().all()
+
+
+def test_dropout_drops_weights_and_keeps_the_mean() -> None:
+    qkv, options = make("divides")
+    qkv = torch.ones_like(qkv)
+    for implementation in IMPLEMENTATIONS:
+        with use_attention(implementation):
+            dropped = window_attention(qkv, **options, dropout_p=0.5)
+        assert dropped.std() > 0.05
+        assert abs(dropped.mean() - 1) < 0.2
+
+
+def test_the_environment_and_the_context_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, options = make("divides")
+    called = []
+    for name in IMPLEMENTATIONS:
+        monkeypatch.setitem(IMPLEMENTATIONS, name, lambda *a, name=name, **k: called.append(name))
+    window_attention(qkv, **options)
+    monkeypatch.setenv("HVT_ATTENTION", "reference")
+    window_attention(qkv, **options)
+    with use_attention("sdpa"):
+        window_attention(qkv, **options)
+    window_attention(qkv, **options)
+    assert called == ["bmm", "reference", "sdpa", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window_size": (4,)}, "2 axes"),
+        ({"num_heads": 5}, "5 heads"),
+        ({"shift_size": (4, 0)}, "less than window_size"),
+        ({"shift_size": (-1, 0)}, "at least 0"),
+    ],
+)
+def test_bad_arguments(change: dict, message: str) -> None:
+    qkv, options = make("divides")
+    with pytest.raises(InputError, match=message):
+        window_attention(qkv, **{**options, **change})
+
+
+def test_bad_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, options = make("divides")
+    with pytest.raises(InputError, match="'fast'.*reference"), use_attention("fast"):
+        pass
+    monkeypatch.setenv("HVT_ATTENTION", "faster")
+    with pytest.raises(InputError, match="HVT_ATTENTION is 'faster'"):
+        window_attention(qkv, **options)
+
+
+def test_masks_are_made_where_the_map_is_and_kept() -> None:
+    from hvt_backbones.ops.windows import window_mask
+
+    arguments = ((8, 8), (4, 4), (2, 2), False, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        mask = window_mask(*arguments)
+    assert mask is window_mask(*arguments)
+    assert not mask.is_inference(), "a mask made during inference must serve a training step later"
+    meta = torch.empty(1, 8, 8, 24, device="meta")
+    assert window_attention(meta, None, (4, 4), (2, 2), 2).device.type == "meta"
