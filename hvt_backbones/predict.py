@@ -239,7 +239,7 @@ def read_image(path: str | Path, channels: int = 3) -> Image:
         raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert(PICTURE_MODES[channels])
+            return file.convert(PICTURE_MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"picture {path} cannot be read ({error}): replace it or leave it out") from error
 

@@ -263,6 +263,13 @@ def test_an_own_family_loads_its_own_keys() -> None:
         load_weights(bare, weights(swin()))
 
 
+def test_a_missing_norm_of_pvt_v2_is_an_error() -> None:
+    official = weights(pvt_v2())
+    del official["norm1.weight"], official["norm1.bias"]
+    with pytest.raises(WeightsError, match="stages.0.norm.weight, stages.0.norm.bias"):
+        load_weights(pvt_v2(), official)
+
+
 def test_the_report_is_a_short_table() -> None:
     text = str(load_weights(swin(window_size=3), weights(classifier())))
     lines = text.splitlines()

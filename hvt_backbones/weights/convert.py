@@ -180,9 +180,9 @@ def _keep_coordinates(result: Checkpoint, key: str, tensor: Tensor) -> None:
 
 
 def _take_ours(result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[str, str], outer: dict[str, str]) -> None:
-    heads = {key for key in outer if OUR_HEAD.match(key)}
-    result.dropped = {outer[key]: f"outside {result.wrapper!r}" for key in outer if key not in heads}
-    keys = inner | {key: outer[key] for key in heads}
+    heads = {key: theirs for key, theirs in outer.items() if OUR_HEAD.match(key)}
+    result.dropped = {theirs: f"outside {result.wrapper!r}" for key, theirs in outer.items() if key not in heads}
+    keys = inner | heads
     result.tensors = {key: tensors[theirs] for key, theirs in keys.items()}
     result.sources = {key: (theirs,) for key, theirs in keys.items()}
     alone = result.wrapper.endswith("backbone.") and not result.dropped

@@ -24,6 +24,8 @@ ClassMap = Sequence[int] | Tensor | str | os.PathLike
 
 PATCH_PROJECTION = "stages.0.downsample.proj.weight"
 STAGE_NORM = template("stages.{s}.norm.{p}")
+# their dense models add norms that also feed the next stage to weights trained without them
+FAMILIES_THAT_ADD_NORMS = ("twins_pcpvt", "twins_svt")
 
 
 def load_weights(
@@ -183,8 +185,9 @@ class _Plan:
         return None
 
     def _is_new_norm(self, key: str) -> bool:
-        """Whether this is an output norm, which classification checkpoints have after the last stage only."""
-        if STAGE_NORM.match(key) is None or self.backbone.family == "pvt_v2":
+        """Whether this norm belongs to dense models; classification checkpoints have one after the last stage only."""
+        added = not self.backbone.norm_feeds_next_stage or self.backbone.family in FAMILIES_THAT_ADD_NORMS
+        if STAGE_NORM.match(key) is None or not added:
             return False
         norm = key.rpartition(".")[0]
         return not any(theirs.startswith(f"{norm}.") for theirs in self.checkpoint.tensors)
