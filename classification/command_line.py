@@ -273,8 +273,8 @@ def _model_overrides(unknown: Sequence[str]) -> dict[str, Any]:
 
 def _nearest_option(option: str) -> str:
     key = option.removeprefix("--").replace("-", "_")
-    return _nearest_setting(key) if key.split(".")[-1] in {name.split(".")[1] for name in FIELDS} else nearest(
-        option, [*FLAGS, *(f"--{name}" for name in FIELDS)]
+    return (
+        _nearest_setting(key)
+        if key.split(".")[-1] in {name.split(".")[1] for name in FIELDS}
+        else nearest(option, [*FLAGS, *(f"--{name}" for name in FIELDS)])
     )
-
-

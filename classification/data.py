@@ -18,6 +18,8 @@ from hvt_backbones.predict import read_image
 from .config import AugmentationConfig, DataConfig
 from .digits import lay_out_digits
 
+SEED_STRIDE = 100_003  # between the seeds of two runs; epochs and ranks count upward from each
+
 
 class PictureFolder(ImageDataset):
     """timm's dataset over `folder/CLASS/**/*.png`, where a picture that cannot be read is an error, not a substitute.
@@ -79,9 +81,7 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
     if config.kind == "digits":
         lay_out_digits(root)
     channels = config.input_size[0]
-    train = PictureFolder(
-        root / config.train_split, channels=channels, transform=train_transform(config, augmentation)
-    )
+    train = PictureFolder(root / config.train_split, channels=channels, transform=train_transform(config, augmentation))
     val = PictureFolder(
         root / config.val_split,
         channels=channels,
@@ -145,7 +145,14 @@ def train_loader(
     dataset: PictureFolder, config: DataConfig, *, seed: int, rank: int, world: int, pin: bool
 ) -> DataLoader:
     """Shuffled by (seed, epoch), the same on every rank, which then takes its share; whole batches only."""
-    sampler = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
+    sampler = DistributedSampler(
+        dataset,
+        num_replicas=world,
+        rank=rank,
+        shuffle=True,
+        drop_last=True,
+        seed=seed * SEED_STRIDE,  # the sampler adds the epoch: seed 1 must not be seed 0 an epoch later
+    )
     return DataLoader(
         dataset, config.batch_size, sampler=sampler, num_workers=config.workers, pin_memory=pin, drop_last=True
     )

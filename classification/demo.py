@@ -93,12 +93,22 @@ def draw_predictions(predictions: Sequence[tuple[Path, dict[str, Any]]], target:
     figure = Figure(figsize=(COLUMNS * 0.95, ROWS * 1.3 + 0.75), facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"Held-out digits: {len(right)} of {len(predictions)} right", x=0.015, y=0.985, ha="left", va="top",
-        fontsize=15, fontweight="bold", color=INK,
+        f"Held-out digits: {len(right)} of {len(predictions)} right",
+        x=0.015,
+        y=0.985,
+        ha="left",
+        va="top",
+        fontsize=15,
+        fontweight="bold",
+        color=INK,
     )
     figure.text(
-        0.015, 0.925, "prediction and its probability under each picture; mistakes come first, framed, with the truth",
-        va="top", fontsize=10, color=MUTED,
+        0.015,
+        0.925,
+        "prediction and its probability under each picture; mistakes come first, framed, with the truth",
+        va="top",
+        fontsize=10,
+        color=MUTED,
     )
     grid = figure.add_gridspec(ROWS, COLUMNS, left=0.015, right=0.985, bottom=0.055, top=0.87, wspace=0.12, hspace=0.45)
     for place, (path, guess) in enumerate(shown):
@@ -112,7 +122,10 @@ def draw_predictions(predictions: Sequence[tuple[Path, dict[str, Any]]], target:
             spine.set(visible=mistake, color=WRONG, linewidth=3)
         label = f"{top['name']}, not {truth}" if mistake else f"{top['name']}"
         axes.set_xlabel(
-            f"{label}  {100 * top['probability']:.0f} %", fontsize=9, labelpad=5, color=WRONG if mistake else INK,
+            f"{label}  {100 * top['probability']:.0f} %",
+            fontsize=9,
+            labelpad=5,
+            color=WRONG if mistake else INK,
             fontweight="bold" if mistake else "normal",
         )
     checkpoint.write_atomically(target, lambda path: figure.savefig(path, dpi=120))

@@ -70,7 +70,11 @@ def train_epoch(
     total_loss = torch.zeros((), device=accelerator.device)
     images_seen, start = 0, time.perf_counter()
     with tqdm(
-        total=steps * accumulation, desc=f"epoch {epoch + 1}/{epochs}", unit="batch", leave=False, dynamic_ncols=True,
+        total=steps * accumulation,
+        desc=f"epoch {epoch + 1}/{epochs}",
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
         disable=None if accelerator.is_main_process else True,  # None: only where a person watches
     ) as progress:
         for index, (images, targets) in enumerate(
@@ -148,8 +152,13 @@ def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> 
     model.eval()
     sums = torch.zeros(4, device=accelerator.device)  # float32 counts exactly up to 2**24 images
     for images, targets in tqdm(
-        batches(loader, accelerator.device), total=len(loader), desc="evaluate", unit="batch", leave=False,
-        dynamic_ncols=True, disable=None if accelerator.is_main_process else True,
+        batches(loader, accelerator.device),
+        total=len(loader),
+        desc="evaluate",
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=None if accelerator.is_main_process else True,
     ):
         with accelerator.autocast():
             logits = model(images)
@@ -169,5 +178,3 @@ def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:
             F.cross_entropy(logits, targets, reduction="sum"),
         ]
     )
-
-

@@ -25,10 +25,8 @@ from . import checkpoint
 from .command_line import parse_command_line
 from .config import Config
 from .curves import plot_curves
-from .data import PictureFolder, eval_loader, open_data, train_loader
+from .data import SEED_STRIDE, PictureFolder, eval_loader, open_data, train_loader
 from .engine import DivergedError, Evaluation, build_accelerator, evaluate, train_epoch
-
-EPOCH_SEEDS = 100_003  # seeds of epochs and of ranks do not meet
 
 
 class Trainer:
@@ -105,8 +103,12 @@ class Trainer:
         groups = self.model.param_groups(weight_decay=optimizer.weight_decay, layer_decay=optimizer.layer_decay)
         try:
             built = create_optimizer_v2(
-                groups, opt=optimizer.name, lr=self.peak_lr, weight_decay=optimizer.weight_decay,
-                betas=optimizer.betas, eps=optimizer.eps,
+                groups,
+                opt=optimizer.name,
+                lr=self.peak_lr,
+                weight_decay=optimizer.weight_decay,
+                betas=optimizer.betas,
+                eps=optimizer.eps,
             )
         except (TypeError, ImportError) as error:
             raise InputError(f"optimizer.name: {optimizer.name} cannot be built with these settings: {error}") from None
@@ -129,8 +131,12 @@ class Trainer:
         self.mixup = None
         if mix.mixes:
             self.mixup = Mixup(
-                mix.mixup, mix.cutmix, prob=mix.mix_prob, switch_prob=mix.switch_prob,
-                label_smoothing=mix.label_smoothing, num_classes=len(self.train_data.class_names),
+                mix.mixup,
+                mix.cutmix,
+                prob=mix.mix_prob,
+                switch_prob=mix.switch_prob,
+                label_smoothing=mix.label_smoothing,
+                num_classes=len(self.train_data.class_names),
             )
 
     @property
@@ -179,13 +185,21 @@ class Trainer:
         start = time.perf_counter()
         for epoch in range(len(self.history), config.train.epochs):
             # seeded per epoch: a resumed run augments and drops as the uninterrupted one
-            set_seed(config.train.seed + EPOCH_SEEDS * (epoch + 1) + accelerator.process_index)
+            set_seed((config.train.seed + SEED_STRIDE * (epoch + 1) + accelerator.process_index) % 2**32)
             self.train_loader.sampler.set_epoch(epoch)
             epoch_start = time.perf_counter()
             trained = train_epoch(
-                self.wrapped, self.train_loader, self.optimizer, self.scheduler, accelerator, epoch=epoch,
-                epochs=config.train.epochs, label_smoothing=config.augmentation.label_smoothing, mixup=self.mixup,
-                clip_grad=config.optimizer.clip_grad, ema=self.ema,
+                self.wrapped,
+                self.train_loader,
+                self.optimizer,
+                self.scheduler,
+                accelerator,
+                epoch=epoch,
+                epochs=config.train.epochs,
+                label_smoothing=config.augmentation.label_smoothing,
+                mixup=self.mixup,
+                clip_grad=config.optimizer.clip_grad,
+                ema=self.ema,
             )
             result = evaluate(self.evaluated, self.val_loader, accelerator)
             self._record(epoch, trained, result, time.perf_counter() - epoch_start)
@@ -275,7 +289,9 @@ def build_model(config: Config, data: PictureFolder) -> Classifier:
     settings = config.model
     try:
         model = create_classifier(
-            settings.name, num_classes=len(data.class_names), pretrained=settings.pretrained,
+            settings.name,
+            num_classes=len(data.class_names),
+            pretrained=settings.pretrained,
             **checkpoint.model_overrides(config),
         )
     except (TypeError, ValueError, AssertionError) as error:

@@ -97,7 +97,11 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     accelerator = build_accelerator(args.device, args.amp)
     model = model_file.classifier().to(accelerator.device)
     loader = eval_loader(
-        data, args.batch_size, args.workers, rank=accelerator.process_index, world=accelerator.num_processes,
+        data,
+        args.batch_size,
+        args.workers,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
         pin=accelerator.device.type != "cpu",
     )
     start = time.perf_counter()

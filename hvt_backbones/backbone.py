@@ -75,7 +75,12 @@ class Backbone(nn.Module):
     norm_feeds_next_stage: ClassVar[bool] = True
 
     def __init__(
-        self, stages: Iterable[Stage], *, in_chans: int, channels: Sequence[int], strides: Sequence[int],
+        self,
+        stages: Iterable[Stage],
+        *,
+        in_chans: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
         out_indices: Sequence[int],
     ) -> None:
         super().__init__()
@@ -209,7 +214,8 @@ def param_groups(
         key = (layer if layer_decay != 1.0 else last, decays)
         if key not in groups:
             groups[key] = {
-                "name": f"layer {key[0]} {'decay' if decays else 'no decay'}" if layer_decay != 1.0
+                "name": f"layer {key[0]} {'decay' if decays else 'no decay'}"
+                if layer_decay != 1.0
                 else ("decay" if decays else "no decay"),
                 "params": [],
                 "weight_decay": weight_decay if decays else 0.0,

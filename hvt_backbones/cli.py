@@ -48,7 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     features.add_argument("--output", required=True, type=Path, metavar="FILE", help="a .safetensors or .npz file")
     features.add_argument("--stages", type=int, nargs="+", metavar="I", help="stages from 0 (default: all)")
     features.add_argument(
-        "--size", type=_positive, nargs="+", metavar="N",
+        "--size",
+        type=_positive,
+        nargs="+",
+        metavar="N",
         help="HEIGHT WIDTH, or one side: resize whole pictures to it instead of cropping them as for classification",
     )
     features.add_argument("--random-weights", action="store_true", help="download nothing: the shapes are what counts")
@@ -74,9 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="MODEL_OR_CKPT",
+        "source",
+        metavar="MODEL_OR_CKPT",
         help="a model's name, for its pretrained weights (swin_tiny, swin_base.in22k), or a checkpoint file",
-    )  # fmt: skip
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     parser.add_argument("--model", metavar="NAME", help="the model of a checkpoint that does not say it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, cuda:1 (default auto)")
@@ -103,10 +107,13 @@ def run_models(args: argparse.Namespace) -> None:
         lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---", *["---:"] * 4, "---"), *rows)]
     else:
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = ["  ".join(
-            cell.rjust(width) if 1 <= i <= 4 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip() for cells in (header, *rows)]  # fmt: skip
+        lines = [
+            "  ".join(
+                cell.rjust(width) if 1 <= i <= 4 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+            for cells in (header, *rows)
+        ]
     print("\n".join(lines))
 
 
@@ -119,10 +126,16 @@ def _as_row(variant: Variant) -> tuple[str, ...]:
 
 def _as_data(variant: Variant) -> dict[str, Any]:
     return {
-        "name": variant.name, "family": variant.family, "input_size": variant.input_size, "params_m": variant.params_m,
-        "flops_g": variant.flops_g, "top1": dict(variant.top1), "weights": dict(variant.weights),
-        "arch": dict(variant.arch), "aliases": list(variant.aliases),
-    }  # fmt: skip
+        "name": variant.name,
+        "family": variant.family,
+        "input_size": variant.input_size,
+        "params_m": variant.params_m,
+        "flops_g": variant.flops_g,
+        "top1": dict(variant.top1),
+        "weights": dict(variant.weights),
+        "arch": dict(variant.arch),
+        "aliases": list(variant.aliases),
+    }
 
 
 def run_predict(args: argparse.Namespace) -> None:

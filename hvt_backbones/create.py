@@ -20,8 +20,7 @@ from .variants import Variant, find_variant, list_models
 __all__ = ["create_backbone", "create_classifier", "list_models"]
 
 FAMILY_CLASSES: dict[str, type[Backbone]] = {
-    cls.family: cls
-    for cls in (SwinTransformer, SwinTransformerV2, PyramidVisionTransformerV2, TwinsPCPVT, TwinsSVT)
+    cls.family: cls for cls in (SwinTransformer, SwinTransformerV2, PyramidVisionTransformerV2, TwinsPCPVT, TwinsSVT)
 }
 ALL_STAGES = (0, 1, 2, 3)
 CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")

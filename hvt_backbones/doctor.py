@@ -97,12 +97,14 @@ def _devices() -> tuple[list[dict[str, Any]], list[str]]:
     api = torch.get_device_module(accelerator)
     for index in range(torch.accelerator.device_count()):
         properties = api.get_device_properties(index)
-        devices.append({
-            "device": f"{accelerator.type}:{index}",
-            "name": properties.name,
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "distributed": DeviceType.of(accelerator).distributed_backend,
-        })
+        devices.append(
+            {
+                "device": f"{accelerator.type}:{index}",
+                "name": properties.name,
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+                "distributed": DeviceType.of(accelerator).distributed_backend,
+            }
+        )
     return devices, []
 
 

@@ -61,8 +61,11 @@ def data_config(name: str, tag: str | None = None) -> Preprocessing:
 
 def _published_preprocessing(published: PublishedWeights) -> Preprocessing:
     return Preprocessing(
-        input_size=published.input_size, mean=published.mean, std=published.std,
-        interpolation=published.interpolation, crop_pct=published.crop_pct,
+        input_size=published.input_size,
+        mean=published.mean,
+        std=published.std,
+        interpolation=published.interpolation,
+        crop_pct=published.crop_pct,
     )
 
 
@@ -149,7 +152,9 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
         overrides = {"in_chans": in_chans, **overrides}
         # of other channels nothing is published: the mean over ImageNet's three
         preprocessing = replace(
-            preprocessing, input_size=(in_chans, *preprocessing.input_size[1:]), mean=(0.449,) * in_chans,
+            preprocessing,
+            input_size=(in_chans, *preprocessing.input_size[1:]),
+            mean=(0.449,) * in_chans,
             std=(0.226,) * in_chans,
         )
     num_classes = 0 if head is None else head.shape[0]
@@ -157,8 +162,13 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
     if names is not None and len(names) != num_classes:
         raise WeightsError(f"{source} has {len(names)} class names for {num_classes} classes: write its metadata anew")
     return ModelFile(
-        source=source, name=variant.name, overrides=overrides, num_classes=num_classes, class_names=names,
-        preprocessing=_recorded_preprocessing(source, metadata, preprocessing), state_dict=state_dict,
+        source=source,
+        name=variant.name,
+        overrides=overrides,
+        num_classes=num_classes,
+        class_names=names,
+        preprocessing=_recorded_preprocessing(source, metadata, preprocessing),
+        state_dict=state_dict,
     )
 
 
@@ -239,7 +249,7 @@ def read_image(path: str | Path, channels: int = 3) -> Image:
         raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
     try:
         with Image.open(path) as file:
-            return file.convert(PICTURE_MODES[channels])
+            return ImageOps.exif_transpose(file).convert(PICTURE_MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"picture {path} cannot be read ({error}): replace it or leave it out") from error
 

@@ -92,7 +92,11 @@ class PyramidVisionTransformerV2(Backbone):
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         check_stages(
-            out_indices, embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios,
+            out_indices,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
             sr_ratios=sr_ratios,
         )
         check_heads(embed_dims, num_heads)
@@ -101,8 +105,14 @@ class PyramidVisionTransformerV2(Backbone):
         def block(i: int, j: int) -> Block:
             dim = embed_dims[i]
             attn = SpatialReductionAttention(
-                dim, num_heads[i], sr_ratio=sr_ratios[i], linear=linear, qkv_bias=qkv_bias,
-                norm_eps=sr_norm_eps, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate,
+                dim,
+                num_heads[i],
+                sr_ratio=sr_ratios[i],
+                linear=linear,
+                qkv_bias=qkv_bias,
+                norm_eps=sr_norm_eps,
+                attn_drop_rate=attn_drop_rate,
+                drop_rate=drop_rate,
             )
             mlp = ConvMlp(dim, int(dim * mlp_ratios[i]), relu=linear, drop_rate=drop_rate)
             return Block(dim, attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j])

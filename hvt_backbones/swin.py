@@ -39,8 +39,17 @@ class WindowAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window_size: tuple[int, ...], *, shifted: bool, small_map: str, qkv_bias: bool,
-        qk_scale: float | None = None, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, ...],
+        *,
+        shifted: bool,
+        small_map: str,
+        qkv_bias: bool,
+        qk_scale: float | None = None,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -91,8 +100,14 @@ class CosineWindowAttention(WindowAttention):
     MAX_LOG_SCALE = 4.605170249938965  # log(100) in float32, as the official clamp has it
 
     def __init__(
-        self, dim: int, num_heads: int, window_size: tuple[int, ...], *, qkv_bias: bool,
-        pretrained_window_size: tuple[int, ...], **kwargs,
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, ...],
+        *,
+        qkv_bias: bool,
+        pretrained_window_size: tuple[int, ...],
+        **kwargs,
     ) -> None:
         super().__init__(dim, num_heads, window_size, qkv_bias=False, **kwargs)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
@@ -117,7 +132,14 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, attn: nn.Module, dim: int, *, mlp_ratio: float, post_norm: bool, norm_eps: float, drop_rate: float,
+        self,
+        attn: nn.Module,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        post_norm: bool,
+        norm_eps: float,
+        drop_rate: float,
         drop_path: float,
     ) -> None:
         super().__init__()
@@ -172,11 +194,26 @@ class ShiftedWindowBackbone(Backbone):
     norm_feeds_next_stage = False
 
     def __init__(
-        self, attention: Sequence[Callable[..., WindowAttention]], *, post_norm: bool, in_chans: int,
-        patch_size: tuple[int, ...], embed_dim: int, depths: Sequence[int], num_heads: Sequence[int],
-        windows: Sequence[tuple[int, ...]], mlp_ratio: float, qkv_bias: bool, drop_rate: float, attn_drop_rate: float,
-        drop_path_rate: float, ape_size: int | Sequence[int] | None, patch_norm: bool, norm_eps: float,
-        out_indices: Sequence[int], small_map: str,
+        self,
+        attention: Sequence[Callable[..., WindowAttention]],
+        *,
+        post_norm: bool,
+        in_chans: int,
+        patch_size: tuple[int, ...],
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        windows: Sequence[tuple[int, ...]],
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop_rate: float,
+        attn_drop_rate: float,
+        drop_path_rate: float,
+        ape_size: int | Sequence[int] | None,
+        patch_norm: bool,
+        norm_eps: float,
+        out_indices: Sequence[int],
+        small_map: str,
     ) -> None:
         depths = tuple(depths)
         dims = [embed_dim * 2**i for i in range(len(depths))]
@@ -188,11 +225,22 @@ class ShiftedWindowBackbone(Backbone):
 
         def block(i: int, j: int) -> Block:
             attn = attention[i](
-                dims[i], num_heads[i], windows[i], shifted=j % 2 == 1, small_map=small_map, qkv_bias=qkv_bias,
-                attn_drop_rate=attn_drop_rate, drop_rate=drop_rate,
+                dims[i],
+                num_heads[i],
+                windows[i],
+                shifted=j % 2 == 1,
+                small_map=small_map,
+                qkv_bias=qkv_bias,
+                attn_drop_rate=attn_drop_rate,
+                drop_rate=drop_rate,
             )
             return Block(
-                attn, dims[i], mlp_ratio=mlp_ratio, post_norm=post_norm, norm_eps=norm_eps, drop_rate=drop_rate,
+                attn,
+                dims[i],
+                mlp_ratio=mlp_ratio,
+                post_norm=post_norm,
+                norm_eps=norm_eps,
+                drop_rate=drop_rate,
                 drop_path=rates[i][j],
             )
 

@@ -38,8 +38,15 @@ class LocalAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window_size: tuple[int, ...], *, mask_padding: bool = False,
-        qkv_bias: bool = True, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, ...],
+        *,
+        mask_padding: bool = False,
+        qkv_bias: bool = True,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -77,17 +84,36 @@ class Twins(Backbone):
     """
 
     def __init__(
-        self, attention: Callable[..., nn.Module], *, in_chans: int, patch_size: int | Sequence[int],
-        embed_dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], mlp_ratios: Sequence[float],
-        sr_ratios: Sequence[int], qkv_bias: bool, norm_after_stage: bool | Sequence[bool], pad_patches: bool,
-        drop_rate: float, attn_drop_rate: float, drop_path_rate: float, norm_eps: float, out_indices: Sequence[int],
+        self,
+        attention: Callable[..., nn.Module],
+        *,
+        in_chans: int,
+        patch_size: int | Sequence[int],
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        mlp_ratios: Sequence[float],
+        sr_ratios: Sequence[int],
+        qkv_bias: bool,
+        norm_after_stage: bool | Sequence[bool],
+        pad_patches: bool,
+        drop_rate: float,
+        attn_drop_rate: float,
+        drop_path_rate: float,
+        norm_eps: float,
+        out_indices: Sequence[int],
     ) -> None:
         norms = (norm_after_stage,) * len(depths) if isinstance(norm_after_stage, bool) else tuple(norm_after_stage)
         if not all(isinstance(norm, bool) for norm in norms):
             raise InputError(f"norm_after_stage {norm_after_stage!r}: give True or False, or one of them per stage")
         check_stages(
-            out_indices, embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios,
-            sr_ratios=sr_ratios, norm_after_stage=norms,
+            out_indices,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            sr_ratios=sr_ratios,
+            norm_after_stage=norms,
         )
         check_heads(embed_dims, num_heads)
         patch = sides(patch_size, 2, "patch_size")

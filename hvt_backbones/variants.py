@@ -96,9 +96,15 @@ def swin(
         weights["torchvision_in1k"] = f"torchvision:Swin_{letter.upper()}_Weights.IMAGENET1K_V1"
         top1 = {**top1, "torchvision_in1k": torchvision}
     return Variant(
-        name=f"swin_{size}" if resolution == 224 else f"swin_{size}_{resolution}", family="swin",
-        arch=swin_arch(size, window_size=window), input_size=resolution, params_m=SWIN_PARAMS[size], flops_g=flops_g,
-        weights=weights, top1=top1, aliases=aliases,
+        name=f"swin_{size}" if resolution == 224 else f"swin_{size}_{resolution}",
+        family="swin",
+        arch=swin_arch(size, window_size=window),
+        input_size=resolution,
+        params_m=SWIN_PARAMS[size],
+        flops_g=flops_g,
+        weights=weights,
+        top1=top1,
+        aliases=aliases,
     )
 
 
@@ -113,8 +119,15 @@ def swinv2(size: str, window: int, *, flops_g: float, top1: float, torchvision: 
         top1s["torchvision_in1k"] = torchvision
         aliases[f"swin_v2_{letter.lower()}"] = None
     return Variant(
-        name=name, family="swinv2", arch=swin_arch(size, window_size=8 if window == 8 else (window, window, window, 8)),
-        input_size=256, params_m=SWIN_PARAMS[size], flops_g=flops_g, weights=weights, top1=top1s, aliases=aliases,
+        name=name,
+        family="swinv2",
+        arch=swin_arch(size, window_size=8 if window == 8 else (window, window, window, 8)),
+        input_size=256,
+        params_m=SWIN_PARAMS[size],
+        flops_g=flops_g,
+        weights=weights,
+        top1=top1s,
+        aliases=aliases,
     )
 
 
@@ -123,8 +136,12 @@ def swinv2_22k(size: str) -> Variant:
     stem = f"swinv2_{size}_window12_192"
     official = f"swinv2_{size}_patch4_window12_192"
     return Variant(
-        name=stem, family="swinv2", arch=swin_arch(size, window_size=(12, 12, 12, 6)), input_size=192,
-        params_m=SWIN_PARAMS[size], weights={"in22k": f"timm:{stem}.ms_in22k"},
+        name=stem,
+        family="swinv2",
+        arch=swin_arch(size, window_size=(12, 12, 12, 6)),
+        input_size=192,
+        params_m=SWIN_PARAMS[size],
+        weights={"in22k": f"timm:{stem}.ms_in22k"},
         aliases={official: None, f"{official}_22k": "in22k"},
     )
 
@@ -135,26 +152,47 @@ def swinv2_finetuned(size: str, window: int, resolution: int, *, flops_g: float,
     official = f"swinv2_{size}_patch4_window12to{window}_192to{resolution}"
     windows = {"window_size": (window, window, window, window // 2), "pretrained_window_size": (12, 12, 12, 6)}
     return Variant(
-        name=f"swinv2_{size}_window12to{window}_{resolution}", family="swinv2", arch=swin_arch(size, **windows),
-        input_size=resolution, params_m=SWIN_PARAMS[size], flops_g=flops_g,
-        weights={"in22k_ft_in1k": f"timm:{stem}.ms_in22k_ft_in1k"}, top1={"in22k_ft_in1k": top1},
+        name=f"swinv2_{size}_window12to{window}_{resolution}",
+        family="swinv2",
+        arch=swin_arch(size, **windows),
+        input_size=resolution,
+        params_m=SWIN_PARAMS[size],
+        flops_g=flops_g,
+        weights={"in22k_ft_in1k": f"timm:{stem}.ms_in22k_ft_in1k"},
+        top1={"in22k_ft_in1k": top1},
         aliases={stem: None, official: None, f"{official}_22kto1k_ft": "in22k_ft_in1k"},
     )
 
 
 def pvt_v2(
-    size: str, depths: tuple[int, ...], *, params_m: float, flops_g: float, top1: float, aliases: tuple[str, ...] = (),
+    size: str,
+    depths: tuple[int, ...],
+    *,
+    params_m: float,
+    flops_g: float,
+    top1: float,
+    aliases: tuple[str, ...] = (),
     **arch: Any,
 ) -> Variant:
     """PVTv2 (arXiv:2106.13797, Table 1)."""
     name = f"pvt_v2_{size}"
     arch = {
-        "embed_dims": (64, 128, 320, 512), "depths": depths, "num_heads": (1, 2, 5, 8), "mlp_ratios": (8, 8, 4, 4),
-        "sr_ratios": (8, 4, 2, 1), **arch,
+        "embed_dims": (64, 128, 320, 512),
+        "depths": depths,
+        "num_heads": (1, 2, 5, 8),
+        "mlp_ratios": (8, 8, 4, 4),
+        "sr_ratios": (8, 4, 2, 1),
+        **arch,
     }
     return Variant(
-        name=name, family="pvt_v2", arch=arch, input_size=224, params_m=params_m, flops_g=flops_g,
-        weights={"in1k": f"timm:{name}.in1k"}, top1={"in1k": top1},
+        name=name,
+        family="pvt_v2",
+        arch=arch,
+        input_size=224,
+        params_m=params_m,
+        flops_g=flops_g,
+        weights={"in1k": f"timm:{name}.in1k"},
+        top1={"in1k": top1},
         aliases=dict.fromkeys([f"pvtv2_{size}", *aliases]),
     )
 
@@ -164,8 +202,14 @@ def twins(kind: str, size: str, *, params_m: float, flops_g: float, top1: float,
     name = f"twins_{kind}_{size}"
     official = {"pcpvt": (f"pcpvt_{size}", f"pcpvt_{size}_v0"), "svt": (f"alt_gvt_{size}",)}[kind]
     return Variant(
-        name=name, family=f"twins_{kind}", arch={**arch, "sr_ratios": (8, 4, 2, 1)}, input_size=224,
-        params_m=params_m, flops_g=flops_g, weights={"in1k": f"timm:{name}.in1k"}, top1={"in1k": top1},
+        name=name,
+        family=f"twins_{kind}",
+        arch={**arch, "sr_ratios": (8, 4, 2, 1)},
+        input_size=224,
+        params_m=params_m,
+        flops_g=flops_g,
+        weights={"in1k": f"timm:{name}.in1k"},
+        top1={"in1k": top1},
         aliases=dict.fromkeys([*official, f"twins_{kind}_{size[0]}"]),
     )
 
@@ -178,7 +222,9 @@ def twins_pcpvt(size: str, depths: tuple[int, ...], **figures: float) -> Variant
 def twins_svt(size: str, embed_dim: int, depths: tuple[int, ...], **figures: float) -> Variant:
     embed_dims = tuple(embed_dim * 2**stage for stage in range(4))
     arch = {
-        "embed_dims": embed_dims, "num_heads": tuple(dim // 32 for dim in embed_dims), "mlp_ratios": (4, 4, 4, 4),
+        "embed_dims": embed_dims,
+        "num_heads": tuple(dim // 32 for dim in embed_dims),
+        "mlp_ratios": (4, 4, 4, 4),
         "window_sizes": (7, 7, 7, 7),
     }
     return twins("svt", size, depths=depths, **arch, **figures)
@@ -213,7 +259,12 @@ VARIANTS: dict[str, Variant] = {
         pvt_v2("b1", (2, 2, 2, 2), params_m=14.0, flops_g=2.1, top1=78.7),
         pvt_v2("b2", (3, 4, 6, 3), params_m=25.4, flops_g=4.0, top1=82.0),
         pvt_v2(
-            "b2_li", (3, 4, 6, 3), params_m=22.6, flops_g=3.9, top1=82.1, linear=True,
+            "b2_li",
+            (3, 4, 6, 3),
+            params_m=22.6,
+            flops_g=3.9,
+            top1=82.1,
+            linear=True,
             aliases=("pvt_v2_b2_linear", "pvtv2_b2_linear"),
         ),
         pvt_v2("b3", (3, 4, 18, 3), params_m=45.2, flops_g=6.9, top1=83.1),

@@ -88,13 +88,23 @@ SAME = ("depths", "num_heads", "mlp_ratio", "qkv_bias", "qk_scale", "patch_norm"
 def _swin(case: Case) -> tuple[type[hvt.Backbone], dict[str, Any]]:
     kwargs = {**case.kwargs, **case.kwargs.get("arch", {})}
     depths, window = kwargs["depths"], kwargs.get("window_size", 7 if case.family == "swin" else 8)
-    shrinks = case.is_classifier or kwargs.get("pad_small_map") is False or (
-        case.layout == "mmpretrain" and "pad_small_map" not in kwargs
+    shrinks = (
+        case.is_classifier
+        or kwargs.get("pad_small_map") is False
+        or (case.layout == "mmpretrain" and "pad_small_map" not in kwargs)
     )
     arguments = {
         **{name: kwargs[name] for name in SAME if name in kwargs},
-        **_renamed(kwargs, {"embed_dim": "embed_dim", "embed_dims": "embed_dim", "patch_size": "patch_size",
-                            "in_chans": "in_chans", "in_channels": "in_chans"}),
+        **_renamed(
+            kwargs,
+            {
+                "embed_dim": "embed_dim",
+                "embed_dims": "embed_dim",
+                "patch_size": "patch_size",
+                "in_chans": "in_chans",
+                "in_channels": "in_chans",
+            },
+        ),
         "norm_eps": _eps(kwargs, 1e-5),
         "small_map": "shrink" if shrinks else "pad",
     }

@@ -9,9 +9,22 @@ import sys
 import pytest
 
 HEAVY = {
-    "torchvision", "timm", "transformers", "mmengine", "mmcv", "mmdet", "mmseg", "mmaction", "PIL", "matplotlib",
-    "accelerate", "sklearn", "huggingface_hub", "cv2", "yaml",
-}  # fmt: skip
+    "torchvision",
+    "timm",
+    "transformers",
+    "mmengine",
+    "mmcv",
+    "mmdet",
+    "mmseg",
+    "mmaction",
+    "PIL",
+    "matplotlib",
+    "accelerate",
+    "sklearn",
+    "huggingface_hub",
+    "cv2",
+    "yaml",
+}
 
 
 def in_new_process(code: str) -> str:

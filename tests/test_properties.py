@@ -28,14 +28,18 @@ def test_any_size_gives_finite_maps_of_the_same_shapes_for_each_sample(
     for one, many, stride in zip(alone, maps, model.strides, strict=True):
         assert many.shape[0] == batch
         assert one.shape[1:] == many.shape[1:]
-        assert all(max(n // stride, 1) <= m <= -(-n // stride) for n, m in zip((height, width), many.shape[2:], strict=True))
+        assert all(
+            max(n // stride, 1) <= m <= -(-n // stride) for n, m in zip((height, width), many.shape[2:], strict=True)
+        )
         torch.testing.assert_close(one, many[-1:], rtol=1e-3, atol=1e-4)
         assert many.isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["swin", "swinv2", "twins_svt"])
 @given(
-    height=side, width=side, windows=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=4),
+    height=side,
+    width=side,
+    windows=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=4),
     small_map=st.sampled_from(["pad", "shrink"]),
 )
 @quick
@@ -48,11 +52,16 @@ def test_any_window_fits_any_map(family: str, height: int, width: int, windows: 
 
 
 @given(
-    spatial=st.lists(st.integers(1, 9), min_size=2, max_size=3), data=st.data(), heads=st.integers(1, 3),
-    cosine=st.booleans(), mask_padding=st.booleans(),
+    spatial=st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    data=st.data(),
+    heads=st.integers(1, 3),
+    cosine=st.booleans(),
+    mask_padding=st.booleans(),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_implementations_agree_on_any_map(spatial: list[int], data, heads: int, cosine: bool, mask_padding: bool) -> None:
+def test_implementations_agree_on_any_map(
+    spatial: list[int], data, heads: int, cosine: bool, mask_padding: bool
+) -> None:
     window = tuple(data.draw(st.integers(1, 5), label="window side") for _ in spatial)
     shift = tuple(data.draw(st.integers(0, w - 1), label="shift") for w in window)
     tokens = torch.Size(window).numel()

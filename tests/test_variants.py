@@ -242,6 +242,10 @@ def test_list_models() -> None:
     assert list_models("PVT-v2*") == [f"pvt_v2_{size}" for size in ("b0", "b1", "b2", "b2_li", "b3", "b4", "b5")]
     # numbers by value: window8 before window12 and window16
     assert [name.partition("window")[2] for name in list_models("swinv2_base*")] == [
-        "8", "12_192", "12to16_256", "12to24_384", "16"
-    ]  # fmt: skip
+        "8",
+        "12_192",
+        "12to16_256",
+        "12to24_384",
+        "16",
+    ]
     assert list_models("resnet*") == []

@@ -169,7 +169,9 @@ def test_peer_and_back(case: Peer) -> None:
     peer = randomised(case.peer())
     model = Classifier(case.ours(), CLASSES).eval()
     report = load_weights(model, peer.state_dict())
-    assert report.ok and not report.dropped and not report.initialised
+    assert report.ok
+    assert not report.dropped
+    assert not report.initialised
     assert report.layout == (case.recognised or case.layout)
     assert_same_output(logits(model, images), logits(peer, images))
 
@@ -210,7 +212,8 @@ def test_transformers_backbones(name: str) -> None:
     theirs = convert_state_dict(model.state_dict(), to="huggingface")
     missing, unexpected = peer.load_state_dict(theirs, strict=False)
     # the last norm of SwinModel, which SwinBackbone has and does not use
-    assert not unexpected and all(key.startswith("swin.layernorm.") for key in missing)
+    assert not unexpected
+    assert all(key.startswith("swin.layernorm.") for key in missing)
     assert_equal_dicts(convert_state_dict(theirs, to="hvt"), dict(model.state_dict()))
 
 
@@ -224,7 +227,8 @@ def test_transformers_files(name: str, tmp_path) -> None:
     file = tmp_path / "model.safetensors"
     model = Classifier({"Swin": swin, "Swinv2": swinv2, "PvtV2": pvt_v2}[name](), CLASSES).eval()
     report = load_weights(model, load_file(file))
-    assert report.ok and report.layout == "huggingface"
+    assert report.ok
+    assert report.layout == "huggingface"
     images = torch.randn(1, 3, SIZE, SIZE)
     assert_same_output(logits(model, images), logits(peer, images))
     save_file(convert_state_dict(model.state_dict(), to="huggingface"), file, metadata={"format": "pt"})
@@ -242,7 +246,11 @@ DENSE = {
 }
 # what a code base's model of the family cannot hold: absolute embeddings, output norms
 LACKS = {
-    ("timm", "swin"), ("timm", "swinv2"), ("timm", "twins_svt"), ("torchvision", "swin"), ("torchvision", "swinv2"),
+    ("timm", "swin"),
+    ("timm", "swinv2"),
+    ("timm", "twins_svt"),
+    ("torchvision", "swin"),
+    ("torchvision", "swinv2"),
     ("huggingface", "swinv2"),
 }
 TABLES = sorted({(table.name, table.family) for table in ALL})
@@ -271,7 +279,8 @@ def test_between_two_code_bases() -> None:
     """Swin from torchvision to the layout of mmdetection: buffers are computed, merging channels reordered."""
     theirs = convert_state_dict(torchvision_swin().state_dict(), to="mmdet")
     index = theirs["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"]
-    assert index.shape == (16, 16) and index.dtype == torch.int64
+    assert index.shape == (16, 16)
+    assert index.dtype == torch.int64
     expected = timm_swin().layers[0].blocks[0].attn.relative_position_index
     torch.testing.assert_close(index, expected)
 
@@ -287,6 +296,47 @@ def test_merging_in_the_order_of_unfold() -> None:
     )
     merged = nn.functional.linear(columns, theirs["stages.0.downsample.reduction.weight"])
     torch.testing.assert_close(model.stages[1].downsample(x).flatten(1, 2), merged, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "ours", "prefix"),
+    [
+        ("mmdet", pvt_v2, "layers.2.1.0.attn.attn."),
+        ("mmseg", twins_pcpvt, "layers.2.0.attn.attn."),
+    ],
+)
+def test_packed_attention_is_multi_head_attention(layout: str, ours: Callable[[], Backbone], prefix: str) -> None:
+    """OpenMMLab's global attention is PyTorch's own, whose projections are one tensor."""
+    model = randomised(ours())
+    theirs = convert_state_dict(model.state_dict(), to=layout)
+    peer = nn.MultiheadAttention(24, 3, batch_first=True)
+    peer.load_state_dict({key.removeprefix(prefix): t for key, t in theirs.items() if key.startswith(prefix)})
+    x = torch.randn(1, 4, 5, 24)
+    tokens = x.flatten(1, 2)
+    expected = peer(tokens, tokens, tokens, need_weights=False)[0]
+    torch.testing.assert_close(model.stages[2].blocks[0].attn(x).flatten(1, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_names_of_mmsegmentation() -> None:
+    """Twins-SVT there: local blocks have their own projections, global ones those of PyTorch's attention."""
+    theirs = convert_state_dict(twins_svt(**DENSE["twins_svt"]).state_dict(), to="mmseg")
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
+    expected = {
+        "patch_embeds.1.projection.weight": (16, 8, 2, 2),
+        "position_encodings.1.proj.weight": (16, 1, 3, 3),
+        "layers.0.0.attn.qkv.weight": (24, 8),
+        "layers.0.0.attn.proj.weight": (8, 8),
+        "layers.0.1.attn.attn.in_proj_bias": (24,),
+        "layers.0.1.attn.attn.out_proj.weight": (8, 8),
+        "layers.0.1.attn.sr.weight": (8, 8, 4, 4),
+        "layers.0.1.attn.norm.bias": (8,),
+        "layers.1.2.ffn.layers.0.0.weight": (32, 16),
+        "layers.1.2.ffn.layers.1.bias": (16,),
+        "layers.1.2.norm2.bias": (16,),
+        "norm_list.2.weight": (24,),
+    }
+    assert expected.items() <= shapes.items()
+    assert not any("attn.q." in key or "layers.0.1.attn.proj" in key for key in theirs)
 
 
 def test_coordinates_are_kept_or_need_the_window() -> None:
@@ -324,8 +374,17 @@ def test_detectors_and_their_other_parts() -> None:
     detector = {f"backbone.{key}": tensor for key, tensor in official.items()}
     detector |= {key: torch.zeros(1) for key in ("neck.conv.weight", "roi_head.bbox_head.fc.weight")}
     checkpoint = read_checkpoint(detector)
-    assert checkpoint.wrapper == "backbone." and checkpoint.style == "dense" and not checkpoint.unknown
+    assert checkpoint.wrapper == "backbone."
+    assert checkpoint.style == "dense"
+    assert not checkpoint.unknown
     assert sorted(checkpoint.dropped) == ["neck.conv.weight", "roi_head.bbox_head.fc.weight"]
+
+
+def test_a_head_outside_is_not_the_head_inside() -> None:
+    inside = {f"backbone.{key}": tensor for key, tensor in official_swin().items()}
+    checkpoint = read_checkpoint({**inside, "head.weight": torch.ones(7, 7)})
+    assert checkpoint.tensors["head.weight"].shape == (CLASSES, 16)
+    assert list(checkpoint.dropped) == ["head.weight"]
 
 
 def test_mmpretrain_is_told_by_its_head() -> None:
@@ -380,13 +439,16 @@ BAD = {
     "unknown source layout": (official_swin, {"to": "hvt", "layout": "keras"}, "no layout 'keras'"),
     "family": (lambda: timm_pvt_v2().state_dict(), {"to": "torchvision"}, "'torchvision' does not have the family pvt"),
     "key without a rule": (
-        lambda: {**official_swin(), "layers.0.blocks.0.attn.gate": torch.ones(1)}, {"to": "timm"},
+        lambda: {**official_swin(), "layers.0.blocks.0.attn.gate": torch.ones(1)},
+        {"to": "timm"},
         "no rule for layers.0.blocks.0.attn.gate in the official layout of swin",
     ),
     "companion": (hf_swin_without_a_key, {"to": "hvt"}, "attention.k_proj.weight, which belongs to it"),
     "two backbones": (twice, {"to": "hvt"}, "2 backbones, under 'student.', 'teacher.'"),
     "embedding of a wrong rank": (
-        lambda: {**official_swin(), "absolute_pos_embed": torch.ones(3)}, {"to": "hvt"}, "absolute_pos_embed"
+        lambda: {**official_swin(), "absolute_pos_embed": torch.ones(3)},
+        {"to": "hvt"},
+        "absolute_pos_embed",
     ),
 }
 
@@ -412,8 +474,10 @@ def test_every_rule_reads_and_writes_alike() -> None:
     """Each side of a rule has the same places, so that neither direction lacks a number."""
     for table in ALL:
         for rule in table.rules or ():
-            sides = [{name for part in side if part.key for name, *_ in template(part.key).places} - {"last"}
-                     for side in (rule.theirs, rule.ours)]
+            sides = [
+                {name for part in side if part.key for name, *_ in template(part.key).places} - {"last"}
+                for side in (rule.theirs, rule.ours)
+            ]
             assert sides[0] == sides[1], rule
 
 

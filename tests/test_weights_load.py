@@ -63,7 +63,9 @@ def test_all_keys_are_loaded() -> None:
     source = randomised(classifier())
     model = classifier()
     report = load_weights(model, source.state_dict())
-    assert report.ok and report.layout == "hvt" and report.family == "swin"
+    assert report.ok
+    assert report.layout == "hvt"
+    assert report.family == "swin"
     assert report.loaded == list(model.state_dict())
     for key, tensor in source.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], tensor, rtol=0, atol=0)
@@ -76,7 +78,8 @@ def test_a_backbone_takes_a_classifier() -> None:
     assert report.dropped == ["head.weight", "head.bias"]
     assert report.reasons["dropped"]["head.weight"] == "the model has no head"
     assert report.initialised == [f"stages.{i}.norm.{p}" for i in (0, 1) for p in ("weight", "bias")]
-    assert all(key.endswith("relative_position_index") for key in report.recomputed) and len(report.recomputed) == 5
+    assert all(key.endswith("relative_position_index") for key in report.recomputed)
+    assert len(report.recomputed) == 5
     torch.testing.assert_close(model.stages[2].norm.weight, official["norm.weight"])
     assert torch.equal(model.stages[0].norm.weight, torch.ones(8))
 
@@ -95,12 +98,14 @@ def test_a_detector_fills_a_backbone() -> None:
     detector["neck.lateral_convs.0.conv.weight"] = torch.ones(2)
     model = swin()
     report = load_weights(model, {"meta": {"epoch": 12}, "state_dict": detector})
-    assert report.dropped == ["neck.lateral_convs.0.conv.weight"] and "outside 'backbone.'" in str(report)
+    assert report.dropped == ["neck.lateral_convs.0.conv.weight"]
+    assert "outside 'backbone.'" in str(report)
 
 
 def test_stages_that_are_not_built() -> None:
     report = load_weights(swin(out_indices=(0, 1)), weights(swin()))
-    assert report.ok and not report.unexpected
+    assert report.ok
+    assert not report.unexpected
     assert {key.split(".")[0] for key in report.dropped} == {"layers", "norm2"}
     assert "layers.1.downsample.norm.weight" in report.dropped
     assert report.reasons["dropped"]["norm2.weight"] == "the model ends with stage 1"
@@ -110,7 +115,8 @@ def test_a_head_of_another_class_count() -> None:
     model = classifier(3)
     before = model.head.weight.clone()
     report = load_weights(model, weights(classifier(5)))
-    assert report.dropped == ["head.weight", "head.bias"] and report.initialised == ["head.weight", "head.bias"]
+    assert report.dropped == ["head.weight", "head.bias"]
+    assert report.initialised == ["head.weight", "head.bias"]
     assert report.reasons["initialised"]["head.weight"] == "a head of another class count"
     assert "a head of 5 classes, the model has 3" in str(report)
     assert torch.equal(model.head.weight, before)
@@ -126,7 +132,8 @@ def test_class_map(kind: str, tmp_path: Path) -> None:
     report = load_weights(model, official, class_map={"list": rows, "tensor": torch.tensor(rows), "path": path}[kind])
     torch.testing.assert_close(model.head.weight, official["head.weight"][rows])
     torch.testing.assert_close(model.head.bias, official["head.bias"][rows])
-    assert report.adapted == ["head.weight", "head.bias"] and not report.dropped
+    assert report.adapted == ["head.weight", "head.bias"]
+    assert not report.dropped
     assert official["head.weight"].shape[0] == 7, "the source was changed"
 
 
@@ -141,7 +148,8 @@ def test_position_tables_are_resized(window: int | tuple[int, int]) -> None:
     official = weights(swin())
     model = swin(window_size=window)
     report = load_weights(model, official)
-    assert len(report.resized) == 5 and report.ok
+    assert len(report.resized) == 5
+    assert report.ok
     sides = (window, window) if isinstance(window, int) else window
     assert report.reasons["resized"][report.resized[0]] == f"window 4x4 to {sides[0]}x{sides[1]}"
     table = official["layers.1.blocks.0.attn.relative_position_bias_table"]
@@ -170,7 +178,8 @@ def test_absolute_embedding_of_tokens_takes_the_grid_of_the_model() -> None:
 def test_swinv2_recomputes_for_another_window() -> None:
     official = weights(swinv2(), window_size=4)
     report = load_weights(swinv2(window_size=6, pretrained_window_size=4), official)
-    assert report.ok and not report.resized
+    assert report.ok
+    assert not report.resized
     assert {key.rpartition(".")[2] for key in report.recomputed} == {"relative_position_index", "relative_coords_table"}
 
 
@@ -201,7 +210,7 @@ def test_twins_norms() -> None:
     dense = twins_svt(norm_after_stage=True)
     report = load_weights(dense, weights(plain))
     assert report.initialised == ["stages.0.norm.weight", "stages.0.norm.bias"]
-    with pytest.raises(WeightsError, match="no place in the model .norm_list.0.weight"):
+    with pytest.raises(WeightsError, match=r"no place in the model .norm_list.0.weight"):
         load_weights(plain, weights(dense))
     pcpvt = TwinsPCPVT(**DIMS, out_indices=(0, 1), norm_after_stage=False)
     source = Classifier(TwinsPCPVT(**DIMS, out_indices=(1,), norm_after_stage=(False, True)), 5)
@@ -256,7 +265,9 @@ def test_an_own_family_loads_its_own_keys() -> None:
 
     source, model = Classifier(randomised(Plain()), 5), Classifier(Plain(), 5)
     report = load_weights(model, {f"module.{key}": tensor for key, tensor in source.state_dict().items()})
-    assert report.ok and report.family == "plain" and len(report.loaded) == len(model.state_dict())
+    assert report.ok
+    assert report.family == "plain"
+    assert len(report.loaded) == len(model.state_dict())
     bare = Plain()
     assert load_weights(bare, source.state_dict()).dropped == ["head.weight", "head.bias"]
     with pytest.raises(WeightsError, match="family swin"):
@@ -266,14 +277,15 @@ def test_an_own_family_loads_its_own_keys() -> None:
 def test_a_missing_norm_of_pvt_v2_is_an_error() -> None:
     official = weights(pvt_v2())
     del official["norm1.weight"], official["norm1.bias"]
-    with pytest.raises(WeightsError, match="stages.0.norm.weight, stages.0.norm.bias"):
+    with pytest.raises(WeightsError, match=r"stages.0.norm.weight, stages.0.norm.bias"):
         load_weights(pvt_v2(), official)
 
 
 def test_the_report_is_a_short_table() -> None:
     text = str(load_weights(swin(window_size=3), weights(classifier())))
     lines = text.splitlines()
-    assert lines[0] == "official checkpoint of the family swin" and len(lines) == 6
+    assert lines[0] == "official checkpoint of the family swin"
+    assert len(lines) == 6
     assert [line.split()[0] for line in lines[1:]] == ["loaded", "resized", "recomputed", "dropped", "initialised"]
     assert all(len(line) < 160 for line in lines)
 
@@ -327,7 +339,8 @@ def test_errors_leave_the_model_as_it_was(source: Callable, message: str) -> Non
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with pytest.raises(WeightsError, match=message) as caught:
         load_weights(model, source())
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 

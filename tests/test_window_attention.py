@@ -52,8 +52,16 @@ def make(name: str, cosine: bool = False, bias: bool = True, pad_value: bool = T
 
 
 def by_hand(
-    qkv: Tensor, bias: Tensor | None, window_size, shift_size, num_heads, *, scale=None, logit_scale=None,
-    pad_value=None, mask_padding=False,
+    qkv: Tensor,
+    bias: Tensor | None,
+    window_size,
+    shift_size,
+    num_heads,
+    *,
+    scale=None,
+    logit_scale=None,
+    pad_value=None,
+    mask_padding=False,
 ) -> Tensor:
     """Each query alone: find the tokens of its window by arithmetic on positions, attend, put the result back."""
     batch, *spatial, channels = qkv.shape
@@ -116,8 +124,11 @@ def test_implementations_agree_with_attention_by_hand(name: str, options: dict, 
         found = run(window_attention, qkv, arguments)
     for ours, theirs in zip(found, expected, strict=True):
         zero = torch.zeros((), dtype=torch.float64)  # a gradient that is not there is zero
-        torch.testing.assert_close(*torch.broadcast_tensors(
-            zero if ours is None else ours, zero if theirs is None else theirs), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            *torch.broadcast_tensors(zero if ours is None else ours, zero if theirs is None else theirs),
+            rtol=1e-10,
+            atol=1e-10,
+        )
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

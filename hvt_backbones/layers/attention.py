@@ -53,8 +53,16 @@ class SpatialReductionAttention(nn.Module):
     POOLED_SIZE = (7, 7)
 
     def __init__(
-        self, dim: int, num_heads: int, *, sr_ratio: int, linear: bool = False, qkv_bias: bool = True,
-        norm_eps: float = 1e-5, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        sr_ratio: int,
+        linear: bool = False,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-5,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if sr_ratio < 1:
@@ -99,7 +107,13 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim: int, attn: nn.Module, mlp: nn.Module, *, norm_eps: float, drop_path: float,
+        self,
+        dim: int,
+        attn: nn.Module,
+        mlp: nn.Module,
+        *,
+        norm_eps: float,
+        drop_path: float,
         position: nn.Module | None = None,
     ) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -124,7 +125,9 @@ class LogPositionBias(PositionBias):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # float32 also for a float64 model, as the official buffers are
         x = relative_coordinates(window, self.pretrained_window_size, weight.device).to(dtype)
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        autocasts = torch.amp.is_autocast_available(device)  # not on the meta device
+        with torch.autocast(device, enabled=False) if autocasts else contextlib.nullcontext():
             x = F.relu(F.linear(x, weight.to(dtype), self.mlp[0].bias.to(dtype)))
             table = 16 * torch.sigmoid(F.linear(x, self.mlp[2].weight.to(dtype)))
         return self._gather(table, window, window)

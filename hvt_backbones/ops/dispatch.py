@@ -88,6 +88,14 @@ def window_attention(
     name = _chosen.get() or os.environ.get("HVT_ATTENTION") or ("bmm" if qkv.device.type == "cpu" else "sdpa")
     _checked(name, "HVT_ATTENTION")
     return IMPLEMENTATIONS[name](
-        qkv, bias, tuple(window_size), tuple(shift_size), num_heads, scale=scale, logit_scale=logit_scale,
-        pad_value=pad_value, mask_padding=mask_padding, dropout_p=dropout_p,
+        qkv,
+        bias,
+        tuple(window_size),
+        tuple(shift_size),
+        num_heads,
+        scale=scale,
+        logit_scale=logit_scale,
+        pad_value=pad_value,
+        mask_padding=mask_padding,
+        dropout_p=dropout_p,
     )

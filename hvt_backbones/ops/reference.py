@@ -12,8 +12,17 @@ from .windows import crop_map, join_windows, pad_map, split_windows, window_mask
 
 
 def reference(
-    qkv: Tensor, bias: Tensor | None, window_size: tuple[int, ...], shift_size: tuple[int, ...], num_heads: int, *,
-    scale: float, logit_scale: Tensor | None, pad_value: Tensor | None, mask_padding: bool, dropout_p: float,
+    qkv: Tensor,
+    bias: Tensor | None,
+    window_size: tuple[int, ...],
+    shift_size: tuple[int, ...],
+    num_heads: int,
+    *,
+    scale: float,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    mask_padding: bool,
+    dropout_p: float,
 ) -> Tensor:
     spatial, axes = qkv.shape[1:-1], len(window_size)
     map_axes = tuple(range(1, axes + 1))

@@ -10,8 +10,17 @@ from .windows import WindowLayout, window_mask
 
 
 def sdpa(
-    qkv: Tensor, bias: Tensor | None, window_size: tuple[int, ...], shift_size: tuple[int, ...], num_heads: int, *,
-    scale: float, logit_scale: Tensor | None, pad_value: Tensor | None, mask_padding: bool, dropout_p: float,
+    qkv: Tensor,
+    bias: Tensor | None,
+    window_size: tuple[int, ...],
+    shift_size: tuple[int, ...],
+    num_heads: int,
+    *,
+    scale: float,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    mask_padding: bool,
+    dropout_p: float,
 ) -> Tensor:
     layout = WindowLayout(qkv.shape, window_size, shift_size, num_heads)
     windows, tokens = layout.windows, layout.tokens

@@ -61,9 +61,7 @@ class WindowLayout:
         shape: of qkv, (B, *spatial, 3 * C).
     """
 
-    def __init__(
-        self, shape: torch.Size, window: tuple[int, ...], shift: tuple[int, ...], num_heads: int
-    ) -> None:
+    def __init__(self, shape: torch.Size, window: tuple[int, ...], shift: tuple[int, ...], num_heads: int) -> None:
         self.window, self.shift, self.num_heads = window, shift, num_heads
         self.batch, self.spatial = shape[0], tuple(shape[1:-1])
         self.axes = len(window)
@@ -98,8 +96,12 @@ def _window_tokens(per_axis: list[Tensor], window: tuple[int, ...]) -> Tensor:
 
 @constant()
 def window_mask(
-    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool,
-    dtype: torch.dtype, device: torch.device,
+    spatial: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    mask_padding: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """What is added to the logits of each window of the padded and shifted map: (windows, N, N).
 

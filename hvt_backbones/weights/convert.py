@@ -146,7 +146,10 @@ def _unrecognised(keys: set[str], name: str) -> str:
 
 
 def read_checkpoint(
-    tensors: Mapping[str, Tensor], layout: str = "auto", *, layouts: Sequence[Layout] = ALL,
+    tensors: Mapping[str, Tensor],
+    layout: str = "auto",
+    *,
+    layouts: Sequence[Layout] = ALL,
     grid: tuple[int, int] | None = None,
 ) -> Checkpoint:
     """Bring a state dict into our names.
@@ -190,7 +193,10 @@ def _take_ours(result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[st
 
 
 def _translate(
-    result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[str, str], outer: dict[str, str],
+    result: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    inner: dict[str, str],
+    outer: dict[str, str],
     grid: tuple[int, int] | None,
 ) -> None:
     table, ignored = result.layout, result.layout.ignored or {}
@@ -221,7 +227,9 @@ def _translate(
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, layout: Layout, windows: Sequence[Sequence[int]] | None = None,
+    checkpoint: Checkpoint,
+    layout: Layout,
+    windows: Sequence[Sequence[int]] | None = None,
     pretrained_windows: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Tensor]:
     """Bring our names into `layout`, with the buffers that its code stores.
@@ -251,7 +259,9 @@ def write_checkpoint(
 
 
 def _computed_buffers(
-    checkpoint: Checkpoint, layout: Layout, windows: Sequence[Sequence[int]] | None,
+    checkpoint: Checkpoint,
+    layout: Layout,
+    windows: Sequence[Sequence[int]] | None,
     pretrained_windows: Sequence[Sequence[int]] | None,
 ) -> Iterable[tuple[str, Tensor]]:
     if not layout.buffers:

@@ -40,7 +40,7 @@ def load_weights(
     Args:
         model: changed in place; on any error it stays as it was.
         source: a mapping of keys to tensors (a state dict, also inside `model`, `state_dict` and the like), a path, an
-            http(s) or file URL, "hf-hub:org/name", or "timm:NAME" and "torchvision:NAME" of their published weights.
+            http(s) or file URL, or "hf-hub:org/name".
         layout: one of `LAYOUTS`; recognised by the keys by default.
         class_map: for each class of the model the row of the checkpoint's head, as a sequence, a tensor or the path of
             a text file with one index a line. The rows of ImageNet-1K's classes in ImageNet-22K are
@@ -76,13 +76,7 @@ def load_weights(
 def _read_source(source: str | os.PathLike) -> dict[str, Tensor]:
     from .fetch import fetch
     from .files import read_state_dict
-    from .published import timm_weights, torchvision_weights
 
-    name = os.fspath(source)
-    for prefix, look_up in {"timm:": timm_weights, "torchvision:": torchvision_weights}.items():
-        if name.startswith(prefix):
-            published = look_up(name.removeprefix(prefix))
-            return read_state_dict(fetch(published.source, filename=published.filename))
     return read_state_dict(fetch(source))
 
 

@@ -62,9 +62,7 @@ def _matches(
                 yield rule, position, values
 
 
-def repacked(
-    group: Group, tensors: list[Tensor | None], side: str, last: int, facts: Facts
-) -> dict[str, Tensor]:
+def repacked(group: Group, tensors: list[Tensor | None], side: str, last: int, facts: Facts) -> dict[str, Tensor]:
     """The group's tensors under its keys of the other side, `side`."""
     source = group.rule.theirs if side == "ours" else group.rule.ours
     target = getattr(group.rule, side)

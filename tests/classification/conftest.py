@@ -50,6 +50,11 @@ def small_data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def quick() -> tuple[str, ...]:
+    return QUICK
+
+
+@pytest.fixture
 def quick_run(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
     """Run the trainer on `small_data` into `tmp_path / "run"`; returns its exit status and what it wrote to stderr."""
 

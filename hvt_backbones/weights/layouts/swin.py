@@ -106,14 +106,22 @@ def openmmlab(family: str, attention: Rows, merge: list[Rule]) -> dict[str, Any]
     }
 
 
-MM_SWIN = openmmlab("swin", V1_ATTENTION, [
-    rule("stages.{s-1}.downsample.reduction.weight", "stages.{s}.downsample.reduction.weight", UNFOLD),
-    rule("stages.{s-1}.downsample.norm.{p}", "stages.{s}.downsample.norm.{p}", UNFOLD),
-])
-MM_SWINV2 = openmmlab("swinv2", V2_ATTENTION, [
-    rule("stages.{s}.downsample.reduction.weight", "stages.{s}.downsample.reduction.weight", UNFOLD),
-    rule("stages.{s}.downsample.norm.{p}", "stages.{s}.downsample.norm.{p}"),
-])
+MM_SWIN = openmmlab(
+    "swin",
+    V1_ATTENTION,
+    [
+        rule("stages.{s-1}.downsample.reduction.weight", "stages.{s}.downsample.reduction.weight", UNFOLD),
+        rule("stages.{s-1}.downsample.norm.{p}", "stages.{s}.downsample.norm.{p}", UNFOLD),
+    ],
+)
+MM_SWINV2 = openmmlab(
+    "swinv2",
+    V2_ATTENTION,
+    [
+        rule("stages.{s}.downsample.reduction.weight", "stages.{s}.downsample.reduction.weight", UNFOLD),
+        rule("stages.{s}.downsample.norm.{p}", "stages.{s}.downsample.norm.{p}"),
+    ],
+)
 
 # ---- torchvision: patch embedding, stage, merging, stage, ... in one nn.Sequential
 
@@ -215,12 +223,16 @@ HF_SWINV2 = Layout(
     rules=(
         *HF_COMMON,
         hf_qkv("attention.self.", "weight", "query", "key", "value"),
-        *rules(HF_BLOCK + "attention.self.", BLOCK + "attn.", [
-            ("query.bias", "q_bias"),
-            ("value.bias", "v_bias"),
-            ("logit_scale", "logit_scale"),
-            ("continuous_position_bias_mlp.{n}.{p}", "position_bias.mlp.{n}.{p}"),
-        ]),
+        *rules(
+            HF_BLOCK + "attention.self.",
+            BLOCK + "attn.",
+            [
+                ("query.bias", "q_bias"),
+                ("value.bias", "v_bias"),
+                ("logit_scale", "logit_scale"),
+                ("continuous_position_bias_mlp.{n}.{p}", "position_bias.mlp.{n}.{p}"),
+            ],
+        ),
         *rules(HF_BLOCK, BLOCK, HF_BERT_BLOCK),
     ),
     ignored=HF_IGNORED,

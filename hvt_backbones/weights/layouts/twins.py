@@ -82,12 +82,16 @@ def mmseg(family: str) -> Layout:
                 [Part(block + "attn.attn.in_proj_{p}", 3)],
                 [Part(BLOCK + "attn.q.{p}"), Part(BLOCK + "attn.kv.{p}", 2)],
             ),
-            *rules(block, BLOCK, [
-                *MM_BLOCK,
-                LOCAL,
-                ("attn.sr.{p}", "attn.sr.{p}"),
-                ("attn.norm.{p}", "attn.norm.{p}"),
-            ]),
+            *rules(
+                block,
+                BLOCK,
+                [
+                    *MM_BLOCK,
+                    LOCAL,
+                    ("attn.sr.{p}", "attn.sr.{p}"),
+                    ("attn.norm.{p}", "attn.norm.{p}"),
+                ],
+            ),
             *projections[family],
             rule("norm_list.{s}.{p}", STAGE + "norm.{p}"),
             MM_HEAD,
@@ -97,6 +101,4 @@ def mmseg(family: str) -> Layout:
 
 
 FAMILIES = ("twins_pcpvt", "twins_svt")
-TWINS = [
-    layout for family in FAMILIES for layout in (*official_and_timm(family), mmpretrain(family), mmseg(family))
-]
+TWINS = [layout for family in FAMILIES for layout in (*official_and_timm(family), mmpretrain(family), mmseg(family))]

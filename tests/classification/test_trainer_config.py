@@ -63,7 +63,9 @@ def test_help_lists_every_setting_with_type_and_default(capsys: pytest.CaptureFi
     text = " ".join(capsys.readouterr().out.split())
     for key, entry in FIELDS.items():
         assert f"--{key}" in text
-        assert " ".join(entry.metadata["help"].split()) in text.replace("- ", "-") or entry.metadata["help"][:20] in text
+        assert (
+            " ".join(entry.metadata["help"].split()) in text.replace("- ", "-") or entry.metadata["help"][:20] in text
+        )
     assert "--optimizer.lr V, --lr V peak learning rate [number; default 0.001]" in text
 
 
@@ -128,7 +130,7 @@ BROKEN_RECIPES = {
 def test_broken_recipe(text: str, message: str, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(text)
-    with pytest.raises(InputError, match=".") as error:
+    with pytest.raises(InputError) as error:
         parse_command_line([str(recipe)])
     assert message in str(error.value)
 

@@ -1,0 +1,1 @@
+"""Measurements against peers, each run from a checkout: `python -m benchmarks.peers`."""

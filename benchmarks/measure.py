@@ -1,0 +1,218 @@
+"""What every benchmark shares: paired timing, peak memory, the machine's matrix-product rate and its description."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from hvt_backbones.doctor import installed_version
+
+ROOT = Path(__file__).resolve().parents[1]
+Work = Callable[[], object]
+MEASURED = "the measured step"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all that it was given; the CPU works as it goes."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def seconds(work: Work, device: torch.device, calls: int = 1) -> float:
+    """Seconds per call, from an idle device to an idle device."""
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    synchronise(device)
+    return (time.perf_counter() - start) / calls
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect now, so that no collection falls into one competitor's time."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def interleave(
+    competitors: Mapping[str, Work], device: torch.device, *, rounds: int, warmup: int = 2, shortest: float = 0.05
+) -> dict[str, list[float]]:
+    """Time all competitors in turn, round after round: sample i of each was taken within the same moments.
+
+    On a machine that others use too, only samples of one round may be compared. Every round starts with another
+    competitor and every second one goes backwards, so that nobody always follows the same neighbour.
+
+    Args:
+        competitors: name -> the work of one call.
+        rounds: samples of each.
+        warmup: rounds before, which are not kept.
+        shortest: seconds that a sample must last at least; shorter work is called several times, by all equally often.
+
+    Returns:
+        name -> seconds per call, one for each round.
+    """
+    names = list(competitors)
+    with no_garbage_collection():
+        for _ in range(max(1, warmup)):
+            fastest = min(seconds(work, device) for work in competitors.values())
+        calls = max(1, min(200, round(shortest / max(fastest, 1e-6) + 0.5)))
+        samples: dict[str, list[float]] = {name: [] for name in names}
+        for index in range(rounds):
+            start = index // 2 % len(names)
+            order = names[start:] + names[:start]
+            for name in order if index % 2 == 0 else reversed(order):
+                samples[name].append(seconds(competitors[name], device, calls))
+    return samples
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median, minimum and the first and third quartile."""
+
+    median: float
+    minimum: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Summary:
+        quartiles = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
+        return cls(statistics.median(samples), min(samples), quartiles[0], quartiles[2])
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range."""
+        return self.high - self.low
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
+    """Ours over theirs within each round: what the load of the machine does to both cancels."""
+    return Summary.of([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def peak_memory(build: Callable[[], Work], device: torch.device) -> int:
+    """Bytes of tensors alive at the highest point of the second call of what `build` makes.
+
+    Everything made since the start of `build` counts: weights, gradients, optimiser state, activations and the
+    workspace that operators allocate as tensors. The first call is left out because it creates optimiser state and
+    caches. On the CPU these are the profiler's records of every allocation and release, exact and the same on each
+    run; the resident size of the process would add whatever the allocator keeps for later.
+    """
+    gc.collect()
+    if device.type != "cpu":
+        backend = torch.get_device_module(device)
+        before = backend.memory_allocated(device)
+        work = build()
+        work()
+        synchronise(device)
+        backend.reset_peak_memory_stats(device)
+        work()
+        synchronise(device)
+        return backend.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        work = build()
+        work()
+        with record_function(MEASURED):
+            work()
+    return _peak_of_records(profiler)
+
+
+def _peak_of_records(profiler: profile) -> int:
+    records, begin, end = [], None, None
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            records.append((event.start_ns(), event.nbytes()))
+        elif event.name() == MEASURED:
+            begin, end = event.start_ns(), event.end_ns()
+    alive = peak = 0
+    for moment, change in sorted(records, key=lambda record: record[0]):  # stable: equal moments keep their order
+        alive += change
+        if begin <= moment <= end:
+            peak = max(peak, alive)
+    return peak
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, budget: float = 3.0) -> dict[str, Any]:
+    """The best rate of a large square matrix product here, on random values: {"flops_per_second", "side"}.
+
+    The best, not the median, because it stands for what the machine can do.
+
+    Args:
+        budget: seconds to spend, about.
+    """
+    sides = (1024, 2048) if device.type == "cpu" else (4096, 8192)
+    best = {"flops_per_second": 0.0, "side": 0}
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        torch.mm(a, b)
+        stop = time.perf_counter() + budget / len(sides)
+        while True:
+            rate = 2 * side**3 / seconds(lambda a=a, b=b: torch.mm(a, b), device, 1 if device.type == "cpu" else 10)
+            if rate > best["flops_per_second"]:
+                best = {"flops_per_second": rate, "side": side}
+            if time.perf_counter() > stop:
+                break
+    return best
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were taken on."""
+    facts: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "device": str(device),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        **{name: installed_version(name) for name in ("torch", "timm", "torchvision", "numpy")},
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load_average"] = os.getloadavg()[0]
+    if device.type != "cpu":
+        facts["device_name"] = torch.get_device_module(device).get_device_name(device)
+    if device.type == "cuda":
+        facts |= {"cuda": torch.version.cuda, "tf32_convolutions": torch.backends.cudnn.allow_tf32}
+    return facts
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def revision() -> str | None:
+    """The commit of this checkout, with "+changes" where files differ from it; None outside a repository."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,341 @@
+"""Whole runs of the trainer: what they learn, what they leave, how they go on, and what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from classification import checkpoint
+from classification.command_line import parse_command_line
+from classification.train import Trainer, main, train
+from hvt_backbones.predict import open_model
+
+Run = Callable[..., tuple[int, str]]
+ROOT = Path(__file__).resolve().parents[2]
+
+# Two stages over 32x32 pictures, patches of four pixels, a few thousand parameters.
+FAMILIES = {
+    "SwinTransformer": ("swin_tiny", {"patch_size": 4, "window_size": 4, "embed_dim": 32, "num_heads": [2, 4]}),
+    "SwinTransformerV2": (
+        "swinv2_tiny_window8", {"patch_size": 4, "window_size": 4, "embed_dim": 32, "num_heads": [2, 4]}
+    ),
+    "PyramidVisionTransformerV2": (
+        "pvt_v2_b0", {"embed_dims": [32, 64], "num_heads": [2, 4], "mlp_ratios": [4, 4], "sr_ratios": [2, 1]}
+    ),
+    "TwinsPCPVT": (
+        "twins_pcpvt_small", {"embed_dims": [32, 64], "num_heads": [2, 4], "mlp_ratios": [4, 4], "sr_ratios": [2, 1]}
+    ),
+    "TwinsSVT": (
+        "twins_svt_small",
+        {
+            "embed_dims": [32, 64], "num_heads": [2, 4], "mlp_ratios": [4, 4], "sr_ratios": [2, 1],
+            "window_sizes": [4, 4],
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("class_name", FAMILIES)
+def test_every_family_learns_the_digits(class_name: str, digits: Path, tmp_path: Path) -> None:
+    name, overrides = FAMILIES[class_name]
+    config = parse_command_line(
+        ["digits", "--model.name", name, "--data-dir", str(digits), "--output-dir", str(tmp_path), "--epochs", "5",
+         "--model.overrides", json.dumps(overrides | {"depths": [2, 2], "drop_path_rate": 0.0}), "--lr", "3e-3",
+         "--schedule.warmup_epochs", "1", "--augmentation.auto_augment", "null", "--augmentation.scale", "[0.9, 1.0]",
+         "--data.workers", "0", "--device", "cpu"]
+    )  # fmt: skip
+    trainer = Trainer(config)
+    assert type(trainer.model.backbone).__name__ == class_name
+    metrics = trainer.run()
+    rows = list(csv.DictReader((tmp_path / checkpoint.LOG).open()))
+    assert metrics["best"]["top1"] > 60
+    assert float(rows[-1]["train_loss"]) < 0.75 * float(rows[0]["train_loss"])
+    assert open_model(str(tmp_path / checkpoint.BEST_WEIGHTS)).name == name
+
+
+def test_a_run_leaves_everything_and_nothing_else(quick_run: Run, tmp_path: Path) -> None:
+    status, _ = quick_run("--train.ema_decay", "0")
+    assert status == 0
+    folder = tmp_path / "run"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(checkpoint.RUN_FILES)
+    rows = list(csv.DictReader((folder / checkpoint.LOG).open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(row["val_images"] == "6" for row in rows)
+    metrics = json.loads((folder / checkpoint.METRICS).read_text())
+    assert metrics["best"]["top1"] == max(float(row["top1"]) for row in rows)
+    with Image.open(folder / checkpoint.CURVES) as picture:
+        assert picture.width > 1000
+    settings = yaml.safe_load((folder / checkpoint.CONFIG).read_text())
+    assert (settings["train"]["epochs"], settings["output"]["dir"]) == (2, str(folder))
+
+    state = torch.load(folder / checkpoint.STATE, weights_only=True)
+    weights = load_file(folder / checkpoint.LAST_WEIGHTS)
+    assert weights.keys() == state["model"].keys()
+    assert all(torch.equal(weights[key], state["model"][key]) for key in weights)
+
+
+def test_weights_describe_themselves(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run()[0] == 0
+    path = tmp_path / "run" / checkpoint.BEST_WEIGHTS
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["hvt.model"] == "swinv2_tiny_window8"
+    assert json.loads(metadata["hvt.overrides"])["embed_dim"] == 16
+    assert json.loads(metadata["hvt.class_names"]) == ["bright", "dark"]
+    assert (metadata["hvt.num_classes"], json.loads(metadata["hvt.input_size"])) == ("2", [3, 32, 32])
+    assert (json.loads(metadata["hvt.mean"]), json.loads(metadata["hvt.std"])) == ([0.0] * 3, [0.5] * 3)
+    assert (metadata["hvt.interpolation"], float(metadata["hvt.crop_pct"])) == ("bicubic", 1.0)
+    model_file = open_model(str(path))
+    model = model_file.classifier()
+    for key, value in load_file(path).items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_the_average_is_what_is_saved(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run("--train.ema_decay", "0.9")[0] == 0
+    state = torch.load(tmp_path / "run" / checkpoint.STATE, weights_only=True)
+    weights = load_file(tmp_path / "run" / checkpoint.LAST_WEIGHTS)
+    assert all(torch.equal(weights[key], state["ema"][key]) for key in weights)
+    assert not torch.equal(state["ema"]["head.weight"], state["model"]["head.weight"])
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
+    quick_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--epochs", "4", "--model.overrides.drop_path_rate", "0.3", "--train.ema_decay", "0.9")
+    assert quick_run(*options)[0] == 0
+    shutil.move(tmp_path / "run", tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    save_state = checkpoint.save_state
+
+    def save_and_die(folder: Path, state: dict) -> None:
+        save_state(folder, state)
+        if state["epoch"] == 2:
+            raise Killed
+
+    from accelerate.state import AcceleratorState
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        patch.setattr(checkpoint, "save_state", save_and_die)
+        quick_run(*options)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert quick_run(*options, "--resume", "auto")[0] == 0
+
+    whole, resumed = (torch.load(tmp_path / name / checkpoint.STATE, weights_only=True) for name in ("whole", "run"))
+    for part in ("model", "ema"):
+        assert all(torch.equal(whole[part][key], resumed[part][key]) for key in whole[part])
+    assert [row["train_loss"] for row in whole["history"]] == [row["train_loss"] for row in resumed["history"]]
+    assert len(list(csv.DictReader((tmp_path / "run" / checkpoint.LOG).open()))) == 4
+
+
+def test_resume_auto_begins_where_there_is_nothing(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run("--resume", "auto")[0] == 0
+    assert (tmp_path / "run" / checkpoint.STATE).exists()
+
+
+def test_a_folder_with_a_run_is_refused_unless_told(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run()[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    status, error = quick_run("--seed", "1")
+    assert status == 2
+    assert "already holds a run" in error
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert quick_run("--seed", "1", "--overwrite")[0] == 0
+    assert (tmp_path / "run" / checkpoint.LAST_WEIGHTS).read_bytes() != before[checkpoint.LAST_WEIGHTS]
+
+
+def fault_folder_missing(data: Path) -> tuple[tuple[str, ...], str]:
+    shutil.rmtree(data / "val")
+    return (), "val does not exist"
+
+
+def fault_class_empty(data: Path) -> tuple[tuple[str, ...], str]:
+    (data / "train" / "grey").mkdir()
+    return (), "grey holds no pictures"
+
+
+def fault_classes_differ(data: Path) -> tuple[tuple[str, ...], str]:
+    (data / "val" / "dark").rename(data / "val" / "dusk")
+    return (), "dark only in"
+
+
+def fault_zero_bytes(data: Path) -> tuple[tuple[str, ...], str]:
+    (data / "val" / "dark" / "0.png").write_bytes(b"")
+    return (), "0.png is empty"
+
+
+def fault_unreadable(data: Path) -> tuple[tuple[str, ...], str]:
+    (data / "train" / "dark" / "5.png").write_bytes(b"not a picture")
+    return (), "dark/5.png cannot be read"
+
+
+def fault_unreadable_held_out(data: Path) -> tuple[tuple[str, ...], str]:
+    (data / "val" / "dark" / "2.png").write_bytes(b"not a picture")
+    return (), "dark/2.png cannot be read"
+
+
+def fault_model_argument(data: Path) -> tuple[tuple[str, ...], str]:
+    return ("--model.overrides.embed_dims", "24"), "embed_dim"
+
+
+def fault_model_value(data: Path) -> tuple[tuple[str, ...], str]:
+    return ("--model.overrides.num_heads", "[3, 5]"), "num_heads"
+
+
+def fault_batch_too_large(data: Path) -> tuple[tuple[str, ...], str]:
+    return ("--batch-size", "16"), "data.batch_size: 12 training pictures"
+
+
+def fault_frozen_stages(data: Path) -> tuple[tuple[str, ...], str]:
+    return ("--model.freeze_stages", "9"), "9 stages"
+
+
+def fault_output_is_a_file(data: Path) -> tuple[tuple[str, ...], str]:
+    (data.parent / "taken").write_text("mine")
+    return ("--output-dir", str(data.parent / "taken")), "taken is a file"
+
+
+def fault_output_below_a_file(data: Path) -> tuple[tuple[str, ...], str]:
+    (data.parent / "taken").write_text("mine")
+    return ("--output-dir", str(data.parent / "taken" / "run")), "cannot write to"
+
+
+def fault_no_state(data: Path) -> tuple[tuple[str, ...], str]:
+    return ("--resume", str(data / "none.pt")), "none.pt does not exist"
+
+
+def fault_damaged_state(data: Path) -> tuple[tuple[str, ...], str]:
+    (data / "state.pt").write_bytes(b"PK\x03\x04 cut off")
+    return ("--resume", str(data / "state.pt")), "is not a checkpoint of this trainer"
+
+
+FAULTS = {name.removeprefix("fault_"): fault for name, fault in list(globals().items()) if name.startswith("fault_")}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_bad_input_is_one_line_and_leaves_nothing(
+    fault: Callable[[Path], tuple[tuple[str, ...], str]], small_data: Path, quick_run: Run, tmp_path: Path
+) -> None:
+    options, message = fault(small_data)
+    before = sorted(tmp_path.rglob("*"))
+    status, error = quick_run(*options)
+    assert status == 2
+    assert error.splitlines()[-1].startswith("error: ")
+    assert error.count("error: ") == 1 and error.count("\n") == 1
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_state_of_another_model_is_refused(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run()[0] == 0
+    state = str(tmp_path / "run" / checkpoint.STATE)
+    status, error = quick_run(
+        "--resume", state, "--model.overrides.embed_dim", "24", "--output-dir", str(tmp_path / "other")
+    )
+    assert status == 2
+    assert "of another model: overrides" in error
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_of_another_family_are_refused(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run()[0] == 0
+    status, error = quick_run(
+        "--model.name", "swin_tiny", "--model.pretrained", str(tmp_path / "run" / checkpoint.LAST_WEIGHTS),
+        "--output-dir", str(tmp_path / "other"),
+    )  # fmt: skip
+    assert status == 2
+    assert "swinv2" in error
+    assert not (tmp_path / "other").exists()
+
+
+def test_finetuning_starts_from_given_weights(
+    quick_run: Run, tmp_path: Path, small_data: Path, quick: tuple[str, ...]
+) -> None:
+    assert quick_run()[0] == 0
+    weights = tmp_path / "run" / checkpoint.LAST_WEIGHTS
+    options = (
+        "--model.pretrained",
+        str(weights),
+        "--output-dir",
+        str(tmp_path / "fine"),
+        "--data-dir",
+        str(small_data),
+    )
+    config = parse_command_line(["digits", *quick, *options])
+    trainer = Trainer(config)
+    for key, value in load_file(weights).items():
+        assert torch.equal(trainer.model.state_dict()[key], value), key
+
+
+def test_a_diverged_run_stops_with_its_reason(quick_run: Run, tmp_path: Path) -> None:
+    status, error = quick_run("--lr", "100", "--optimizer.clip_grad", "null", "--optimizer.name", "sgd")
+    if status == 0:
+        pytest.fail("a learning rate of 100 did not diverge")
+    assert status == 1
+    assert "the loss became" in error and "Lower --lr" in error
+    assert not (tmp_path / "run" / checkpoint.LAST_WEIGHTS).exists()
+
+
+def test_mixing_and_erasing_run(quick_run: Run) -> None:
+    status, _ = quick_run(
+        "--augmentation.mixup", "0.8", "--augmentation.cutmix", "1.0", "--augmentation.random_erasing", "1.0",
+        "--train.accumulation", "2", "--train.amp", "bf16", "--optimizer.layer_decay", "0.8",
+        "--model.grad_checkpointing", "--model.freeze_stages", "1",
+    )  # fmt: skip
+    assert status == 0
+
+
+def test_the_rate_follows_the_global_batch(quick_run: Run, tmp_path: Path) -> None:
+    options = ("--lr", "8e-3", "--optimizer.lr_batch_size", "16", "--schedule.name", "constant", "--epochs", "1")
+    assert quick_run(*options)[0] == 0
+    row = next(csv.DictReader((tmp_path / "run" / checkpoint.LOG).open()))
+    assert float(row["lr"]) == pytest.approx(8e-3 * 4 / 16)
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_picture_once(small_data: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    """Under torchrun, with a number of held-out pictures that two do not divide."""
+    extra = small_data / "val" / "dark" / "9.png"
+    shutil.copy(small_data / "val" / "dark" / "0.png", extra)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+        "classification.train", "digits", *quick, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = list(csv.DictReader((tmp_path / "run" / checkpoint.LOG).open()))
+    assert [row["val_images"] for row in rows] == ["7", "7"]
+    assert "global batch 8, 1 steps per epoch" in done.stdout
+
+
+def test_train_returns_what_it_wrote(small_data: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    config = parse_command_line(
+        ["digits", *quick, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "run"), "--epochs", "1"]
+    )
+    assert train(config) == json.loads((tmp_path / "run" / checkpoint.METRICS).read_text())
+
+
+def test_help_needs_no_recipe() -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["-h"])
+    assert exit_.value.code == 0

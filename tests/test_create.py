@@ -1,0 +1,51 @@
+"""Arguments of `create_backbone` and `create_classifier`, and the choice of a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hvt_backbones import InputError, create_backbone, create_classifier
+from hvt_backbones.device import DeviceType, select_device
+
+BAD_ARGUMENTS = {
+    "unknown argument": ({"widnow_size": 7}, "did you mean window_size"),
+    "depths": ({"depths": ()}, "depths must be"),
+    "more stages than heads": ({"depths": (1, 1, 1, 1, 1)}, "give num_heads for 5 stages"),
+    "a stage that is not there": ({"depths": (1, 1), "out_indices": (0, 3)}, "0 to 1"),
+    "one stage number": ({"out_indices": 3}, "out_indices must be a tuple"),
+    "tag": ({"pretrained": "in21k"}, "in1k, in22k_ft_in1k, in22k"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_of_create_backbone(case: str) -> None:
+    arguments, words = BAD_ARGUMENTS[case]
+    with pytest.raises(InputError, match=words):
+        create_backbone("swin_tiny", **arguments)
+
+
+def test_fewer_stages_than_the_model_has() -> None:
+    backbone = create_backbone("swinv2_tiny_window16", depths=(1, 1), embed_dim=32, num_heads=(1, 2))
+    assert backbone.channels == (32, 64)
+    classifier = create_classifier("twins_svt_small", depths=(1, 1), num_classes=3)
+    assert classifier(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(InputError, match="num_classes"):
+        create_classifier("swin_tiny", num_classes="ten")
+
+
+def test_devices() -> None:
+    assert select_device("cpu") == torch.device("cpu")
+    assert DeviceType.of(select_device("auto")).distributed_backend in ("gloo", "nccl", "hccl")
+    with pytest.raises(InputError, match="auto, cpu, cuda, npu"):
+        select_device("tpu")
+    with pytest.raises(InputError, match="not supported"):
+        DeviceType.of(torch.device("meta"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_missing_accelerators_are_named() -> None:
+    with pytest.raises(InputError, match="torch sees no accelerator"):
+        select_device("cuda:1")
+    with pytest.raises(InputError, match="needs the torch_npu package"):
+        select_device("npu")
