@@ -132,8 +132,8 @@ class Backbone(nn.Module):
             )
         if min(images.shape[2:]) < self._patch:
             raise InputError(
-                f"the image is {images.shape[2]}x{images.shape[3]}, smaller than one {self._patch}x{self._patch} patch: "
-                "enlarge it"
+                f"the image is {images.shape[2]}x{images.shape[3]}, smaller than one "
+                f"{self._patch}x{self._patch} patch: enlarge it"
             )
 
     def train(self, mode: bool = True) -> Backbone:

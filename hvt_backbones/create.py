@@ -134,7 +134,7 @@ def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretr
     else:
         published = variant.published(tag if pretrained is True else pretrained)
         path = fetch(published.source, filename=published.filename)
-        report = load_weights(model, path, layout=published.layout)
+        report = load_weights(model, path)
     logger.info("%s: %s", variant.name, report)
     if any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said

@@ -33,7 +33,7 @@ class WindowAttention(nn.Module):
         shifted: shift by half a window.
         qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
         small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
-            side and do not shift (the official classifier), or "pad" the map and keep window and shift (the dense code).
+            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code).
 
     Shape: (B, *spatial, C) -> (B, *spatial, C).
     """

@@ -19,9 +19,13 @@ TINY = {
     "twins_pcpvt": partial(hvt.TwinsPCPVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2)),
     "twins_svt": partial(hvt.TwinsSVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2), window_sizes=(4, 4, 4, 4)),
 }
-CLASSIFIER = {"swin": {"small_map": "shrink"}, "swinv2": {"small_map": "shrink"}} | dict.fromkeys(
-    ("twins_pcpvt", "twins_svt"), {"norm_after_stage": (False, False, False, True)}
-)
+LAST_NORM = {"norm_after_stage": (False, False, False, True)}
+CLASSIFIER = {
+    "swin": {"small_map": "shrink"},
+    "swinv2": {"small_map": "shrink"},
+    "twins_pcpvt": LAST_NORM,
+    "twins_svt": LAST_NORM,
+}
 
 
 def tiny(family: str, **arguments) -> hvt.Backbone:

@@ -55,19 +55,64 @@ class Case:
         return self.folder.name
 
 
+class NamedVariant(Case):
+    """An entry of `variants.json.gz`: the keys and shapes of a full-size model, without values."""
+
+    def __init__(self, name: str, row: dict[str, Any]) -> None:
+        super().__init__(Path(name))
+        dense = name.endswith("_dense")
+        self.__dict__["facts"] = {
+            **row,
+            "key_layout": "official",
+            "source_file": "",
+            "outputs": () if dense else ("logits",),
+        }
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        zero = torch.zeros(())  # one value seen in every place: no memory for 200 million parameters
+        return {key: zero.expand(shape) for key, shape in self.facts["state_dict"]}
+
+    @property
+    def buffers(self) -> set[str]:
+        return set(self.facts["buffers_in_state_dict"])
+
+    @property
+    def num_parameters(self) -> int:
+        return self.facts["num_parameters"]
+
+    @property
+    def unused_parameters(self) -> int:
+        """What Twins' dense code keeps and never uses: the classifier's norm and head."""
+        if self.is_classifier or self.family != "twins":
+            return 0
+        return sum(t.numel() for key, t in self.weights.items() if key.startswith(("norm.", "head.")))
+
+
 def find_cases(folder: Path) -> list[Case]:
     return [Case(path.parent) for path in sorted(folder.glob("*/case.json"))]
 
 
-def build(case: Case) -> nn.Module:
-    """Our model for a case, with its weights loaded. KeyError: no such family or layout here (yet)."""
+def make_model(case: Case) -> nn.Module:
+    """Our model for a case. KeyError: no such family or layout here (yet)."""
     cls, arguments = BUILDERS[case.family, case.layout](case)
     if case.is_classifier:
         last = (len(arguments["depths"]) - 1,)
-        model: nn.Module = hvt.Classifier(cls(**arguments, out_indices=last), case.kwargs.get("num_classes", 1000))
-    else:
-        given = case.facts.get("stages") or range(len(arguments["depths"]))
-        model = cls(**arguments, out_indices=tuple(given))
+        return hvt.Classifier(cls(**arguments, out_indices=last), case.kwargs.get("num_classes", 1000))
+    given = case.facts.get("stages") or range(len(arguments["depths"]))
+    return cls(**arguments, out_indices=tuple(given))
+
+
+def empty_model(case: Case) -> nn.Module:
+    """Our model for a case, without spending time on initial values."""
+    with torch.device("meta"):
+        model = make_model(case)
+    return model.to_empty(device="cpu")
+
+
+def build(case: Case) -> nn.Module:
+    """Our model for a case, with its weights loaded and every key accounted for."""
+    model = make_model(case)
     report = hvt.load_weights(model, case.weights, layout=case.layout)
     assert not report.initialised, f"left at random: {report.initialised}"
     return model

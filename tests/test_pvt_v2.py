@@ -214,6 +214,15 @@ def test_state_dict_keys(linear: bool) -> None:
     assert state["stages.0.blocks.0.attn.sr.weight"].shape == ((8, 8, 1, 1) if linear else (8, 8, 8, 8))
 
 
+def test_bias_and_dropout_reach_every_block() -> None:
+    model = tiny(qkv_bias=False, drop_rate=0.2, attn_drop_rate=0.3)
+    state = model.state_dict()
+    assert not any(key.endswith(("attn.q.bias", "attn.kv.bias")) for key in state)
+    assert "stages.1.blocks.1.attn.proj.bias" in state
+    for block in (block for stage in model.stages for block in stage.blocks):
+        assert (block.attn.attn_drop_rate, block.attn.proj_drop.p, block.mlp.drop.p) == (0.3, 0.2, 0.2)
+
+
 def test_initial_values() -> None:
     one_stage = {"embed_dims": (64,), "depths": (2,), "num_heads": (1,), "mlp_ratios": (8,), "sr_ratios": (4,)}
     model = hvt.PyramidVisionTransformerV2(**one_stage, out_indices=(0,))

@@ -15,7 +15,7 @@ from torch import Tensor
 import hvt_backbones as hvt
 
 from .conftest import reference_dir
-from .reference_cases import Case, build, find_cases, gradients, loss, outputs
+from .reference_cases import Case, NamedVariant, build, empty_model, find_cases, gradients, loss, outputs
 
 CASES = find_cases(reference_dir())
 LATER = {
@@ -66,3 +66,27 @@ def test_case(case: Case, dtype: torch.dtype) -> None:
     assert set(errors) == set(case.facts["outputs"])
     wrong = {name: pair for name, pair in errors.items() if not pair[0] < pair[1]}
     assert not wrong, f"(error, limit): {wrong}"
+
+
+def named_variants() -> list[NamedVariant]:
+    file = reference_dir() / "variants.json.gz"
+    if not file.exists():
+        return []
+    return [NamedVariant(name, row) for name, row in json.loads(gzip.decompress(file.read_bytes()))["variants"].items()]
+
+
+@pytest.mark.parametrize("variant", [marked(variant) for variant in named_variants()])
+def test_named_variant(variant: NamedVariant) -> None:
+    """The official model has as many parameters as ours, and its state dict loads with every key accounted for."""
+    model = empty_model(variant)
+    assert sum(p.numel() for p in model.parameters()) == variant.num_parameters - variant.unused_parameters
+
+    report = hvt.load_weights(model, variant.weights, layout="official")
+    assert report.ok
+    assert not report.initialised
+    assert set(report.loaded) == {name for name, _ in model.named_parameters()}
+    accounted = {key for row in report.reasons.values() for key in row}
+    assert all(
+        key.endswith(("relative_position_index", "relative_coords_table", "attn_mask"))
+        for key in accounted & variant.buffers
+    )

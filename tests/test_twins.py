@@ -223,6 +223,24 @@ def test_state_dict_keys() -> None:
     assert not any("attn.sr" in key for key in state if key.startswith("stages.3."))
 
 
+@both
+def test_bias_and_dropout_reach_every_block(cls: type[hvt.Backbone]) -> None:
+    model = tiny(cls, qkv_bias=False, drop_rate=0.2, attn_drop_rate=0.3)
+    state = model.state_dict()
+    assert not any(key.endswith(("attn.q.bias", "attn.kv.bias", "attn.qkv.bias")) for key in state)
+    assert "stages.1.blocks.1.attn.proj.bias" in state
+    for block in (block for stage in model.stages for block in stage.blocks):
+        assert (block.attn.attn_drop_rate, block.attn.proj_drop.p, block.mlp.drop.p) == (0.3, 0.2, 0.2)
+
+
+def test_local_attention_drops_out_only_in_training() -> None:
+    x = torch.randn(1, 8, 8, 6)
+    attn = randomise(LocalAttention(6, 2, (4, 4), attn_drop_rate=0.5))
+    assert not torch.equal(attn(x), attn(x))
+    attn.eval()
+    assert torch.equal(attn(x), attn(x))
+
+
 def test_initial_values() -> None:
     block = hvt.TwinsSVT(out_indices=(0,)).stages[0].blocks[0]
     assert block.attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)

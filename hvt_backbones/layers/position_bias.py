@@ -92,7 +92,7 @@ class PositionBias(nn.Module):
 
 
 class RelativePositionBias(PositionBias):
-    """A learned table (Swin, arXiv:2103.14030, Sec. 3.2). A smaller window uses the table's rows of the same offsets."""
+    """A learned table (Swin, arXiv:2103.14030, Sec. 3.2); a smaller window uses its rows of the same offsets."""
 
     def __init__(self, window_size: Sequence[int], num_heads: int) -> None:
         super().__init__(window_size, num_heads)
@@ -105,10 +105,10 @@ class RelativePositionBias(PositionBias):
 
 
 class LogPositionBias(PositionBias):
-    """A small network over log-spaced offsets (SwinV2, arXiv:2111.09883, Sec. 3.3), always computed in float32 or wider.
+    """A small network over log-spaced offsets (SwinV2, arXiv:2111.09883, Sec. 3.3), computed in float32 or wider.
 
     Args:
-        pretrained_window_size: the window of pretraining per axis, by which offsets are divided; 0 for the window itself.
+        pretrained_window_size: window of pretraining per axis, by which offsets are divided; 0 for the window itself.
     """
 
     HIDDEN = 512  # fixed by the official code and by every released checkpoint

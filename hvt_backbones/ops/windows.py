@@ -90,8 +90,7 @@ class WindowLayout:
 def _window_tokens(per_axis: list[Tensor], window: tuple[int, ...]) -> Tensor:
     """Spread one label per position of each axis over the map and cut it up: (windows, N, axes)."""
     grid = torch.stack(torch.meshgrid(*per_axis, indexing="ij"), dim=-1)
-    tokens = split_windows(grid[None], window).reshape(-1, math.prod(window), len(window))
-    return tokens
+    return split_windows(grid[None], window).reshape(-1, math.prod(window), len(window))
 
 
 @constant()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..layers.position_bias import relative_coordinates, relative_position_index
-from .files import _find_tensors as find_tensors
+from .files import find_tensors
 from .layouts import ALL, LAYOUTS, canonical_name, find_layout
 from .report import some
 from .resize import square_window

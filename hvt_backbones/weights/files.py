@@ -106,7 +106,7 @@ def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[
         if key not in content:
             raise WeightsError(f"{path} has no key {key!r}: its keys are {_listed(content)}")
         content = content[key]
-    state_dict = _find_tensors(content)
+    state_dict = find_tensors(content)
     if not state_dict:
         raise WeightsError(f"{path} holds no tensors{_where_tensors_may_be(content)}")
     return state_dict
@@ -301,11 +301,11 @@ def _first_foreign_global(path: Path) -> str | None:
     return None
 
 
-def _find_tensors(content: object) -> dict[str, Tensor]:
+def find_tensors(content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     for key in WRAPPER_KEYS:
-        if found := _find_tensors(content.get(key)):
+        if found := find_tensors(content.get(key)):
             return found
     return {name: tensor.detach() for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
@@ -313,7 +313,7 @@ def _find_tensors(content: object) -> dict[str, Tensor]:
 def _where_tensors_may_be(content: object) -> str:
     if not isinstance(content, Mapping) or not content:
         return ": pass a file with a model's state_dict()"
-    if candidates := [name for name, value in content.items() if isinstance(name, str) and _find_tensors(value)]:
+    if candidates := [name for name, value in content.items() if isinstance(name, str) and find_tensors(value)]:
         return f" at its top level: choose key= among {_listed(candidates)}"
     return f" (its keys are {_listed(content)}): pass a file with a model's state_dict()"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -63,9 +62,7 @@ def test_help_lists_every_setting_with_type_and_default(capsys: pytest.CaptureFi
     text = " ".join(capsys.readouterr().out.split())
     for key, entry in FIELDS.items():
         assert f"--{key}" in text
-        assert (
-            " ".join(entry.metadata["help"].split()) in text.replace("- ", "-") or entry.metadata["help"][:20] in text
-        )
+        assert entry.metadata["help"][:20] in text  # argparse breaks the rest at hyphens
     assert "--optimizer.lr V, --lr V peak learning rate [number; default 0.001]" in text
 
 
@@ -146,14 +143,15 @@ JUNK = st.one_of(
 def test_any_value_is_taken_or_refused_by_name(key: str, value: object) -> None:
     """A mutated recipe either still is a valid one or gives an error that names the key."""
     recipe = load_recipe(RECIPES / "digits.yaml") | {"output.dir": "o"}
+    section, name = key.split(".")
     try:
         config = build_config(recipe | {key: value})
     except InputError as error:
-        section, name = key.split(".")
-        assert name in str(error) or section in str(error) or key == "model.name"
-        assert "\n" not in str(error)
+        message = str(error)
     else:
-        section, name = key.split(".")
         taken = getattr(getattr(config, section), name)
-        assert dataclasses.is_dataclass(config)
-        assert taken == value or list(taken) == list(value) or str(taken) == str(value)
+        as_given = tuple(value) if isinstance(value, list) else value
+        assert taken == as_given or yaml.safe_load(str(value)) == taken or (value is False and taken == "no")
+        return
+    assert name in message or (key == "model.name" and "model" in message)
+    assert "\n" not in message

@@ -123,7 +123,7 @@ def test_class_lists_are_compared_by_name() -> None:
 @pytest.mark.parametrize(("length", "world"), [(10, 1), (10, 3), (2, 4)])
 def test_evaluation_shares_are_exact(length: int, world: int) -> None:
     shares = [list(RankSlice(length, rank, world)) for rank in range(world)]
-    assert sorted(sum(shares, [])) == list(range(length))
+    assert sorted(index for share in shares for index in share) == list(range(length))
     assert [len(RankSlice(length, rank, world)) for rank in range(world)] == [len(share) for share in shares]
 
 
