@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import statistics
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,27 @@ def synchronise(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def seconds(work: Work, device: torch.device, calls: int = 1) -> float:
-    """Seconds per call, from an idle device to an idle device."""
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    synchronise(device)
-    return (time.perf_counter() - start) / calls
+@dataclass(frozen=True)
+class Clock:
+    """Times work on a device, from an idle device to an idle device.
+
+    Attributes:
+        kind: "wall", or "process" for the processor time of all threads, which leaves out the time that other
+            processes took, but counts threads that wait for each other.
+    """
+
+    device: torch.device
+    kind: str = "wall"
+
+    def seconds(self, work: Work, calls: int = 1) -> float:
+        """Seconds per call."""
+        now = time.perf_counter if self.kind == "wall" else time.process_time
+        synchronise(self.device)
+        start = now()
+        for _ in range(calls):
+            work()
+        synchronise(self.device)
+        return (now() - start) / calls
 
 
 @contextmanager
@@ -54,7 +69,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def interleave(
-    competitors: Mapping[str, Work], device: torch.device, *, rounds: int, warmup: int = 2, shortest: float = 0.05
+    competitors: Mapping[str, Work], clock: Clock, *, rounds: int, warmup: int = 2, shortest: float = 0.05
 ) -> dict[str, list[float]]:
     """Time all competitors in turn, round after round: sample i of each was taken within the same moments.
 
@@ -73,14 +88,14 @@ def interleave(
     names = list(competitors)
     with no_garbage_collection():
         for _ in range(max(1, warmup)):
-            fastest = min(seconds(work, device) for work in competitors.values())
+            fastest = min(clock.seconds(work) for work in competitors.values())
         calls = max(1, min(200, round(shortest / max(fastest, 1e-6) + 0.5)))
         samples: dict[str, list[float]] = {name: [] for name in names}
         for index in range(rounds):
             start = index // 2 % len(names)
             order = names[start:] + names[:start]
             for name in order if index % 2 == 0 else reversed(order):
-                samples[name].append(seconds(competitors[name], device, calls))
+                samples[name].append(clock.seconds(competitors[name], calls))
     return samples
 
 
@@ -128,6 +143,7 @@ def peak_memory(build: Callable[[], Work], device: torch.device) -> int:
         work()
         synchronise(device)
         return backend.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler reports every device that it does not find
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work = build()
         work()
@@ -151,8 +167,8 @@ def _peak_of_records(profiler: profile) -> int:
     return peak
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, *, budget: float = 3.0) -> dict[str, Any]:
-    """The best rate of a large square matrix product here, on random values: {"flops_per_second", "side"}.
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, budget: float = 1.0) -> dict[str, Any]:
+    """The best rate of a large square matrix product here, on random values: {"flops_per_s", "side"}.
 
     The best, not the median, because it stands for what the machine can do.
 
@@ -160,18 +176,26 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, budget: float = 3.0
         budget: seconds to spend, about.
     """
     sides = (1024, 2048) if device.type == "cpu" else (4096, 8192)
-    best = {"flops_per_second": 0.0, "side": 0}
+    clock = Clock(device)
+    best = {"flops_per_s": 0.0, "side": 0}
     for side in sides:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         torch.mm(a, b)
         stop = time.perf_counter() + budget / len(sides)
         while True:
-            rate = 2 * side**3 / seconds(lambda a=a, b=b: torch.mm(a, b), device, 1 if device.type == "cpu" else 10)
-            if rate > best["flops_per_second"]:
-                best = {"flops_per_second": rate, "side": side}
+            rate = 2 * side**3 / clock.seconds(partial(torch.mm, a, b), 1 if device.type == "cpu" else 10)
+            if rate > best["flops_per_s"]:
+                best = {"flops_per_s": rate, "side": side}
             if time.perf_counter() > stop:
                 break
     return best
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write all or nothing."""
+    partial_file = path.with_name(path.name + ".part")
+    partial_file.write_text(json.dumps(report, indent=1) + "\n")
+    partial_file.replace(path)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

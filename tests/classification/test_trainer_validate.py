@@ -16,6 +16,7 @@ from classification.demo import draw_predictions, predict
 from classification.validate import main
 
 Run = Callable[..., tuple[int, str]]
+HERE = ("--workers", "0", "--device", "cpu")
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_validate_gives_the_figures_of_training(
 ) -> None:
     weights = str(trained / checkpoint.BEST_WEIGHTS)
     target = tmp_path / "result.json"
-    assert main([weights, "--data-dir", str(small_data), "--json", str(target), "--batch-size", "2"]) == 0
+    assert main([weights, "--data-dir", str(small_data), "--json", str(target), "--batch-size", "2", *HERE]) == 0
     text = capsys.readouterr().out
     result = json.loads(target.read_text())
     best = json.loads((trained / checkpoint.METRICS).read_text())["best"]
@@ -39,9 +40,9 @@ def test_validate_gives_the_figures_of_training(
     assert f"top-1       {best['top1']:.2f} %" in text
     assert "images      6 (" in text
 
-    assert main([weights, "--data-dir", str(small_data / "val"), "--json"]) == 0
+    assert main([weights, "--data-dir", str(small_data / "val"), "--json", *HERE]) == 0
     assert json.loads(capsys.readouterr().out)["correct"] == best["val_correct"]
-    assert main([weights, "--data-dir", str(small_data), "--split", "train", "--json"]) == 0
+    assert main([weights, "--data-dir", str(small_data), "--split", "train", "--json", *HERE]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 12
 
 
@@ -51,7 +52,7 @@ def test_a_named_model_takes_foreign_files(tmp_path: Path, small_data: Path, cap
 
     weights = tmp_path / "foreign.safetensors"
     save_file(timm.create_model("pvt_v2_b0", num_classes=2).state_dict(), weights)
-    options = ["--data-dir", str(small_data), "--size", "64", "--workers", "0", "--device", "cpu"]
+    options = ["--data-dir", str(small_data), "--size", "64", *HERE]
     assert main([str(weights), "--model", "pvt_v2_b0", *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["images"], result["input_size"], result["model"]) == (6, [3, 64, 64], "pvt_v2_b0")
@@ -65,7 +66,7 @@ def test_bad_input(trained: Path, small_data: Path, tmp_path: Path, capsys: pyte
     weights = str(trained / checkpoint.BEST_WEIGHTS)
 
     def refused(*argv: str) -> str:
-        assert main([weights, *argv]) == 2
+        assert main([weights, *HERE, *argv]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         return error
@@ -89,10 +90,11 @@ def test_another_number_of_classes(
     weights = tmp_path / "without names.safetensors"
     save_file(load_file(trained / checkpoint.BEST_WEIGHTS), weights, {"hvt.model": "swinv2_tiny_window8"})
     shutil.copytree(small_data / "val" / "dark", small_data / "val" / "dusk")
-    assert main([str(weights), "--data-dir", str(small_data)]) == 2
+    assert main([str(weights), "--data-dir", str(small_data), *HERE]) == 2
     assert "2 classes apart" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predictions_are_drawn(trained: Path, small_data: Path, tmp_path: Path) -> None:
     pictures = sorted((small_data / "val").glob("*/*.png"))
     predictions = predict(trained / checkpoint.BEST_WEIGHTS, pictures)
