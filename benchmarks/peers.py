@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from hvt_backbones import InputError
-from hvt_backbones.predict import read_image
+from hvt_backbones.predict import Preprocessing, read_image
 
 from .config import AugmentationConfig, DataConfig
 from .digits import lay_out_digits
@@ -85,7 +85,7 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
     val = PictureFolder(
         root / config.val_split,
         channels=channels,
-        transform=eval_transform(config.input_size, config.mean, config.std, config.interpolation, config.crop_pct),
+        transform=preprocessing(config).transform(),
     )
     check_classes(train.class_names, val.class_names, f"{root / config.train_split}", f"{root / config.val_split}")
     return train, val
@@ -120,11 +120,14 @@ def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any
     )
 
 
-def eval_transform(
-    input_size: Sequence[int], mean: Sequence[float], std: Sequence[float], interpolation: str, crop_pct: float
-) -> Any:
-    return create_transform(
-        tuple(input_size), mean=tuple(mean), std=tuple(std), interpolation=interpolation, crop_pct=crop_pct
+def preprocessing(config: DataConfig) -> Preprocessing:
+    """How a picture becomes the model's input outside of training; `hvt predict` does the same."""
+    return Preprocessing(
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+        interpolation=config.interpolation,
+        crop_pct=config.crop_pct,
     )
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -37,6 +38,10 @@ def build_accelerator(device: str, amp: str, accumulation: int = 1) -> Accelerat
         InputError: the device is not there, or cannot do the precision.
     """
     kind = select_device(device).type
+    if kind == "cpu" and amp == "fp16":
+        raise InputError("train.amp: fp16 needs an accelerator; use bf16 or no on the CPU.")
+    # accelerate keeps the precision of a process's first run; a second one has its own
+    AcceleratorState._reset_state()
     try:
         return Accelerator(cpu=kind == "cpu", mixed_precision=amp, gradient_accumulation_steps=accumulation)
     except ValueError as error:

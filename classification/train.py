@@ -54,7 +54,7 @@ class Trainer:
         self._build_loaders()
         self._build_optimizer()
         self.history: list[dict[str, float]] = []
-        self.best = -1.0
+        self.best: dict[str, float] | None = None  # the row whose weights are model_best
         if resumed is not None:
             self._restore(resumed)
 
@@ -169,7 +169,8 @@ class Trainer:
             self.history = list(state["history"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"output.resume: the checkpoint does not fit these settings: {error}") from None
-        self.best = max((row["top1"] for row in self.history), default=-1.0)
+        if self.history and (self.folder / checkpoint.BEST_WEIGHTS).exists():
+            self.best = max(self.history, key=lambda row: row["top1"])
 
     def run(self) -> dict[str, Any]:
         """Train the epochs that remain; returns the contents of `metrics.json`."""
@@ -236,8 +237,9 @@ class Trainer:
             for name in checkpoint.held_run(self.folder):  # --overwrite: the old run goes when the new one has begun
                 (self.folder / name).unlink()
         self.history.append(row)
-        improved = result.top1 > self.best
-        self.best = max(self.best, result.top1)
+        improved = self.best is None or result.top1 > self.best["top1"]
+        if improved:
+            self.best = row
         width = len(str(self.config.train.epochs))
         self.accelerator.print(
             f"epoch {epoch + 1:{width}}/{self.config.train.epochs}  loss {row['train_loss']:.4f}  lr {row['lr']:.2e}  "
@@ -265,7 +267,7 @@ class Trainer:
             writer.writerows(self.history)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
-        best = max(self.history, key=lambda row: row["top1"])
+        best = self.best or max(self.history, key=lambda row: row["top1"])
         metrics = {
             "model": self.description["hvt.model"],
             "epochs": len(self.history),

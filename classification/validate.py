@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from hvt_backbones.errors import exit_on_input_error
 from hvt_backbones.predict import open_model
 
 from .checkpoint import write_atomically
-from .data import PictureFolder, check_classes, eval_loader, eval_transform
+from .data import PictureFolder, check_classes, eval_loader
 from .engine import build_accelerator, evaluate
 
 
@@ -79,14 +80,16 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise InputError(f"--json: the folder of {args.json} does not exist; make it first.")
     model_file = open_model(args.checkpoint, args.model)
-    given = model_file.preprocessing
-    channels, height, width = given.input_size
-    size = (channels, args.size, args.size) if args.size else (channels, height, width)
-    crop_pct, interpolation = args.crop_pct or given.crop_pct, args.interpolation or given.interpolation
+    preprocessing = model_file.preprocessing
+    channels = preprocessing.input_size[0]
+    given = {
+        "input_size": args.size and (channels, args.size, args.size),
+        "crop_pct": args.crop_pct,
+        "interpolation": args.interpolation,
+    }
+    preprocessing = replace(preprocessing, **{name: value for name, value in given.items() if value})
     folder = args.data_dir / args.split if (args.data_dir / args.split).is_dir() else args.data_dir
-    data = PictureFolder(
-        folder, channels=channels, transform=eval_transform(size, given.mean, given.std, interpolation, crop_pct)
-    )
+    data = PictureFolder(folder, channels=channels, transform=preprocessing.transform())
     if model_file.class_names is not None:
         check_classes(model_file.class_names, data.class_names, args.checkpoint, str(folder))
     elif model_file.num_classes != len(data.class_names):
@@ -111,9 +114,9 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": str(args.checkpoint),
         "model": model_file.name,
         "data": str(folder),
-        "input_size": list(size),
-        "crop_pct": crop_pct,
-        "interpolation": interpolation,
+        "input_size": list(preprocessing.input_size),
+        "crop_pct": preprocessing.crop_pct,
+        "interpolation": preprocessing.interpolation,
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss,

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from .errors import InputError
 
 # Parameters that say where a token is, or how sharply it looks: weight decay would pull them to zero for no reason
-# (Swin, SwinV2: `no_weight_decay` of the official code).
-NO_DECAY_NAMES = ("absolute_pos_embed", "position_bias", "logit_scale")
+# (`no_weight_decay` of the official codes of Swin, SwinV2 and Twins).
+NO_DECAY_NAMES = ("absolute_pos_embed", "position_bias", "logit_scale", "position")
 
 
 def check_stages(out_indices: Sequence[int], **per_stage: Sequence[Any]) -> None:
@@ -25,6 +25,14 @@ def check_stages(out_indices: Sequence[int], **per_stage: Sequence[Any]) -> None
     indices = list(out_indices)
     if not indices or sorted(set(indices)) != indices or not 0 <= indices[0] <= indices[-1] < stages:
         raise InputError(f"out_indices {tuple(indices)}: give ascending stage numbers from 0 to {stages - 1}")
+
+
+def sides(size: int | Sequence[int], axes: int, name: str, least: int = 1) -> tuple[int, ...]:
+    """Read a size: one side for all axes, or one per axis."""
+    given = (size,) * axes if isinstance(size, int) else tuple(size)
+    if len(given) != axes or not all(isinstance(side, int) and side >= least for side in given):
+        raise InputError(f"{name} {size!r}: give an integer of at least {least}, or {axes} of them")
+    return given
 
 
 def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:

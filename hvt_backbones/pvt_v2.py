@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_heads, check_stages
-from .layers.attention import Block, DepthwiseConv, SpatialReductionAttention, init_weights
+from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights
+from .layers.block import Block
 from .layers.mlp import drop_path_rates
 
 

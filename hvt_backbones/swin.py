@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_stages
+from .backbone import Backbone, Stage, check_heads, check_stages, sides
 from .errors import InputError
-from .layers.mlp import DropPath, Mlp, drop_path_rates
+from .layers.block import Block
+from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed, PatchMerging
 from .layers.position_bias import LogPositionBias, RelativePositionBias
 from .ops import window_attention
@@ -125,47 +126,6 @@ class CosineWindowAttention(WindowAttention):
         return scale.clamp(max=self.MAX_LOG_SCALE).exp()
 
 
-class Block(nn.Module):
-    """Attention and MLP, each in a residual branch, normed before it (V1) or after it (V2, Sec. 3.1).
-
-    Shape: (B, *spatial, C) -> (B, *spatial, C).
-    """
-
-    def __init__(
-        self,
-        attn: nn.Module,
-        dim: int,
-        *,
-        mlp_ratio: float,
-        post_norm: bool,
-        norm_eps: float,
-        drop_rate: float,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.post_norm = post_norm
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.post_norm:
-            x = x + self.drop_path(self.norm1(self.attn(x)))
-            return x + self.drop_path(self.norm2(self.mlp(x)))
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def sides(size: Window, axes: int, name: str, least: int = 1) -> tuple[int, ...]:
-    """Read a size: one side for all axes, or one per axis."""
-    given = (size,) * axes if isinstance(size, int) else tuple(size)
-    if len(given) != axes or not all(isinstance(side, int) and side >= least for side in given):
-        raise InputError(f"{name} {size!r}: give an integer of at least {least}, or {axes} of them")
-    return given
-
-
 def windows_per_stage(
     window_size: Window | Sequence[Window], stages: int, axes: int, *, name: str = "window_size", least: int = 1
 ) -> list[tuple[int, ...]]:
@@ -186,7 +146,7 @@ class ShiftedWindowBackbone(Backbone):
     Args:
         attention: one per stage, called as `attention(dim, num_heads, window, shifted=..., **options)`.
         post_norm: norm after attention, MLP and patch merging instead of before.
-        patch_size: one side per axis; their number is the number of axes.
+        patch_size: (height, width).
 
     The other arguments are those of `SwinTransformer`.
     """
@@ -234,15 +194,8 @@ class ShiftedWindowBackbone(Backbone):
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,
             )
-            return Block(
-                attn,
-                dims[i],
-                mlp_ratio=mlp_ratio,
-                post_norm=post_norm,
-                norm_eps=norm_eps,
-                drop_rate=drop_rate,
-                drop_path=rates[i][j],
-            )
+            mlp = Mlp(dims[i], int(dims[i] * mlp_ratio), drop_rate)
+            return Block(dims[i], attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], post_norm=post_norm)
 
         def downsample(i: int) -> nn.Module:
             if i == 0:

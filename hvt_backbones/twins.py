@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_stages
+from .backbone import Backbone, Stage, check_heads, check_stages, sides
 from .errors import InputError
-from .layers.attention import Block, DepthwiseConv, SpatialReductionAttention, init_weights, pad_to_cell
+from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights, pad_to_cell
+from .layers.block import Block
 from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed
 from .ops import window_attention
-from .swin import sides
 
 
 class FlooringPatchEmbed(PatchEmbed):

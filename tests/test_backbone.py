@@ -142,7 +142,7 @@ def test_param_groups_decay_by_layer_and_spare_norms_and_biases(family: str) -> 
     assert scale["backbone.stages.1.downsample.norm.weight"] == scale["backbone.stages.1.blocks.0.norm1.weight"]
     for group in groups:
         assert group["lr"] == pytest.approx(1e-3 * group["lr_scale"])
-    spared = ("bias", "norm", "position_bias", "logit_scale", "absolute_pos_embed")
+    spared = ("bias", "norm", "position_bias", "logit_scale", "absolute_pos_embed", "position.")
     for name, value in decay.items():
         assert value == (0.0 if any(word in name for word in spared) else 0.05), name
     assert len(model.param_groups()) == 2

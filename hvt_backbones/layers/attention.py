@@ -1,4 +1,4 @@
-"""Attention over a reduced map, and the block around it that PVTv2 and Twins share."""
+"""Attention over a reduced map, and what else PVTv2 and Twins share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .mlp import DropPath
 from .patch import pad_to_multiple
 
 
@@ -98,36 +97,6 @@ class SpatialReductionAttention(nn.Module):
         dropout_p = self.attn_drop_rate if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
         return self.proj_drop(self.proj(attended.transpose(1, 2).reshape(x.shape)))
-
-
-class Block(nn.Module):
-    """Pre-norm residual attention and MLP, then a residual `position` encoding where there is one.
-
-    Shape: (B, H, W, C) -> (B, H, W, C).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        attn: nn.Module,
-        mlp: nn.Module,
-        *,
-        norm_eps: float,
-        drop_path: float,
-        position: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path)
-        self.position = position
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x if self.position is None else x + self.position(x)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -1,9 +1,8 @@
-"""Patch embedding and patch merging over channels-last maps of two or three axes."""
+"""Patch embedding and patch merging over channels-last maps."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -18,44 +17,16 @@ def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
 
 
-def patches(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Cut a map into patches: (B, *spatial, C) -> (B, *grid, prod(size) * C); what does not fill a patch is dropped.
-
-    Within a patch the axes keep their order and the channels come last.
-    """
-    axes = len(size)
-    grid = [length // side for length, side in zip(x.shape[1:-1], size, strict=True)]
-    for axis, (cells, side) in enumerate(zip(grid, size, strict=True)):
-        x = x.narrow(axis + 1, 0, cells * side)
-    split = itertools.chain.from_iterable(zip(grid, size, strict=True))
-    x = x.reshape(x.shape[0], *split, x.shape[-1])
-    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
-    return x.permute(order).reshape(x.shape[0], *grid, math.prod(size) * x.shape[-1])
-
-
-def project_patches(x: Tensor, conv: nn.Module) -> Tensor:
-    """Apply a convolution whose stride is its kernel as one matrix product on a channels-last map.
-
-    Faster than the convolution on every device tried, and the only way on those without a bf16 Conv3d.
-    Shape: (B, *spatial, C) -> (B, *grid, E).
-    """
-    weight = conv.weight.movedim(1, -1).flatten(1)  # (E, C, *kernel) -> (E, prod(kernel) * C)
-    return F.linear(patches(x, conv.kernel_size), weight, conv.bias)
-
-
-CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
 class PatchEmbed(nn.Module):
     """Non-overlapping patch embedding (Swin, arXiv:2103.14030, Sec. 3.1; Twins, arXiv:2104.13840, Sec. 3.1).
 
     Args:
         in_dim, dim: channels in and out.
-        patch_size: one side per axis.
+        patch_size: (height, width).
         norm_eps: eps of the LayerNorm after it; None for no norm.
         pad: zero-pad sizes that the patch does not divide (Swin's dense code), or drop the rest (Twins).
 
-    Shape: (B, *spatial, in_dim) -> (B, *grid, dim).
+    Shape: (B, H, W, in_dim) -> (B, H', W', dim).
     """
 
     def __init__(
@@ -64,13 +35,15 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.pad = pad
-        self.proj = CONVS[len(self.patch_size)](in_dim, dim, self.patch_size, self.patch_size)
+        self.proj = nn.Conv2d(in_dim, dim, self.patch_size, self.patch_size)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad:
             x = pad_to_multiple(x, self.patch_size)
-        return self.norm(project_patches(x, self.proj))
+        # A channels-last map is a convolution's channels-last memory format as it stands, the faster one; images are
+        # brought into it.
+        return self.norm(self.proj(x.contiguous().movedim(-1, 1)).movedim(1, -1))
 
 
 class PatchMerging(nn.Module):

@@ -11,13 +11,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from classification.config import DataConfig
-from classification.data import PictureFolder, RankSlice, batches, check_classes, eval_transform, train_loader
+from classification.data import PictureFolder, RankSlice, batches, check_classes, preprocessing, train_loader
 from classification.digits import lay_out_digits
 from hvt_backbones import InputError
 
 
 def as_tensor(size: tuple[int, ...] = (3, 32, 32)) -> object:
-    return eval_transform(size, (0.0,) * size[0], (1.0,) * size[0], "bicubic", 1.0)
+    mean, std = (0.0,) * size[0], (1.0,) * size[0]
+    return preprocessing(DataConfig(input_size=size, mean=mean, std=std, crop_pct=1.0)).transform()
 
 
 def tree_hash(folder: Path) -> dict[str, str]:

@@ -66,10 +66,6 @@ def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
     small_result, small_updates = run_epoch(
         model, data, torch.optim.SGD(model.parameters(), lr=0.1), batch=2, accumulation=3
     )
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     large_result, large_updates = run_epoch(
         large, data, torch.optim.SGD(large.parameters(), lr=0.1), batch=6, accumulation=1
     )
@@ -102,6 +98,15 @@ def test_a_loss_that_is_no_number_stops(bad: float) -> None:
     model = linear()
     with pytest.raises(DivergedError, match=r"the loss became nan in epoch 1, at or before batch 4\. Lower --lr"):
         run_epoch(model, data, torch.optim.SGD(model.parameters(), lr=0.1), batch=2, accumulation=1)
+
+
+def test_half_precision_needs_an_accelerator() -> None:
+    with pytest.raises(InputError, match=r"train\.amp: fp16"):
+        build_accelerator("cpu", "fp16")
+
+
+def test_each_run_has_its_own_precision() -> None:
+    assert [build_accelerator("cpu", amp).mixed_precision for amp in ("bf16", "no")] == ["bf16", "no"]
 
 
 def test_a_device_that_is_not_there() -> None:

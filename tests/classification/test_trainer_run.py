@@ -338,3 +338,11 @@ def test_help_needs_no_recipe() -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["-h"])
     assert exit_.value.code == 0
+
+
+def test_a_run_resumed_in_another_folder_has_its_own_best(quick_run: Run, tmp_path: Path) -> None:
+    assert quick_run()[0] == 0
+    state = str(tmp_path / "run" / checkpoint.STATE)
+    assert quick_run("--resume", state, "--output-dir", str(tmp_path / "on"), "--epochs", "3")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "on").iterdir()) == sorted(checkpoint.RUN_FILES)
+    assert json.loads((tmp_path / "on" / checkpoint.METRICS).read_text())["best"]["epoch"] == 3
