@@ -120,14 +120,10 @@ def draw_predictions(predictions: Sequence[tuple[Path, dict[str, Any]]], target:
         mistake = top["name"] != truth
         for spine in axes.spines.values():
             spine.set(visible=mistake, color=WRONG, linewidth=3)
-        label = f"{top['name']}, not {truth}" if mistake else f"{top['name']}"
-        axes.set_xlabel(
-            f"{label}  {100 * top['probability']:.0f} %",
-            fontsize=9,
-            labelpad=5,
-            color=WRONG if mistake else INK,
-            fontweight="bold" if mistake else "normal",
-        )
+        label = f"{top['name']}, not {truth}" if mistake else top["name"]
+        below = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, -0.17, label, fontsize=10, color=WRONG if mistake else INK, fontweight="bold", **below)
+        axes.text(0.5, -0.33, f"{100 * top['probability']:.0f} %", fontsize=8, color=MUTED, **below)
     checkpoint.write_atomically(target, lambda path: figure.savefig(path, dpi=120))
 
 

@@ -19,7 +19,7 @@ DOCUMENT = (ROOT / "CONTRIBUTING.md").read_text()
 FAMILY_FILE = "hvt_backbones/poolnet.py"
 
 # What a newcomer has: the authors' code. Written from the description alone, channels-first, with other names.
-OFFICIAL = '''
+OFFICIAL = """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -89,7 +89,7 @@ class PoolNet(nn.Module):
 
     def forward(self, x):
         return self.head(self.forward_features(x)[-1].mean((2, 3)))
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ class Step:
 
     kind: str
     text: str
-    file: str | None
+    file: str
 
 
 def steps(document: str) -> Iterator[Step]:
     """The code blocks of the section that adds a backbone, in its order."""
     section = document.partition("\n## Add a backbone\n")[2].partition("\n## ")[0]
-    for match in re.finditer(r"(?:^(File|In) `([^`\n]+)`:\n\n)?^```(\w+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE):
-        verb, file, kind, text = match.groups()
-        assert {"python": "File", "diff": "In", "bash": None}[kind] == verb, f"say what becomes of the block:\n{text}"
+    block = r"(?:^(File|In) `([^`\n]+)`:\n\n)?^```(\w+)\n(.*?)^```$"
+    for verb, file, kind, text in re.findall(block, section, re.DOTALL | re.MULTILINE):
+        assert {"python": "File", "diff": "In", "bash": ""}[kind] == verb, f"say what becomes of the block:\n{text}"
         yield Step(kind, text, file)
 
 
@@ -127,7 +127,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A command of the document in a checkout, with the Python that runs the tests."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("HVT_", "PYTEST_"))}
     return subprocess.run(
-        ["bash", "-c", command.replace(".venv/bin/python", sys.executable)],
+        ["bash", "-ec", command.replace(".venv/bin/python", sys.executable)],
         cwd=folder,
         env={**own, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
@@ -201,8 +201,9 @@ def test_the_reference_cases_pass(followed: Followed) -> None:
 
 @pytest.mark.slow
 def test_the_code_of_the_document_is_clean(followed: Followed) -> None:
+    files = " ".join(sorted({step.file for step in steps(DOCUMENT) if step.file}))
     for check in ("check", "format --check"):
-        result = run(f".venv/bin/python -m ruff {check} --no-cache hvt_backbones tests make_cases.py", followed.checkout)
+        result = run(f".venv/bin/python -m ruff {check} --no-cache {files}", followed.checkout)
         assert result.returncode == 0, result.stdout
 
 

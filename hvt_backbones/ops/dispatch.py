@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -22,6 +23,11 @@ def _checked(name: str, where: str) -> str:
     if name not in IMPLEMENTATIONS:
         raise InputError(f"{where} is {name!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
     return name
+
+
+def _default(qkv: Tensor) -> str:
+    # a compiler fuses sdpa's steps itself, and cannot look into what bmm writes by hand
+    return "bmm" if qkv.device.type == "cpu" and not torch.compiler.is_compiling() else "sdpa"
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def window_attention(
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
-    name = _chosen.get() or os.environ.get("HVT_ATTENTION") or ("bmm" if qkv.device.type == "cpu" else "sdpa")
+    name = _chosen.get() or os.environ.get("HVT_ATTENTION") or _default(qkv)
     _checked(name, "HVT_ATTENTION")
     return IMPLEMENTATIONS[name](
         qkv,
