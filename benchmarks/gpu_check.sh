@@ -22,12 +22,25 @@ if ! mkdir -p "$1" || ! [ -w "$1" ]; then
     echo "error: $1 is not a folder that can be written: name another" >&2
     exit 2
 fi
+parts=${HVT_CHECK_PARTS:-tests checks float32 bfloat16}
+for name in $parts; do
+    case $name in
+        tests | checks | float32 | bfloat16) ;;
+        *)
+            echo "error: HVT_CHECK_PARTS has no part $name: choose from tests checks float32 bfloat16" >&2
+            exit 2
+            ;;
+    esac
+done
 out=$(cd "$1" && pwd)
+python=${PYTHON:-python3}
+case $python in
+    /*) ;;
+    */*) python=$PWD/$python ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-python=${PYTHON:-python3}
 device=${HVT_CHECK_DEVICE:-cuda}
-parts=${HVT_CHECK_PARTS:-tests checks float32 bfloat16}
 read -r -a peers <<<"${HVT_CHECK_PEERS:---batch 64 --rounds 10}"
 if [ -z "${HVT_REFERENCE_DIR:-}" ] && [ -d shared/reference ]; then
     export HVT_REFERENCE_DIR="$PWD/shared/reference"
@@ -89,10 +102,6 @@ for name in $parts; do
         float32 | bfloat16)
             part "peers_$name" 105 "$python" -m benchmarks.peers --device "$device" --dtype "$name" \
                 --out "$out/peers_$name.json" "${peers[@]}"
-            ;;
-        *)
-            echo "error: HVT_CHECK_PARTS has no part $name: choose from tests checks float32 bfloat16" >&2
-            exit 2
             ;;
     esac
 done

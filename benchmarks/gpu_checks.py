@@ -8,7 +8,6 @@ Needs PyTorch and this checkout, no test runner. The reference cases are those o
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import os
@@ -27,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from hvt_backbones.device import select_device
-from hvt_backbones.errors import InputError, exit_on_input_error
+from hvt_backbones.errors import exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
 
 from . import measure
+from .command_line import Parser, output_file
 
 Errors = dict[str, tuple[float, float]]  # quantity -> error, limit
 Check = tuple[str, str, Callable[[], Errors]]  # group, name, what to run
@@ -315,16 +315,14 @@ def judge(group: str, name: str, run: Callable[[], Errors]) -> Outcome:
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.gpu_checks", description="Compare a device's results with the CPU's in float64."
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, npu or auto")
     parser.add_argument("--groups", nargs="+", default=["attention", "families", "reference"],
                         choices=["attention", "families", "reference"])  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write every outcome there, as JSON")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="write every outcome there, as JSON")
     options = parser.parse_args(argv)
-    if options.out is not None and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise InputError(f"--out {options.out} cannot be written: give a file in a folder that exists")
     device = select_device(options.device)
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.autograd.profiler import profile, record_function
 
 from hvt_backbones.doctor import installed_version
 
@@ -144,7 +144,7 @@ def peak_memory(build: Callable[[], Work], device: torch.device) -> int:
         synchronise(device)
         return backend.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler reports every device that it does not find
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(profile_memory=True) as profiler:
         work = build()
         work()
         with record_function(MEASURED):
@@ -154,7 +154,7 @@ def peak_memory(build: Callable[[], Work], device: torch.device) -> int:
 
 def _peak_of_records(profiler: profile) -> int:
     records, begin, end = [], None, None
-    for event in profiler.profiler.kineto_results.events():
+    for event in profiler.kineto_results.events():
         if event.name() == "[memory]":
             records.append((event.start_ns(), event.nbytes()))
         elif event.name() == MEASURED:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
-import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from hvt_backbones.errors import InputError, exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS
 
 from . import measure
+from .command_line import Parser, output_file, positive
 from .competitors import CLASSES, MODELS, build_competitors, check_equal, count_flops
 
 MODES = ("inference", "train")
@@ -153,11 +154,13 @@ def summarise(
     return row
 
 
-def rate_fractions(report: dict[str, Any]) -> None:
-    """Add to every competitor the fraction of the matrix-product rate that it reaches."""
+def save(report: dict[str, Any], path: Path | None) -> None:
+    """Fill in the fraction of the matrix-product rate that every competitor reaches, and write all so far."""
     for row in report["rows"]:
         for entry in row["competitors"].values():
             entry["fraction_of_matmul_rate"] = entry["flops_per_s"] / report["matmul_rate"]["flops_per_s"]
+    if path is not None:
+        measure.write_json(path, report)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -206,19 +209,17 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description="Compare our models with timm's and torchvision's."
-    )
+    parser = Parser(prog="python -m benchmarks.peers", description="Compare our models with timm's and torchvision's.")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--tf32", action="store_true", help="let CUDA round float32 factors to tf32; without it, never")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--image-size", type=int, help="default: 224, for SwinV2 256")
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each competitor")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before, not kept")
-    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's choice")
+    parser.add_argument("--batch", type=positive, default=4)
+    parser.add_argument("--image-size", type=positive, help="default: 224, for SwinV2 256")
+    parser.add_argument("--rounds", type=positive, default=15, help="samples of each competitor")
+    parser.add_argument("--warmup", type=positive, default=2, help="rounds before, not kept")
+    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's choice")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="of the training step")
     parser.add_argument(
         "--attention", nargs="+", choices=IMPLEMENTATIONS, default=[], metavar="NAME",
@@ -228,7 +229,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--clock", choices=("wall", "process"), default="wall",
         help="process: the processor time of all threads, on a CPU that others use too; best with --threads 1",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write all numbers there as JSON, after every row")
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE", help="write all numbers there as JSON, after every row"
+    )
     options = parser.parse_args(argv)
     for name in options.models:
         if name not in MODELS:
@@ -236,21 +239,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(f"no peers are known for {name!r}: {hint}choose from {', '.join(MODELS)}")
         size, multiple = options.image_size, MODELS[name].multiple
-        if size is not None and (size < 1 or size % multiple):
+        if size is not None and size % multiple:
             raise InputError(f"--image-size {size} does not suit {name}: give a multiple of {multiple}")
-    for argument in ("batch", "rounds", "warmup", "threads"):
-        value = getattr(options, argument)
-        if value is not None and value < 1:
-            raise InputError(f"--{argument} must be at least 1, got {value}")
-    if options.out is not None:
-        folder = options.out.absolute().parent
-        if options.out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"--out {options.out} cannot be written: give a file in a folder that exists")
     return options
 
 
 @exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     device = select_device(options.device)
     if device.type != "cpu" and options.clock != "wall":
@@ -271,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": measure.machine(device),
         "matmul_rate": measure.matmul_rate(device, dtype),
         "rows": [],
+        "failures": [],
     }
     for name in options.models:
         settings = Settings(
@@ -284,18 +280,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             attention=tuple(options.attention),
             clock=measure.Clock(device, options.clock),
         )
-        for row in measure_model(name, options.modes, settings):
-            report["rows"].append(row)
-            # again after each row: the machine may have been busy before
-            again = measure.matmul_rate(device, dtype)
-            report["matmul_rate"] = max(report["matmul_rate"], again, key=lambda rate: rate["flops_per_s"])
-            rate_fractions(report)
-            if options.out:
-                measure.write_json(options.out, report)
-            print(f"{row['model']} {row['mode']}: done", file=sys.stderr)
+        try:
+            for row in measure_model(name, options.modes, settings):
+                report["rows"].append(row)
+                # again after each row: the machine may have been busy before
+                again = measure.matmul_rate(device, dtype)
+                report["matmul_rate"] = max(report["matmul_rate"], again, key=lambda rate: rate["flops_per_s"])
+                print(f"{row['model']} {row['mode']}: done", file=sys.stderr)
+                save(report, options.out)
+        except InputError:
+            raise
+        except Exception as error:  # the rows of the other models are wanted too
+            traceback.print_exc()
+            report["failures"].append(f"{name}: {type(error).__name__}: {error}")
+            save(report, options.out)
     print(heading(report))
     print(table(report))
     print("* timm's best. Ratios are medians of the ratios within a round: below 1 is faster.")
+    for failure in report["failures"]:
+        print(f"FAILED {failure}")
+    return 1 if report["failures"] else 0
 
 
 if __name__ == "__main__":

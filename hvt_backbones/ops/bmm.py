@@ -8,6 +8,7 @@ cyclic shift costs nothing: shifted windows are copied from where they lie on th
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -75,15 +76,28 @@ def _pieces(layout: WindowLayout) -> Iterator[tuple[tuple[int, int, int, int, in
 
 
 def _pairs(maps: Tensor, windows: Tensor, layout: WindowLayout) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of the same numbers on the maps (K, B, *padded, heads, dim) and in (K, B, *grid, heads, *window, dim)."""
-    axes = layout.axes
-    order = [0, 1, *range(2, 2 + 2 * axes, 2), 2 + 2 * axes, *range(3, 3 + 2 * axes, 2), 3 + 2 * axes]
+    """Views of the same numbers on the maps (K, B, *padded, heads, dim) and in (K, B, *grid, heads, *window, dim).
+
+    Strides are worked out here: narrowing and splitting axis by axis would take longer than the copies.
+    """
+    axes, map_strides, strides = layout.axes, maps.stride(), windows.stride()
+    on_axes, in_grid, in_window = map_strides[2 : 2 + axes], strides[2 : 2 + axes], strides[3 + axes : -1]
     for piece in _pieces(layout):
-        on_map, in_windows = maps, windows
-        for axis, (start, first, count, offset, length) in enumerate(piece):
-            on_map = on_map.narrow(2 + 2 * axis, start, count * length).unflatten(2 + 2 * axis, (count, length))
-            in_windows = in_windows.narrow(2 + axis, first, count).narrow(3 + axes + axis, offset, length)
-        yield on_map.permute(order), in_windows
+        starts, firsts, counts, offsets, lengths = zip(*piece, strict=True)
+        size = (*windows.shape[:2], *counts, windows.shape[2 + axes], *lengths, windows.shape[-1])
+        between = (length * stride for length, stride in zip(lengths, on_axes, strict=True))
+        yield (
+            maps.as_strided(
+                size,
+                (*map_strides[:2], *between, map_strides[-2], *on_axes, map_strides[-1]),
+                maps.storage_offset() + sum(map(operator.mul, starts, on_axes)),
+            ),
+            windows.as_strided(
+                size,
+                strides,
+                windows.storage_offset() + sum(map(operator.mul, (*firsts, *offsets), (*in_grid, *in_window))),
+            ),
+        )
 
 
 def _cut(maps: Tensor, layout: WindowLayout) -> Tensor:
