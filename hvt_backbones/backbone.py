@@ -101,6 +101,11 @@ class Backbone(nn.Module):
         self.frozen_stages = 0
         self._patch = strides[0]
 
+    @classmethod
+    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
+        """Constructor arguments by which the official classifier of `stages` stages differs from the dense code."""
+        return {}
+
     def embed(self, x: Tensor) -> Tensor:
         """Between the patch embedding and the first block, (B, *grid, C) -> the same: position embedding, dropout."""
         return x

@@ -76,12 +76,9 @@ def create_classifier(
         raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
     arguments = _arguments(variant, overrides)
     last = _num_stages(arguments) - 1
-    # where the official classifiers differ from the dense code, whose choices are the classes' defaults
-    if variant.family in ("swin", "swinv2"):
-        arguments.setdefault("small_map", "shrink")
-    elif variant.family in ("twins_pcpvt", "twins_svt"):
-        arguments.setdefault("norm_after_stage", tuple(stage == last for stage in range(last + 1)))
-    model = Classifier(FAMILY_CLASSES[variant.family](**arguments, out_indices=(last,)), num_classes)
+    family = FAMILY_CLASSES[variant.family]
+    arguments = {**family.classifier_arguments(last + 1), **arguments}
+    model = Classifier(family(**arguments, out_indices=(last,)), num_classes)
     _load(model, variant, tag, pretrained)
     return model
 

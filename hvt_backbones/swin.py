@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +153,10 @@ class ShiftedWindowBackbone(Backbone):
     """
 
     norm_feeds_next_stage = False
+
+    @classmethod
+    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
+        return {"small_map": "shrink"}
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ Both tell tokens where they are by a depthwise convolution after the first block
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -82,6 +83,10 @@ class Twins(Backbone):
 
     The other arguments are those of `TwinsPCPVT`.
     """
+
+    @classmethod
+    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
+        return {"norm_after_stage": (False,) * (stages - 1) + (True,)}
 
     def __init__(
         self,

@@ -59,6 +59,8 @@ class Variant:
         """
         from .weights import published
 
+        if not self.weights:
+            raise WeightsError(f"no weights of {self.name} are published: pass a path or a URL")
         tag = self.tags[0] if tag is None else tag
         if tag not in self.weights:
             raise WeightsError(f"{self.name} has no weights {tag!r}; it has {', '.join(self.tags)}")

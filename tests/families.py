@@ -19,13 +19,6 @@ TINY = {
     "twins_pcpvt": partial(hvt.TwinsPCPVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2)),
     "twins_svt": partial(hvt.TwinsSVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2), window_sizes=(4, 4, 4, 4)),
 }
-LAST_NORM = {"norm_after_stage": (False, False, False, True)}
-CLASSIFIER = {
-    "swin": {"small_map": "shrink"},
-    "swinv2": {"small_map": "shrink"},
-    "twins_pcpvt": LAST_NORM,
-    "twins_svt": LAST_NORM,
-}
 
 
 def tiny(family: str, **arguments) -> hvt.Backbone:
@@ -34,7 +27,8 @@ def tiny(family: str, **arguments) -> hvt.Backbone:
 
 
 def tiny_classifier(family: str, num_classes: int = 5, **arguments) -> hvt.Classifier:
-    backbone = TINY[family](**{"drop_path_rate": 0.0, **CLASSIFIER.get(family, {}), **arguments}, out_indices=(3,))
+    as_classifier = TINY[family].func.classifier_arguments(4)
+    backbone = TINY[family](**{"drop_path_rate": 0.0, **as_classifier, **arguments}, out_indices=(3,))
     return randomise(hvt.Classifier(backbone, num_classes))
 
 
