@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, Stage, check_heads, check_stages
 from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights
 from .layers.block import Block
+from .layers.linear import Linear
 from .layers.mlp import drop_path_rates
 
 
@@ -36,10 +37,10 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, relu: bool, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.dwconv = DepthwiseConv(hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, Stage, check_heads, check_stages, sides
 from .errors import InputError
 from .layers.block import Block
+from .layers.linear import Linear, linear
 from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed, PatchMerging
 from .layers.position_bias import LogPositionBias, RelativePositionBias
@@ -60,9 +61,9 @@ class WindowAttention(nn.Module):
         self.small_map = small_map
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.position_bias: nn.Module = RelativePositionBias(window_size, num_heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -83,7 +84,7 @@ class WindowAttention(nn.Module):
         window, shift = self.fit_window(x.shape[1:-1])
         weight, bias = self.qkv_parameters()
         x = window_attention(
-            F.linear(x, weight, bias),
+            linear(x, weight, bias),
             self.position_bias(window),
             window,
             shift,

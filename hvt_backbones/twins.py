@@ -14,6 +14,7 @@ from .backbone import Backbone, Stage, check_heads, check_stages, sides
 from .errors import InputError
 from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights, pad_to_cell
 from .layers.block import Block
+from .layers.linear import Linear
 from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed
 from .ops import window_attention
@@ -54,8 +55,8 @@ class LocalAttention(nn.Module):
         self.window_size = window_size
         self.mask_padding = mask_padding
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .linear import Linear
 from .patch import pad_to_multiple
 
 
@@ -69,9 +70,9 @@ class SpatialReductionAttention(nn.Module):
         self.num_heads = num_heads
         self.linear = linear
         self.attn_drop_rate = attn_drop_rate
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
         self.sr: nn.Conv2d | None = None
         if linear or sr_ratio > 1:

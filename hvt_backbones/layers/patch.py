@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
     """Zero-pad the end of each axis of a map (B, *spatial, C) to a multiple of `size`."""
@@ -58,7 +60,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.post_norm = post_norm
         self.norm = nn.LayerNorm(2 * dim if post_norm else 4 * dim, eps=norm_eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         size = (*[1] * (x.dim() - 4), 2, 2)
