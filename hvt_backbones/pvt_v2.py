@@ -12,6 +12,7 @@ from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_wei
 from .layers.block import Block
 from .layers.linear import Linear
 from .layers.mlp import drop_path_rates
+from .layers.patch import convolve
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -26,7 +27,7 @@ class OverlapPatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x.movedim(-1, 1)).movedim(1, -1))
+        return self.norm(convolve(x, self.proj))
 
 
 class ConvMlp(nn.Module):

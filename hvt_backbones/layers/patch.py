@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,20 @@ def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
     if not any(pads):
         return x
     return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution on a channels-last map: (B, H, W, C) -> (B, H', W', dim).
+
+    Such a map is the channels-last memory format as it stands, the faster one; but the convolution copies its weight
+    into it too, forward and backward. Where the weight is larger than the map, the map is copied instead.
+    """
+    maps = x.movedim(-1, 1)
+    if conv.weight.numel() > x.numel():
+        maps = maps.contiguous()
+    elif not torch.is_grad_enabled():  # images: brought into the faster format where the copy need not be kept
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    return conv(maps).movedim(1, -1)
 
 
 class PatchEmbed(nn.Module):
@@ -43,9 +58,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.pad:
             x = pad_to_multiple(x, self.patch_size)
-        # A channels-last map is a convolution's channels-last memory format as it stands, the faster one; images are
-        # brought into it.
-        return self.norm(self.proj(x.contiguous().movedim(-1, 1)).movedim(1, -1))
+        return self.norm(convolve(x, self.proj))
 
 
 class PatchMerging(nn.Module):
