@@ -5,16 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import NoReturn
-
-from hvt_backbones.errors import InputError
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def positive(text: str) -> int:

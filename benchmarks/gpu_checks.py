@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from hvt_backbones.device import select_device
-from hvt_backbones.errors import exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
 
 from . import measure
-from .command_line import Parser, output_file
+from .command_line import output_file
 
 Errors = dict[str, tuple[float, float]]  # quantity -> error, limit
 Check = tuple[str, str, Callable[[], Errors]]  # group, name, what to run
@@ -315,7 +315,7 @@ def judge(group: str, name: str, run: Callable[[], Errors]) -> Outcome:
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
+    parser = ArgumentParser(
         prog="python -m benchmarks.gpu_checks", description="Compare a device's results with the CPU's in float64."
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, npu or auto")

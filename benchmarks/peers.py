@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvt_backbones.device import select_device
-from hvt_backbones.errors import InputError, exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS
 
 from . import measure
-from .command_line import Parser, output_file, positive
+from .command_line import output_file, positive
 from .competitors import CLASSES, MODELS, build_competitors, check_equal, count_flops
 
 MODES = ("inference", "train")
@@ -209,7 +209,9 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.peers", description="Compare our models with timm's and torchvision's.")
+    parser = ArgumentParser(
+        prog="python -m benchmarks.peers", description="Compare our models with timm's and torchvision's."
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto")

@@ -9,11 +9,12 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from hvt_backbones import InputError
+from hvt_backbones.errors import ArgumentParser
 
 from .config import Config
 
@@ -192,14 +193,9 @@ def load_recipe(path: Path) -> dict[str, Any]:
     return settings
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help.")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """A parser that knows every setting; its values stay text, `check_setting` reads them."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m classification.train",
         usage="%(prog)s RECIPE [--key value ...]",
         description="Train an image classifier. RECIPE is a file or a shipped name: "

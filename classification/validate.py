@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hvt_backbones import InputError
-from hvt_backbones.errors import exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 from hvt_backbones.predict import open_model
 
 from .checkpoint import write_atomically
@@ -21,13 +21,8 @@ from .data import PictureFolder, check_classes, eval_loader
 from .engine import build_accelerator, evaluate
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help.")
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m classification.validate",
         description="Top-1, top-5 and loss of a checkpoint on an ImageFolder. Files that the trainer wrote say how "
         "their pictures are prepared; for others that is the published way of the model.",

@@ -8,20 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .errors import InputError, exit_on_input_error
+from .errors import ArgumentParser, InputError, exit_on_input_error
 from .variants import VARIANTS, Variant, find_variant, list_models
 from .version import __version__
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hvt", description="Hierarchical vision-transformer backbones.")
+    parser = ArgumentParser(prog="hvt", description="Hierarchical vision-transformer backbones.")
     parser.add_argument("--version", action="version", version=f"hvt_backbones {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

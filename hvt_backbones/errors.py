@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -13,6 +15,13 @@ class InputError(ValueError):
 
 class WeightsError(InputError):
     """Weights that cannot be found, read, verified or matched with the model."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reports a wrong argument as `InputError`, in one line like everything else that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
