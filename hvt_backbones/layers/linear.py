@@ -24,6 +24,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and type(x) in PLAIN
         and type(weight) in PLAIN
+        and x.dim() > 1
         and x.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
