@@ -14,7 +14,7 @@ $(VENV)/.pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 12) else "Python 3.10 to 3.12 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -U pip
-	$(CONSTRAINED) setuptools wheel
+	$(CONSTRAINED) -U setuptools wheel
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml setup.py constraints.txt
