@@ -29,7 +29,7 @@ def check_stages(out_indices: Sequence[int], **per_stage: Sequence[Any]) -> None
 
 def sides(size: int | Sequence[int], axes: int, name: str, least: int = 1) -> tuple[int, ...]:
     """Read a size: one side for all axes, or one per axis."""
-    given = (size,) * axes if isinstance(size, int) else tuple(size)
+    given = tuple(size) if isinstance(size, Sequence) else (size,) * axes
     if len(given) != axes or not all(isinstance(side, int) and side >= least for side in given):
         raise InputError(f"{name} {size!r}: give an integer of at least {least}, or {axes} of them")
     return given
@@ -38,8 +38,22 @@ def sides(size: int | Sequence[int], axes: int, name: str, least: int = 1) -> tu
 def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
     """Raise InputError where a stage's heads do not divide its channels."""
     for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
-        if heads < 1 or dim % heads:
+        check_numbers(counts={f"the width of stage {i}": dim, f"the heads of stage {i}": heads}, rates={}, ratios=())
+        if dim % heads:
             raise InputError(f"stage {i} has {dim} channels, which {heads} heads do not divide")
+
+
+def check_numbers(*, counts: dict[str, Any], rates: dict[str, float], ratios: Sequence[float]) -> None:
+    """Raise InputError where a count is no positive integer, a rate not in [0, 1), or an MLP ratio not positive."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}: give a positive integer")
+    for name, value in rates.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise InputError(f"{name} is {value!r}: give a number from 0 to below 1")
+    for value in ratios:
+        if not isinstance(value, int | float) or value <= 0:
+            raise InputError(f"the MLP ratio {value!r} is not a positive number")
 
 
 class Stage(nn.Module):
@@ -136,6 +150,9 @@ class Backbone(nn.Module):
         return tuple(maps)
 
     def _check(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"images must be a floating-point tensor, normed as in training, not {kind}")
         if images.dim() != 4:
             raise InputError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
         if images.shape[1] != self.in_chans:

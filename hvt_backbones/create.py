@@ -123,6 +123,8 @@ def is_file_or_url(source: str | Path) -> bool:
 def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretrained: bool | str | Path) -> None:
     if pretrained is False or pretrained is None:
         return
+    if pretrained is not True and not isinstance(pretrained, str | Path):
+        raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
     from .weights import load_weights
     from .weights.fetch import fetch
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_stages
+from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages
 from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights
 from .layers.block import Block
 from .layers.linear import Linear
@@ -101,6 +101,11 @@ class PyramidVisionTransformerV2(Backbone):
             num_heads=num_heads,
             mlp_ratios=mlp_ratios,
             sr_ratios=sr_ratios,
+        )
+        check_numbers(
+            counts={"in_chans": in_chans},
+            rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
+            ratios=mlp_ratios,
         )
         check_heads(embed_dims, num_heads)
         rates = drop_path_rates(drop_path_rate, tuple(depths))

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_stages, sides
+from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages, sides
 from .errors import InputError
 from .layers.block import Block
-from .layers.linear import Linear, linear
+from .layers.linear import Linear
 from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed, PatchMerging
 from .layers.position_bias import LogPositionBias, RelativePositionBias
@@ -73,8 +73,9 @@ class WindowAttention(nn.Module):
         shortest = min(spatial)
         return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
 
-    def qkv_parameters(self) -> tuple[Tensor, Tensor | None]:
-        return self.qkv.weight, self.qkv.bias
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values, (B, *spatial, 3C), and what a token of zeros, which padding is, would have."""
+        return self.qkv(x), self.qkv.bias
 
     def logit_multiplier(self) -> Tensor | None:
         """Factor on cosine logits; None for dot products."""
@@ -82,16 +83,16 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         window, shift = self.fit_window(x.shape[1:-1])
-        weight, bias = self.qkv_parameters()
+        qkv, pad_value = self.project(x)
         x = window_attention(
-            linear(x, weight, bias),
+            qkv,
             self.position_bias(window),
             window,
             shift,
             self.num_heads,
             scale=self.scale,
             logit_scale=self.logit_multiplier(),
-            pad_value=bias,
+            pad_value=pad_value,
             dropout_p=self.attn_drop_rate if self.training else 0.0,
         )
         return self.proj_drop(self.proj(x))
@@ -118,10 +119,12 @@ class CosineWindowAttention(WindowAttention):
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self.position_bias = LogPositionBias(window_size, num_heads, pretrained_window_size)
 
-    def qkv_parameters(self) -> tuple[Tensor, Tensor | None]:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.q_bias is None:
-            return self.qkv.weight, None
-        return self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            return self.qkv(x), None
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        # a module that took the layer's place (an adapter, a quantised layer) need not know the argument
+        return self.qkv(x, bias=bias) if isinstance(self.qkv, Linear) else self.qkv(x) + bias, bias
 
     def logit_multiplier(self) -> Tensor:
         scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
@@ -132,7 +135,7 @@ def windows_per_stage(
     window_size: Window | Sequence[Window], stages: int, axes: int, *, name: str = "window_size", least: int = 1
 ) -> list[tuple[int, ...]]:
     """Read windows: one side, one side per axis, or one of these per stage."""
-    if isinstance(window_size, int):
+    if not isinstance(window_size, Sequence):
         return [sides(window_size, axes, name, least)] * stages
     window_size = tuple(window_size)
     if len(window_size) == axes and all(isinstance(side, int) for side in window_size):
@@ -182,6 +185,11 @@ class ShiftedWindowBackbone(Backbone):
         small_map: str,
     ) -> None:
         depths = tuple(depths)
+        check_numbers(
+            counts={"in_chans": in_chans, "embed_dim": embed_dim},
+            rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
+            ratios=(mlp_ratio,),
+        )
         dims = [embed_dim * 2**i for i in range(len(depths))]
         check_stages(out_indices, depths=depths, num_heads=num_heads, windows=windows)
         check_heads(dims, num_heads)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_stages, sides
+from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages, sides
 from .errors import InputError
 from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights, pad_to_cell
 from .layers.block import Block
@@ -120,6 +120,11 @@ class Twins(Backbone):
             mlp_ratios=mlp_ratios,
             sr_ratios=sr_ratios,
             norm_after_stage=norms,
+        )
+        check_numbers(
+            counts={"in_chans": in_chans},
+            rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
+            ratios=mlp_ratios,
         )
         check_heads(embed_dims, num_heads)
         patch = sides(patch_size, 2, "patch_size")

@@ -17,9 +17,23 @@ PLAIN = (Tensor, nn.Parameter)
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def plain_eager() -> bool:
+    """Whether operations run one by one under autograd alone: not compiled, traced, transformed or watched.
+
+    Only then may an operation be replaced by one that the others do not know, or by a hand-written autograd function.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None  # vmap, grad and the like of torch.func
+        or is_in_torch_dispatch_mode()  # counters of operations and the like
+    )
+
+
 def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
-        HAS_ONEDNN
+        plain_eager()
+        and HAS_ONEDNN
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and type(x) in PLAIN
@@ -27,9 +41,6 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         and x.dim() > 1
         and x.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not is_in_torch_dispatch_mode()  # counters of operations and the like know PyTorch's own
     )
 
 
@@ -73,13 +84,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` through `linear`. Shape: (..., in) -> (..., out)."""
+    """`nn.Linear` through `linear`, optionally with another bias than its own. Shape: (..., in) -> (..., out)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias if bias is None else bias)
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """`F.gelu(self(x))`; one pass where no gradient is needed."""
-        if not torch.is_grad_enabled() and _takes(x, self.weight):
-            return _onednn(x, self.weight, self.bias, "gelu")
-        return F.gelu(self(x))
+
+def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
+    """`F.gelu(layer(x))`; one pass where no gradient is needed and nobody looks at, or replaced, the layer."""
+    bare = type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    if bare and not torch.is_grad_enabled() and _takes(x, layer.weight):
+        return _onednn(x, layer.weight, layer.bias, "gelu")
+    return F.gelu(layer(x))

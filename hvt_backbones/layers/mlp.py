@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, linear_gelu
 
 
 class Mlp(nn.Module):
@@ -18,7 +18,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.fc1.gelu(x))))
+        return self.drop(self.fc2(self.drop(linear_gelu(x, self.fc1))))
 
 
 class DropPath(nn.Module):

@@ -68,8 +68,9 @@ class PositionBias(nn.Module):
 
     def forward(self, window: tuple[int, ...]) -> Tensor:
         """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`."""
-        untracked = any(p.is_inference() for p in self.parameters())  # made in inference mode: they have no version
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or untracked:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.compute(window)
+        if any(p.is_inference() for p in self.parameters()):  # made in inference mode: they have no version
             return self.compute(window)
         key = (window, *((p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters()))
         if self._kept is None or self._kept[0] != key:
@@ -126,8 +127,8 @@ class LogPositionBias(PositionBias):
         # float32 also for a float64 model, as the official buffers are
         x = relative_coordinates(window, self.pretrained_window_size, weight.device).to(dtype)
         device = weight.device.type
-        autocasts = torch.amp.is_autocast_available(device)  # not on the meta device
-        with torch.autocast(device, enabled=False) if autocasts else contextlib.nullcontext():
+        # the meta device has no autocast to switch off
+        with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             x = F.relu(F.linear(x, weight.to(dtype), self.mlp[0].bias.to(dtype)))
             table = 16 * torch.sigmoid(F.linear(x, self.mlp[2].weight.to(dtype)))
         return self._gather(table, window, window)

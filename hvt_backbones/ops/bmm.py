@@ -35,7 +35,7 @@ def bmm(
     x = pad_map(qkv, window_size, pad_value).unflatten(-1, (3, num_heads, -1)).movedim(-3, 0)
     windows = Cut.apply(x, layout)
     per_head = (layout.batch, layout.windows, num_heads)
-    q, k, v = windows.view(3, *per_head, layout.tokens, -1)
+    q, k, v = windows.view(3, *per_head, layout.tokens, windows.shape[-1])
     wide = torch.promote_types(q.dtype, torch.float32)
     if logit_scale is not None:
         q = (F.normalize(q.to(wide), dim=-1) * logit_scale.to(wide).view(num_heads, 1, 1)).to(v.dtype)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
-import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..layers.linear import plain_eager
 from .bmm import bmm
 from .reference import reference
 from .sdpa import sdpa
 
 IMPLEMENTATIONS = {"reference": reference, "sdpa": sdpa, "bmm": bmm}
-_chosen: ContextVar[str | None] = ContextVar("hvt_attention", default=None)
+_chosen: str | None = None  # a plain global, which a compiler can read
 
 
 def _checked(name: str, where: str) -> str:
@@ -26,22 +25,23 @@ def _checked(name: str, where: str) -> str:
 
 
 def _default(qkv: Tensor) -> str:
-    # a compiler fuses sdpa's steps itself, and cannot look into what bmm writes by hand
-    return "bmm" if qkv.device.type == "cpu" and not torch.compiler.is_compiling() else "sdpa"
+    # a compiler fuses sdpa's steps itself, and nothing can look into the autograd functions of bmm
+    return "bmm" if qkv.device.type == "cpu" and plain_eager() else "sdpa"
 
 
 @contextmanager
 def use_attention(name: str) -> Iterator[None]:
-    """Use the named implementation inside the `with` block (this thread and task only).
+    """Use the named implementation inside the `with` block, in all threads.
 
     Raises:
         InputError: there is no such implementation.
     """
-    token = _chosen.set(_checked(name, "use_attention"))
+    global _chosen
+    before, _chosen = _chosen, _checked(name, "use_attention")
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def window_attention(
@@ -91,7 +91,7 @@ def window_attention(
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
-    name = _chosen.get() or os.environ.get("HVT_ATTENTION") or _default(qkv)
+    name = _chosen or os.environ.get("HVT_ATTENTION") or _default(qkv)
     _checked(name, "HVT_ATTENTION")
     return IMPLEMENTATIONS[name](
         qkv,
