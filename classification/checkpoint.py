@@ -68,9 +68,8 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"output.resume: {path} is not a checkpoint of this trainer ({reason}).") from None
+    except Exception:  # pickle, zip and torch each have their own
+        state = None
     if not isinstance(state, dict) or "description" not in state:
         raise InputError(f"output.resume: {path} is not a checkpoint of this trainer; give a {STATE}.")
     return state
@@ -87,6 +86,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp's own are for this user alone
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
+        reason = getattr(error, "strerror", None) or "no room, or the write was cut"
+        raise InputError(
+            f"output.dir: {path} was not written ({reason}); make room or give another --output-dir."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

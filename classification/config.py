@@ -105,7 +105,7 @@ class ScheduleConfig:
     """timm's schedule of the learning rate, updated every step."""
 
     name: Literal["cosine", "poly", "tanh", "constant"] = setting("cosine", "shape after the warm-up")
-    warmup_epochs: int = setting(5, "epochs of linear warm-up, part of train.epochs", low=0)
+    warmup_epochs: int = setting(5, "epochs of linear warm-up, part of train.epochs; fewer in a shorter run", low=0)
     warmup_lr: float = setting(1e-6, "learning rate of the first step", low=0)
     min_lr: float = setting(1e-5, "learning rate at the end", low=0)
 
@@ -163,10 +163,6 @@ class Config:
             raise InputError("data.dir: missing; give --data-dir DIR with DIR/train/CLASS/*.jpg, DIR/val/CLASS/*.jpg")
         if data.kind == "imagefolder" and data.train_split == data.val_split:
             raise InputError(f"data.val_split: {data.val_split!r} is data.train_split too; evaluate on other pictures.")
-        if self.schedule.warmup_epochs >= train.epochs and self.schedule.warmup_epochs > 0:
-            raise InputError(
-                f"schedule.warmup_epochs: {self.schedule.warmup_epochs} must be below train.epochs = {train.epochs}."
-            )
         for key in ("min_lr", "warmup_lr"):
             if (value := getattr(self.schedule, key)) > self.optimizer.lr:
                 raise InputError(f"schedule.{key}: {value:g} is above optimizer.lr = {self.optimizer.lr:g}; lower it.")

@@ -100,6 +100,8 @@ class Trainer:
         optimizer, schedule = config.optimizer, config.schedule
         scale = 1.0 if optimizer.lr_batch_size is None else self.global_batch / optimizer.lr_batch_size
         self.peak_lr = optimizer.lr * scale
+        # a run shorter than the recipe's warm-up, such as a first try, warms up until its last epoch
+        self.warmup_epochs = min(schedule.warmup_epochs, config.train.epochs - 1)
         groups = self.model.param_groups(weight_decay=optimizer.weight_decay, layer_decay=optimizer.layer_decay)
         try:
             built = create_optimizer_v2(
@@ -116,7 +118,7 @@ class Trainer:
             built,
             sched=schedule.name,
             num_epochs=config.train.epochs,
-            warmup_epochs=schedule.warmup_epochs,
+            warmup_epochs=self.warmup_epochs,
             warmup_lr=schedule.warmup_lr * scale,
             min_lr=schedule.min_lr * scale,
             step_on_epochs=False,
@@ -217,7 +219,7 @@ class Trainer:
             f"{len(self.train_data)} training and {len(self.val_data)} held-out pictures of "
             f"{len(self.train_data.class_names)} classes, {config.data.input_size[1]}x{config.data.input_size[2]}\n"
             f"global batch {self.global_batch}, {self.steps_per_epoch} steps per epoch, learning rate "
-            f"{self.peak_lr:g}{scaling}"
+            f"{self.peak_lr:g}{scaling}, {self.warmup_epochs} epochs of warm-up"
         )
         if self.history:
             accelerator.print(f"resumed after epoch {len(self.history)}")
@@ -252,10 +254,10 @@ class Trainer:
     def _save(self, improved: bool, row: Mapping[str, float]) -> None:
         described = {**self.description, "hvt.epoch": str(row["epoch"]), "hvt.top1": f"{row['top1']:.4f}"}
         weights = self.evaluated.state_dict()
+        checkpoint.save_state(self.folder, self._state())  # first: whatever fails after it, the run can be resumed
         if improved:
             checkpoint.save_weights(self.folder, checkpoint.BEST_WEIGHTS, weights, described)
         checkpoint.save_weights(self.folder, checkpoint.LAST_WEIGHTS, weights, described)
-        checkpoint.save_state(self.folder, self._state())
         checkpoint.write_atomically(self.folder / checkpoint.LOG, self._write_log)
         settings = yaml.safe_dump(self.config.as_dict(), sort_keys=False)
         checkpoint.write_atomically(self.folder / checkpoint.CONFIG, lambda path: path.write_text(settings))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+# what a path can be wrong with that is the user's to mend
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC)
 
 
 class InputError(ValueError):
@@ -27,7 +31,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Make a command's `main` report `InputError` as one line on stderr and exit with status 2.
 
-    A keyboard interrupt exits with 130, as shells expect; anything else is a defect and keeps its traceback.
+    So it does with a path that cannot be used. A keyboard interrupt exits with 130, as shells expect; anything else is
+    a defect and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -36,6 +41,11 @@ def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> C
             return main(argv) or 0
         except InputError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None or error.errno not in PATH_ERRORS:
+                raise
+            print(f"error: {error.filename}: {error.strerror}: check the path and who may use it", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

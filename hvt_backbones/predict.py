@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -132,6 +133,9 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
         if name is None:
             raise InputError(f"{source} does not say which model it is of: add --model NAME (`hvt models` lists them)")
         variant, _ = find_variant(name)
+        recorded = metadata.get("hvt.model")
+        if recorded is not None and find_variant(recorded)[0].family != variant.family:
+            raise WeightsError(f"{source} is of the model {recorded}, not of {model}: leave --model out")
         preprocessing = _published_preprocessing(variant.published())
     else:
         variant, tag = find_variant(source)
@@ -222,7 +226,10 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         InputError: a path that does not exist, or a folder without pictures.
     """
     images = []
-    for path in map(Path, paths):
+    for given in paths:
+        if not str(given):
+            raise InputError("a picture's path is empty: name a picture or a folder")
+        path = Path(given)
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
             if not found:
@@ -293,10 +300,12 @@ def write_features(path: Path, maps: Mapping[str, Tensor], images: Sequence[Path
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             numpy.savez(file, images=names, **{name: stage.numpy() for name, stage in maps.items()})
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path} was not written ({error.strerror}): free room or choose another folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -385,3 +385,17 @@ def test_preprocessing_of_published_weights() -> None:
     torchvision = data_config("swin_t", "torchvision_in1k")
     assert (torchvision.input_size, torchvision.crop_pct) == ((3, 224, 224), 224 / 232)
     assert data_config("swinv2_base_window12_192.in22k").input_size == (3, 192, 192)
+
+
+def test_a_path_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = tmp_path / ("a" * 300)
+    assert main(["features", "pvt_v2_b0", str(long / "x.png"), "--random-weights", "--output", "maps.npz"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "File name too long" in error
+
+
+def test_an_empty_path_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["features", "pvt_v2_b0", "", "--random-weights", "--output", "maps.npz"]) == 2
+    assert "path is empty" in capsys.readouterr().err

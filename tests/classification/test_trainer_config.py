@@ -86,7 +86,6 @@ MISTAKES = {
     "wrong item": (["digits", "--data.mean", "[a, b, c]"], "data.mean: expected list of numbers"),
     "channels": (["digits", "--data.input_size", "[1, 32, 32]"], "data.mean: 3 values for 1 channels"),
     "bounds": (["digits", "--augmentation.scale", "[0.9, 0.5]"], "augmentation.scale: the lower bound"),
-    "warm-up": (["digits", "--epochs", "1"], "schedule.warmup_epochs: 2 must be below train.epochs = 1"),
     "minimum": (["digits", "--lr", "1e-9"], "is above optimizer.lr"),
     "odd batch": (["digits", "--augmentation.mixup", "0.8", "--batch-size", "7"], "data.batch_size: mixup"),
     "fp16 on a CPU": (["digits", "--train.amp", "fp16", "--device", "cpu"], "train.amp: fp16"),
