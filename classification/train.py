@@ -235,9 +235,6 @@ class Trainer:
             "val_correct": result.correct1,
             "seconds": seconds,
         }
-        if epoch == 0 and self.accelerator.is_main_process:
-            for name in checkpoint.held_run(self.folder):  # --overwrite: the old run goes when the new one has begun
-                (self.folder / name).unlink()
         self.history.append(row)
         improved = self.best is None or result.top1 > self.best["top1"]
         if improved:
@@ -250,6 +247,9 @@ class Trainer:
         )
         if self.accelerator.is_main_process:
             self._save(improved, row)
+            if epoch == 0:  # --overwrite: what the old run wrote at its end would pass for this run's
+                for name in (checkpoint.METRICS, checkpoint.CURVES):
+                    (self.folder / name).unlink(missing_ok=True)
 
     def _save(self, improved: bool, row: Mapping[str, float]) -> None:
         described = {**self.description, "hvt.epoch": str(row["epoch"]), "hvt.top1": f"{row['top1']:.4f}"}
