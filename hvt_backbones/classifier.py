@@ -15,14 +15,12 @@ class Classifier(nn.Module):
     Args:
         backbone: built with its last stage as the only output.
         num_classes: width of the output; 0 makes `forward` return the pooled features.
-        drop_rate: dropout before the linear layer.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int = 1000, *, drop_rate: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int = 1000) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_features = backbone.num_features
-        self.head_drop = nn.Dropout(drop_rate)
         self.reset_head(num_classes)
 
     def reset_head(self, num_classes: int) -> None:
@@ -42,7 +40,7 @@ class Classifier(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, H', W') -> (B, num_classes), or the pooled features (B, num_features)."""
-        pooled = self.head_drop(features.flatten(2).mean(-1))
+        pooled = features.flatten(2).mean(-1)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("family", ["swin", "pvt_v2", "twins_pcpvt"])
+@families
 def test_gradients_per_sample_by_vmap(family: str) -> None:
     model = tiny_classifier(family).eval()
     parameters = dict(model.named_parameters())
