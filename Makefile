@@ -39,7 +39,15 @@ $(VENV)/.installed-all: $(VENV)/.installed
 demo: install
 	$(BIN)/python -m classification.demo
 
-test: install
+# Ascend's package as text for the tests to read, in a folder that Python does not search: torch loads torch_npu by
+# itself wherever it can import it, and fails without CANN. One platform's files, to be the same on every machine.
+$(VENV)/.torch_npu_sources: $(VENV)/.pip constraints.txt
+	rm -rf $(VENV)/torch_npu_sources
+	$(CONSTRAINED) --no-deps --only-binary :all: --platform manylinux_2_28_x86_64 \
+		--target $(VENV)/torch_npu_sources torch_npu
+	touch $@
+
+test: install $(VENV)/.torch_npu_sources
 	$(BIN)/python -m pytest
 
 test-fast: install

@@ -1,32 +1,48 @@
-"""What a run leaves behind: weights that carry their own description, and a state to go on from."""
+"""What a run leaves behind: weights that carry their own description, and checkpoints to go on from.
+
+A checkpoint is a folder `checkpoints/step_00001234`: `state.pt` (all that the processes share), `rank_00000.pt` and so
+on (the random generators of each), and `manifest.json` with the size and SHA-256 of every file. It is written beside
+its place and renamed into it, so it is there whole or not at all; what was damaged afterwards does not match its
+manifest.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from torch import Tensor
 
 from hvt_backbones import InputError
 from hvt_backbones.variants import find_variant
+from hvt_backbones.weights.download import sha256_of
 from hvt_backbones.weights.files import save_state_dict
 
 from .config import Config
 
 LAST_WEIGHTS = "model_last.safetensors"
 BEST_WEIGHTS = "model_best.safetensors"
-STATE = "checkpoint_last.pt"
+CHECKPOINTS = "checkpoints"
+STATE = "state.pt"
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+BAD_BATCH = "bad_batch.txt"
 LOG = "log.csv"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CURVES = "curves.png"
-RUN_FILES = (LAST_WEIGHTS, BEST_WEIGHTS, STATE, LOG, CONFIG, METRICS, CURVES)
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+RUN_FILES = (LAST_WEIGHTS, BEST_WEIGHTS, CHECKPOINTS, LOG, CONFIG, METRICS, CURVES, REPORT)
 
 
 def model_overrides(config: Config) -> dict[str, Any]:
@@ -56,25 +72,6 @@ def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], desc
     save_state_dict(weights, folder / name, metadata=dict(description))
 
 
-def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Everything that a resumed run needs; only tensors and plain values, so that it loads without running code."""
-    write_atomically(folder / STATE, lambda path: torch.save(dict(state), path))
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        InputError: not a state that `save_state` wrote.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # pickle, zip and torch each have their own
-        state = None
-    if not isinstance(state, dict) or "description" not in state:
-        raise InputError(f"output.resume: {path} is not a checkpoint of this trainer; give a {STATE}.")
-    return state
-
-
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file that then replaces `path`: a reader sees the old or the new one, whole."""
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
@@ -95,6 +92,131 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / CHECKPOINTS / f"step_{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, damaged ones included."""
+    found = [path for path in (folder / CHECKPOINTS).glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def staging_folder(folder: Path, step: int) -> Path:
+    """Where the files of a checkpoint are written; the same for every process."""
+    return folder / CHECKPOINTS / f".step_{step:08d}"
+
+
+def seal_checkpoint(staging: Path, folder: Path, step: int, *, replace_run: bool = False) -> None:
+    """Write the manifest of the complete `staging` folder and put it in its place.
+
+    Args:
+        replace_run: first put aside all the checkpoints that `folder` holds, which are another run's.
+    """
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    entries = {
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in files
+    }
+    (staging / MANIFEST).write_text(json.dumps({"step": step, "files": entries}, indent=1) + "\n")
+    for path in (*files, staging / MANIFEST, staging):
+        _flush(path)
+    place = step_folder(folder, step)
+    others = list_checkpoints(folder) if replace_run else [place] if place.exists() else []
+    aside = [path.rename(path.with_name(f".old_{path.name}")) for path in others]
+    staging.rename(place)
+    _flush(place.parent)
+    for path in aside:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk holds it: a rename must not get there before the contents."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every file of its manifest is there, with its size and SHA-256."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        for name, entry in manifest["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if sha256_of(path) != entry["sha256"]:
+                return f"{name} does not match its SHA-256"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def newest_sound(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run that is not damaged, with a warning for each that is; None if there is none.
+
+    Raises:
+        InputError: there are checkpoints, all of them damaged.
+    """
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
+        if (reason := damage(path)) is None:
+            return path
+        warn(f"{path} is damaged ({reason}) and is left out; the one before it is used")
+    if checkpoints:
+        raise InputError(
+            f"output.resume: all checkpoints in {folder / CHECKPOINTS} are damaged; --overwrite starts anew."
+        )
+    return None
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The `state.pt` of a checkpoint folder, on the CPU.
+
+    Raises:
+        InputError: not a checkpoint of this trainer.
+    """
+    try:
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    except Exception:  # pickle, zip and torch each have their own
+        state = None
+    if not isinstance(state, dict) or "description" not in state:
+        raise InputError(
+            f"output.resume: {checkpoint} is not a checkpoint of this trainer; give a folder {CHECKPOINTS}/step_*."
+        )
+    return state
+
+
+def prune(folder: Path, history: Sequence[Mapping[str, float]], *, keep_last: int, keep_best: int) -> None:
+    """Remove all checkpoints but the newest, and those at the end of the epochs with the best top-1."""
+    checkpoints = list_checkpoints(folder)
+    best = sorted(history, key=lambda row: -row["top1"])[:keep_best]
+    kept = {path.name for path in checkpoints[-keep_last:]} | {step_folder(folder, row["step"]).name for row in best}
+    for path in checkpoints:
+        if path.name not in kept:
+            # renamed first: a removal that is cut short must not leave what looks like a damaged checkpoint
+            shutil.rmtree(path.rename(path.with_name(f".old_{path.name}")), ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed run was still writing."""
+    for path in (folder / CHECKPOINTS).glob(".*step_*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in RUN_FILES:
+        for path in folder.glob(f".{Path(name).stem}-*"):
+            path.unlink(missing_ok=True)
+
+
 def held_run(folder: Path) -> list[str]:
     """The names of a run's files that `folder` already holds."""
     return [name for name in RUN_FILES if (folder / name).exists()]
@@ -109,6 +231,8 @@ def check_output(config: Config) -> None:
     folder = Path(config.output.dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output.dir: {folder} is a file; give a folder with --output-dir.")
+    if config.train.benchmark_steps:
+        return
     if held_run(folder) and not (config.output.resume or config.output.overwrite):
         raise InputError(
             f"output.dir: {folder} already holds a run; continue it with --resume auto, replace it with --overwrite, "
@@ -117,11 +241,11 @@ def check_output(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def output_folder(folder: Path) -> Any:
-    """Make `folder`, sure that it can be written; if the body fails with nothing saved yet, it goes again.
+def output_folder(folder: Path) -> Iterator[Path]:
+    """Make `folder`, sure that it can be written, for this process alone; if nothing gets saved in it, it goes again.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be made or written, or another process is training into it.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -132,10 +256,19 @@ def output_folder(folder: Path) -> Any:
         _remove_empty(made)
         reason = f"cannot write to {folder} ({error.strerror})"
         raise InputError(f"output.dir: {reason}; give another --output-dir.") from None
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise InputError(
+            f"output.dir: another process is training into {folder} now; wait for it, or give another --output-dir."
+        ) from None
     try:
         yield folder
     finally:
-        _remove_empty(made)
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        _remove_empty([folder / CHECKPOINTS, *made])
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import reprlib
 import types
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -16,8 +18,10 @@ import yaml
 from hvt_backbones import InputError
 from hvt_backbones.errors import ArgumentParser
 
+from .checks import check_names, check_paths, nearest
 from .config import Config
 
+QUOTES = "'\""
 RECIPES = Path(__file__).parent / "recipes"
 # Each section's class, and each setting's field and type under its full key ("optimizer.lr").
 SECTIONS: dict[str, type] = get_type_hints(Config)
@@ -26,12 +30,6 @@ TYPES: dict[str, Any] = {
     f"{name}.{key}": hint for name, cls in SECTIONS.items() for key, hint in get_type_hints(cls).items()
 }
 FLAGS: dict[str, str] = {entry.metadata["flag"]: key for key, entry in FIELDS.items() if entry.metadata["flag"]}
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint for an error message: the names most like `word`, or all of them."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}."
 
 
 def describe(hint: Any) -> str:
@@ -45,6 +43,31 @@ def describe(hint: Any) -> str:
     if get_origin(hint) is dict:
         return "mapping"
     return {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}[hint]
+
+
+def describe_setting(key: str) -> str:
+    """All that a setting accepts: "integer of at least 1 and at most 100000", "list of 3 integers"."""
+    limits, accepted = FIELDS[key].metadata["limits"], describe(TYPES[key])
+    if limits["length"] is not None:
+        accepted = accepted.replace("list of", f"list of {limits['length']}")
+    bounds = describe_limits(key)
+    return f"{accepted}, {bounds}" if bounds else accepted
+
+
+def describe_limits(key: str) -> str:
+    words = {"above": "more than", "low": "at least", "high": "at most"}
+    limits = FIELDS[key].metadata["limits"]
+    return " and ".join(f"{text} {limits[name]:.7g}" for name, text in words.items() if limits[name] is not None)
+
+
+def shown(value: Any) -> str:
+    """`value` in a message: on one line and short, whatever it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    try:
+        return short.repr(value)
+    except ValueError:  # more digits than Python writes out
+        return "a huge number"
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -64,15 +87,15 @@ def convert(value: Any, hint: Any) -> Any:
             raise ValueError
         return value
     if hint is str:
-        if not isinstance(value, str) or not value:
+        # no path or name has control characters, and files do not take half a surrogate pair
+        if not isinstance(value, str) or not value.strip() or {"Cc", "Cs"} & set(map(unicodedata.category, value)):
             raise ValueError
         return value
     if isinstance(value, str):
-        try:
-            # YAML 1.1 takes 1e-3 for text, because it has no point
-            value = float(value) if hint is float else yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError from None
+        if hint is type(None) and value not in ("null", "~"):  # YAML reads empty text as null too
+            raise ValueError
+        # YAML 1.1 takes 1e-3 for text, because it has no point
+        value = float(value) if hint is float else parse_yaml(value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError
@@ -96,20 +119,19 @@ def check_setting(key: str, value: Any) -> Any:
     try:
         converted = convert(value, hint)
     except (ValueError, OverflowError):
-        raise InputError(f"{key}: expected {describe(hint)}, got {value!r}.") from None
+        raise InputError(f"{key}: expected {describe_setting(key)}, got {shown(value)}.") from None
     if converted is None:
         return None
     items = converted if isinstance(converted, tuple) else (converted,)
     if limits["length"] not in (None, len(items)):
-        raise InputError(f"{key}: expected {limits['length']} values, got {len(items)}: {value!r}.")
+        raise InputError(f"{key}: expected {limits['length']} values, got {len(items)}: {shown(value)}.")
     for item in items:
-        for word, bound, holds in (
-            ("at least", limits["low"], lambda item, bound: item >= bound),
-            ("at most", limits["high"], lambda item, bound: item <= bound),
-            ("more than", limits["above"], lambda item, bound: item > bound),
+        if (
+            (limits["low"] is not None and item < limits["low"])
+            or (limits["high"] is not None and item > limits["high"])
+            or (limits["above"] is not None and item <= limits["above"])
         ):
-            if bound is not None and not holds(item, bound):
-                raise InputError(f"{key}: must be {word} {bound:g}, got {item:g}.")
+            raise InputError(f"{key}: must be {describe_limits(key)}, got {shown(item)}.")
     return converted
 
 
@@ -122,44 +144,26 @@ def build_config(settings: Mapping[str, Any]) -> Config:
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, value in settings.items():
         if key not in FIELDS:
-            raise InputError(f"{key}: unknown setting; {_nearest_setting(key)}")
+            raise InputError(f"{shown(key).strip(QUOTES)}: unknown setting; {_nearest_setting(key)}")
         section, name = key.split(".")
         values[section][name] = check_setting(key, value)
     for key, entry in FIELDS.items():
         if entry.default is MISSING and entry.default_factory is MISSING and key not in settings:
-            raise InputError(f"{key}: missing; expected {describe(TYPES[key])} ({entry.metadata['help']}).")
+            raise InputError(f"{key}: missing; expected {describe_setting(key)} ({entry.metadata['help']}).")
     config = Config(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
-    _check_names(config)
+    check_names(config)
     return config
 
 
 def _nearest_setting(key: str) -> str:
-    same_name = [known for known in FIELDS if known.split(".")[1] == key.split(".")[-1]]
-    return f"did you mean {' or '.join(same_name)}?" if same_name else nearest(key, list(FIELDS))
-
-
-def _check_names(config: Config) -> None:
-    """Names that other libraries define: models, optimisers, augmentation policies."""
-    import timm.optim
-    from timm.data.transforms_factory import create_transform
-
-    from hvt_backbones.variants import find_variant
-
-    find_variant(config.model.name)
-    optimizers = timm.optim.list_optimizers()
-    if config.optimizer.name not in optimizers:
-        hint = nearest(config.optimizer.name, optimizers)
-        raise InputError(f"optimizer.name: unknown {config.optimizer.name!r}; {hint}")
-    if (policy := config.augmentation.auto_augment) is not None:
-        try:
-            if policy.split("-")[0] not in ("rand", "augmix", "v0", "v0r", "original", "originalr", "3a"):
-                raise ValueError(policy)
-            create_transform(32, is_training=True, auto_augment=policy)
-        except (AssertionError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"augmentation.auto_augment: timm does not know the policy {policy!r}; "
-                "expected for example rand-m9-mstd0.5-inc1, augmix-m3-w3 or original."
-            ) from None
+    section, _, name = key.rpartition(".")
+    same_name = [known for known in FIELDS if known.split(".")[1] == name]
+    close = same_name or difflib.get_close_matches(key, list(FIELDS), n=3, cutoff=0.7)
+    question = f"did you mean {' or '.join(close)}? " if close else ""
+    takes = ", ".join(entry.name for entry in fields(SECTIONS[section])) if section in SECTIONS else None
+    return question + (
+        f"expected in {section}: {takes}." if takes else f"expected SECTION.KEY of {', '.join(SECTIONS)}."
+    )
 
 
 def find_recipe(name: str) -> Path:
@@ -173,24 +177,79 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"recipe {name!r} is neither a file nor a shipped recipe; {nearest(path.stem, list(shipped))}")
 
 
-def load_recipe(path: Path) -> dict[str, Any]:
-    """The settings of a recipe file as full keys; not yet checked."""
+def parse_yaml(text: str) -> Any:
+    """
+    Raises:
+        ValueError: not YAML; the message is one line, with the place where it is known.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
+    except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:  # the last: hundreds of brackets
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _refuse_repeated(node: yaml.Node | None, above: tuple[str, ...] = ()) -> None:
+    """A key that is given twice is a mistake that YAML would pass over, keeping the last."""
+    if not isinstance(node, yaml.MappingNode) or len(above) > 3:  # deeper than any setting: an alias of itself
+        return
+    seen = set()
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            full = (*above, key.value)
+            if key.value in seen:
+                problem = f"{'.'.join(full)} is given twice; expected each key once"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+            _refuse_repeated(value, full)
+
+
+def load_recipe(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe file as full keys; not yet checked.
+
+    `base: NAME` in a recipe takes what it does not set itself from another one: a shipped name, or a file beside it. A
+    setting replaces that of the base whole, `model.overrides` too. `derived` are the recipes that led here as bases.
+    """
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path}: cannot be read as text: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {path}: is not YAML: {error}") from None
+        raise InputError(f"recipe {path}: cannot be read as text ({error}); expected YAML in UTF-8.") from None
+    except ValueError as error:
+        raise InputError(f"recipe {path}: is not YAML: {error}; expected {', '.join(SECTIONS)}.") from None
     if not isinstance(content, Mapping):
         raise InputError(f"recipe {path}: expected sections ({', '.join(SECTIONS)}), got {type(content).__name__}.")
     settings = {}
     for section, values in content.items():
+        if section == "base":
+            continue
         if section not in SECTIONS:
-            raise InputError(f"recipe {path}: {section}: unknown section; {nearest(str(section), list(SECTIONS))}")
+            hint = nearest(str(section), ["base", *SECTIONS])
+            raise InputError(f"recipe {path}: {shown(section).strip(QUOTES)}: unknown section; {hint}")
         if not isinstance(values, Mapping):
-            raise InputError(f"recipe {path}: {section}: expected settings below it, got {values!r}.")
+            raise InputError(f"recipe {path}: {section}: expected settings below it, got {shown(values)}.")
         settings |= {f"{section}.{name}": value for name, value in values.items()}
-    return settings
+    if "base" not in content:
+        return settings
+    derived = (*derived, path.resolve())
+    base = _find_base(path, content["base"])
+    if base.resolve() in derived:
+        chain = " -> ".join(link.stem for link in (*derived, base))
+        raise InputError(
+            f"recipe {path}: base: the bases lead in a circle, {chain}; expected a recipe without this one."
+        )
+    return load_recipe(base, derived) | settings
+
+
+def _find_base(path: Path, name: Any) -> Path:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"recipe {path}: base: expected the name or file of another recipe, got {shown(name)}.")
+    beside = path.parent / name
+    try:
+        return beside if beside.is_file() else find_recipe(name)
+    except (InputError, OSError) as error:
+        raise InputError(f"recipe {path}: base: {error}") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -243,7 +302,9 @@ def parse_command_line(argv: Sequence[str] | None = None) -> Config:
     if overrides:
         settings["model.overrides"] = check_setting("model.overrides", settings.get("model.overrides", {})) | overrides
     settings.setdefault("output.dir", f"outputs/{recipe.stem}")
-    return build_config(settings)
+    config = build_config(settings)
+    check_paths(config)
+    return config
 
 
 def _model_overrides(unknown: Sequence[str]) -> dict[str, Any]:
@@ -261,8 +322,8 @@ def _model_overrides(unknown: Sequence[str]) -> dict[str, Any]:
         if value is None:
             raise InputError(f"{option}: expected a value.")
         try:
-            overrides[option.removeprefix(prefix)] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            overrides[option.removeprefix(prefix)] = parse_yaml(value)
+        except ValueError:
             raise InputError(f"{option}: expected a YAML value such as 48 or '[2, 2]', got {value!r}.") from None
     return overrides
 

@@ -1,69 +1,42 @@
-"""ImageFolder data through timm: readers, transforms, and loaders that know their rank."""
+"""The data of a recipe: opened, transformed, and loaded in batches by each rank from wherever it left off.
+
+`python -m classification.data` describes the data of a recipe, checks every picture, or measures the loader
+(data_report.py).
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from timm.data import ImageDataset, create_transform
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader
 
 from hvt_backbones import InputError
-from hvt_backbones.predict import Preprocessing, read_image
+from hvt_backbones.predict import Preprocessing
 
 from .config import AugmentationConfig, DataConfig
 from .digits import lay_out_digits
-
-SEED_STRIDE = 100_003  # between the seeds of two runs; epochs and ranks count upward from each
-
-
-class PictureFolder(ImageDataset):
-    """timm's dataset over `folder/CLASS/**/*.png`, where a picture that cannot be read is an error, not a substitute.
-
-    Args:
-        folder: one sub-folder per class.
-        channels: 3 reads pictures as RGB, 1 as grey.
-        transform: from a PIL picture to a tensor (C, H, W).
-
-    Raises:
-        InputError: no such folder, no pictures at all or in one class, or a zero-byte picture; on access, a picture
-            that cannot be decoded.
-    """
-
-    def __init__(self, folder: Path, *, channels: int, transform: Any = None) -> None:
-        super().__init__(str(folder), reader=_scan(folder), transform=transform)
-        self.channels = channels
-        self.class_names: list[str] = list(self.reader.class_to_idx)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, target = self.reader.samples[index]
-        picture = read_image(path, self.channels)
-        return (picture if self.transform is None else self.transform(picture)), target
+from .pictures import Noise, OnError, Pictures, Sample, check_classes
+from .pictures import Unreadable as Unreadable  # for those who count what the batches name
+from .readers import open_reader
+from .sampler import RankSlice, TrainSampler
 
 
-def _scan(folder: Path) -> ReaderImageFolder:
-    expected = "expected one sub-folder of pictures per class"
-    if not folder.is_dir():
-        raise InputError(f"data folder {folder} does not exist or is not a folder; {expected}.")
-    try:
-        reader = ReaderImageFolder(str(folder))
-    except RuntimeError:
-        raise InputError(f"data folder {folder} holds no pictures; {expected}.") from None
-    if "" in reader.class_to_idx:
-        raise InputError(f"data folder {folder} has pictures that lie in no class; {expected}.")
-    paths = [Path(path) for path, _ in reader.samples]
-    filled = {path.relative_to(folder).parts[0] for path in paths}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith(".") and child.name not in filled:
-            raise InputError(f"class folder {child} holds no pictures; add some, or remove it.")
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise InputError(f"picture {path} is empty (0 bytes); replace or delete it.")
-    return reader
+class Batch(NamedTuple):
+    """Images (B, C, H, W) float32, targets and data set indices (B,) int64, and which pictures were passed over."""
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    unreadable: list[str]
 
 
 def data_root(config: DataConfig) -> Path:
@@ -71,36 +44,60 @@ def data_root(config: DataConfig) -> Path:
     return Path(config.dir or f"outputs/data/{config.kind}")
 
 
-def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[PictureFolder, PictureFolder]:
+def open_pictures(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    kind: str = "imagefolder",
+    channels: int,
+    transform: Any,
+    on_error: OnError = "fail",
+    max_errors: float = DataConfig.max_errors,
+) -> Pictures:
+    """The pictures of one split: `path` itself, or the `split` of it.
+
+    Raises:
+        InputError: nothing there, or not of this `kind` (see readers.py); with `on_error="fail"` also a file of zero
+            bytes.
+    """
+    reader = open_reader("imagefolder" if kind == "digits" else kind, Path(path), split)
+    if on_error == "fail" and hasattr(reader, "check_sizes"):
+        reader.check_sizes()
+    return Pictures(reader, channels=channels, transform=transform, on_error=on_error, max_errors=max_errors)
+
+
+def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pictures, Pictures]:
     """The training and the evaluation pictures of a recipe.
 
     Raises:
-        InputError: see `PictureFolder`; or the two have different classes.
+        InputError: see `open_pictures`; or the two have different classes.
     """
+    if config.kind == "synthetic":
+        counts = config.synthetic_images, max(1, config.synthetic_images // 10)
+        train, val = (Noise(count, config.synthetic_classes, config.input_size) for count in counts)
+        return train, val
     root = data_root(config)
     if config.kind == "digits":
         lay_out_digits(root)
-    channels = config.input_size[0]
-    train = PictureFolder(root / config.train_split, channels=channels, transform=train_transform(config, augmentation))
-    val = PictureFolder(
-        root / config.val_split,
-        channels=channels,
-        transform=preprocessing(config).transform(),
+    splits = {
+        config.train_split: train_transform(config, augmentation),
+        config.val_split: preprocessing(config).transform(),
+    }
+    train, val = (
+        open_pictures(
+            root,
+            split=split,
+            kind=config.kind,
+            channels=config.input_size[0],
+            transform=transform,
+            on_error=config.on_error,
+            max_errors=config.max_errors,
+        )
+        for split, transform in splits.items()
     )
     check_classes(train.class_names, val.class_names, f"{root / config.train_split}", f"{root / config.val_split}")
+    val.use_classes(train.class_names, f"{root / config.train_split}")
     return train, val
-
-
-def check_classes(expected: Sequence[str], found: Sequence[str], expected_where: str, found_where: str) -> None:
-    """`InputError`, with the first few names, where two lists of classes differ."""
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        parts = [
-            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} only in {where}"
-            for names, where in ((missing, expected_where), (extra, found_where))
-            if names
-        ]
-        raise InputError(f"the classes differ: {'; '.join(parts)}. Both need the same class folders.")
 
 
 def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any:
@@ -131,48 +128,115 @@ def preprocessing(config: DataConfig) -> Preprocessing:
     )
 
 
-class RankSlice(Sampler[int]):
-    """Every `world`-th picture from `rank` on: all ranks together see each exactly once, none twice."""
-
-    def __init__(self, length: int, rank: int, world: int) -> None:
-        self.indices = range(rank, length, world)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
 def train_loader(
-    dataset: PictureFolder, config: DataConfig, *, seed: int, rank: int, world: int, pin: bool
+    dataset: Pictures, config: DataConfig, *, seed: int, rank: int, world: int, accumulation: int = 1, pin: bool
 ) -> DataLoader:
-    """Shuffled by (seed, epoch), the same on every rank, which then takes its share; whole batches only."""
-    sampler = DistributedSampler(
-        dataset,
-        num_replicas=world,
+    """Batches in the order of a `TrainSampler`, which is the loader's `batch_sampler`; whole steps only."""
+    sampler = TrainSampler(
+        len(dataset),
+        config.batch_size,
+        seed=seed,
         rank=rank,
-        shuffle=True,
-        drop_last=True,
-        seed=seed * SEED_STRIDE,  # the sampler adds the epoch: seed 1 must not be seed 0 an epoch later
+        world=world,
+        accumulation=accumulation,
+        repeats=config.repeated_augmentation,
     )
-    return DataLoader(
-        dataset, config.batch_size, sampler=sampler, num_workers=config.workers, pin_memory=pin, drop_last=True
-    )
+    return DataLoader(dataset, batch_sampler=sampler, **_loading(config.workers, pin))
 
 
-def eval_loader(
-    dataset: PictureFolder, batch_size: int, workers: int, *, rank: int, world: int, pin: bool
-) -> DataLoader:
+def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, world: int, pin: bool) -> DataLoader:
+    """Every picture exactly once over all ranks."""
     sampler = RankSlice(len(dataset), rank, world)
-    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, pin_memory=pin)
+    return DataLoader(dataset, batch_size, sampler=sampler, **_loading(workers, pin))
 
 
-def batches(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, targets) on `device`; a bad picture in a worker process ends as the `InputError` that it was."""
+def _loading(workers: int, pin: bool) -> dict[str, Any]:
+    return {
+        "num_workers": workers,
+        "pin_memory": pin,
+        "collate_fn": _collate,
+        "worker_init_fn": _leave_signals_to_the_parent,
+        "persistent_workers": workers > 0,
+        "generator": torch.Generator(),  # else every iterator draws from torch's own
+    }
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to all processes of a job is for the main one to answer: it may want to finish its step and save.
+
+    Workers end when the main process tells them to, and within seconds when it is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_termination, daemon=True).start()
+
+
+def _await_termination() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass  # somebody else's
+    os._exit(0)
+
+
+def _collate(samples: Sequence[Sample]) -> Batch:
+    kept = [sample for sample in samples if sample.image is not None]
+    return Batch(
+        images=torch.stack([sample.image for sample in kept]) if kept else torch.empty(0),
+        targets=torch.tensor([sample.target for sample in kept], dtype=torch.int64),
+        indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
+        unreadable=[name for sample in samples for name in sample.unreadable],
+    )
+
+
+def batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
+    """The loader's batches on `device`, none of them empty.
+
+    Raises:
+        InputError: a picture that cannot be read, or a worker process that died.
+    """
+    held: Batch | None = None  # one behind, to take along the unreadable pictures of a batch that holds nothing else
+    for batch in _errors_in_one_line(loader):
+        if held is None or not len(held.images):
+            held = batch if held is None else batch._replace(unreadable=held.unreadable + batch.unreadable)
+        elif not len(batch.images):
+            held = held._replace(unreadable=held.unreadable + batch.unreadable)
+        else:
+            yield _to_device(held, device)
+            held = batch
+    if held is not None:
+        if not len(held.images):
+            raise InputError(f"data.on_error: no picture can be read; the first is {held.unreadable[0]}.")
+        yield _to_device(held, device)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    *tensors, unreadable = batch
+    return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), unreadable)
+
+
+def _errors_in_one_line(loader: DataLoader) -> Iterator[Batch]:
     try:
-        for images, targets in loader:
-            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        yield from loader
     except InputError as error:
-        # a worker's error arrives with its traceback as the message
-        raise InputError(str(error).split("InputError: ")[-1]) from None
+        message = str(error)
+        if message.startswith("Caught "):  # in a worker: the message is its traceback
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        raise InputError(message) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"data.workers: a process that decodes pictures died ({' '.join(str(error).split())}); memory or shared "
+            "memory (/dev/shm) may be short: use fewer workers or a smaller data.batch_size."
+        ) from None
+
+
+# until the trainer and validate take the names above
+PictureFolder = Pictures
+SEED_STRIDE = 100_003
+
+
+if __name__ == "__main__":
+    from classification.data_report import main
+
+    sys.exit(main())

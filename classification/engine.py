@@ -1,129 +1,125 @@
-"""The loop: one epoch of training, one evaluation."""
+"""One training step, one evaluation."""
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hvt_backbones import InputError
-from hvt_backbones.device import select_device
-
-from .data import batches
-
-CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
+from .data import Batch, Unreadable, batches
+from .stop import StopRequest
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss or the gradient is no longer a number."""
 
 
-def build_accelerator(device: str, amp: str, accumulation: int = 1) -> Accelerator:
-    """accelerate's device, precision and processes.
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did.
 
-    Raises:
-        InputError: the device is not there, or cannot do the precision.
+    Attributes:
+        loss: mean over the step's pictures of all processes.
+        grad_norm: global L2 norm before clipping.
+        applied: whether the weights changed: not where loss or gradient are no numbers.
+        overflow: fp16 gradients that the next, smaller loss scale may save; `applied` is False then.
+        stop: a signal has reached one of the processes.
+        local_loss_is_bad: the loss of this process is no number.
     """
-    kind = select_device(device).type
-    if kind == "cpu" and amp == "fp16":
-        raise InputError("train.amp: fp16 needs an accelerator; use bf16 or no on the CPU.")
-    # accelerate keeps the precision of a process's first run; a second one has its own
-    AcceleratorState._reset_state()
-    try:
-        return Accelerator(cpu=kind == "cpu", mixed_precision=amp, gradient_accumulation_steps=accumulation)
-    except ValueError as error:
-        raise InputError(f"train.amp: {amp} does not work on this device: {error}") from None
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    overflow: bool
+    stop: bool
+    local_loss_is_bad: bool
 
 
-def train_epoch(
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: Optimizer,
-    scheduler: Scheduler,
-    accelerator: Accelerator,
-    *,
-    epoch: int,
-    epochs: int,
-    label_smoothing: float,
-    mixup: Mixup | None,
-    clip_grad: float | None,
-    ema: ModelEmaV3 | None,
-) -> dict[str, float]:
-    """One pass over the loader. Returns the mean loss, the last learning rate, and images per second of all ranks.
+class TrainStep:
+    """One optimiser step over `accumulation` batches: forward, backward, clipping, and a look at what came out.
 
-    Raises:
-        DivergedError: the loss became NaN or infinite.
+    Args:
+        model: as `accelerator.prepare` or `fully_shard` leave it.
+        optimizer: accelerate's.
+        accelerator: with the number of batches per step.
+        label_smoothing: of the cross-entropy; `mixup` smooths by itself.
+        mixup: timm's, or None.
+        clip_grad: largest global norm, or None.
     """
-    model.train()
-    accumulation = accelerator.gradient_accumulation_steps
-    steps = len(loader) // accumulation  # a last, incomplete group of batches is left out
-    step = epoch * steps
-    scheduler.step_update(step)
-    total_loss = torch.zeros((), device=accelerator.device)
-    images_seen, start = 0, time.perf_counter()
-    with tqdm(
-        total=steps * accumulation,
-        desc=f"epoch {epoch + 1}/{epochs}",
-        unit="batch",
-        leave=False,
-        dynamic_ncols=True,
-        disable=None if accelerator.is_main_process else True,  # None: only where a person watches
-    ) as progress:
-        for index, (images, targets) in enumerate(
-            islice(batches(loader, accelerator.device), steps * accumulation), start=1
-        ):
-            if mixup is not None:
-                images, targets = mixup(images, targets)
-            with accelerator.accumulate(model):
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        *,
+        label_smoothing: float = 0.0,
+        mixup: Mixup | None = None,
+        clip_grad: float | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.label_smoothing = 0.0 if mixup else label_smoothing
+        self.mixup = mixup
+        self.clip_grad = clip_grad
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # DeepSpeed's engine clips and steps within `backward`
+        self.engine_steps = hasattr(model, "zero_optimization_stage")
+
+    def __call__(self, group: Sequence[Batch], stop: bool = False) -> Outcome:
+        """
+        Args:
+            group: `accumulation` batches.
+            stop: whether a signal has reached this process.
+        """
+        accelerator = self.accelerator
+        total = torch.zeros((), device=accelerator.device)
+        for batch in group:
+            images, targets = batch.images, batch.targets
+            if self.mixup is not None:
+                images, targets = self.mixup(images, targets)
+            with accelerator.accumulate(self.model):
+                if hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2's counterpart of DDP's no_sync
+                    self.model.set_requires_gradient_sync(accelerator.sync_gradients)
                 with accelerator.autocast():
-                    logits = model(images)
-                # mixup smooths the labels itself
-                loss = F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if mixup else label_smoothing)
+                    logits = self.model(images)
+                loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and clip_grad is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), clip_grad)
-                optimizer.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                step += 1
-                scheduler.step_update(step)
-                if ema is not None:
-                    ema.update(accelerator.unwrap_model(model), step=step)
-            total_loss += loss.detach()
-            images_seen += len(images) * accelerator.num_processes
-            progress.update()
-            if index % CHECK_EVERY == 0 or index == steps * accumulation:
-                mean_loss = total_loss.item() / index
-                if not math.isfinite(mean_loss):
-                    raise DivergedError(
-                        f"the loss became {mean_loss} in epoch {epoch + 1}, at or before batch {index}. "
-                        "Lower --lr, lengthen schedule.warmup_epochs, or set optimizer.clip_grad."
-                    )
-                rate = images_seen / (time.perf_counter() - start)
-                progress.set_postfix_str(
-                    f"loss {mean_loss:.4f}, lr {learning_rate(optimizer):.2e}, {rate:.0f} images/s", refresh=False
-                )
-    seconds = time.perf_counter() - start
-    mean_loss = accelerator.reduce(total_loss, "mean").item() / (steps * accumulation)
-    return {"train_loss": mean_loss, "lr": learning_rate(optimizer), "images_per_second": images_seen / seconds}
+            total += loss.detach()
+        grad_norm = self._clip()
+        # the one wait for the device, and in a job of several processes the one extra message, of a step
+        signs = torch.stack([total / len(group), torch.full_like(total, stop), grad_norm.to(total)])
+        local_loss = signs[0].clone()
+        if accelerator.num_processes > 1:
+            torch.distributed.all_reduce(signs)
+        mean_loss, stops, grad_norm_sum, local = torch.cat([signs, local_loss[None]]).tolist()
+        mean_loss, norm = mean_loss / accelerator.num_processes, grad_norm_sum / accelerator.num_processes
+        overflow = math.isfinite(mean_loss) and not math.isfinite(norm) and accelerator.scaler is not None
+        applied = math.isfinite(mean_loss) and math.isfinite(norm)
+        if applied or overflow:
+            self.optimizer.step()
+        elif accelerator.scaler is not None:
+            accelerator.scaler.update()  # it has unscaled these gradients, and waits to hear the end of it
+        self.optimizer.zero_grad()
+        return Outcome(mean_loss, norm, applied, overflow, stops > 0, not math.isfinite(local))
 
-
-def learning_rate(optimizer: Optimizer) -> float:
-    """The largest of the groups: that of the head, where layers decay."""
-    return max(group["lr"] for group in optimizer.param_groups)
+    def _clip(self) -> Tensor:
+        if self.engine_steps:
+            norm = self.model.get_global_grad_norm()
+            return torch.as_tensor(0.0 if norm is None else norm)
+        # without a limit the norm is still wanted: it tells whether the gradient is made of numbers
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 @dataclass(frozen=True)
@@ -151,13 +147,31 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Evaluation:
-    """Cross-entropy, top-1 and top-5 of `model` (not wrapped for several processes) over all ranks' loaders."""
-    training = model.training
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    *,
+    stop: StopRequest | None = None,
+    unreadable: Unreadable | None = None,
+) -> Evaluation:
+    """Cross-entropy, top-1 and top-5 over all ranks' loaders.
+
+    Args:
+        model: not wrapped by DDP: the ranks' numbers of batches may differ. One that is sharded gathers its weights
+            with every batch, so the ranks that have fewer repeat their last one without counting it.
+        stop: looked at before each batch.
+        unreadable: counts the pictures that are passed over.
+
+    Raises:
+        StoppedError: a signal came.
+    """
+    training = [module for module in model.modules() if module.training]
     model.eval()
     sums = torch.zeros(4, device=accelerator.device)  # float32 counts exactly up to 2**24 images
-    for images, targets in tqdm(
-        batches(loader, accelerator.device),
+    sharded = hasattr(model, "unshard") or hasattr(model, "zero_optimization_stage")
+    for batch in tqdm(
+        _padded(loader, accelerator) if sharded else batches(loader, accelerator.device),
         total=len(loader),
         desc="evaluate",
         unit="batch",
@@ -165,12 +179,29 @@ def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> 
         dynamic_ncols=True,
         disable=None if accelerator.is_main_process else True,
     ):
+        if stop is not None:
+            stop.check()
         with accelerator.autocast():
-            logits = model(images)
-        sums += _batch_sums(logits.float(), targets)
-    model.train(training)
+            logits = model(batch.images)
+        if len(batch.targets):
+            sums += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
+        if unreadable is not None:
+            unreadable.add(batch.unreadable)
+    for module in training:
+        module.training = True
     images, correct1, correct5, loss = accelerator.reduce(sums, "sum").tolist()
     return Evaluation(round(images), round(correct1), round(correct5), loss)
+
+
+def _padded(loader: DataLoader, accelerator: Accelerator) -> Iterator[Batch]:
+    """This rank's batches, the last one repeated without its targets until the longest rank is through."""
+    most = torch.tensor(len(loader), device=accelerator.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    count = 0
+    for count, batch in enumerate(batches(loader, accelerator.device), start=1):  # noqa: B007
+        yield batch
+    for _ in range(int(most) - count):
+        yield batch._replace(targets=batch.targets[:0], unreadable=[])
 
 
 def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:

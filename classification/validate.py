@@ -12,30 +12,65 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hvt_backbones import InputError
-from hvt_backbones.errors import ArgumentParser, exit_on_input_error
-from hvt_backbones.predict import open_model
+from accelerate.utils import gather_object
 
-from .checkpoint import write_atomically
-from .data import PictureFolder, check_classes, eval_loader
-from .engine import build_accelerator, evaluate
+from hvt_backbones import InputError, list_models
+from hvt_backbones.errors import ArgumentParser, exit_on_input_error
+from hvt_backbones.predict import ModelFile, describe_weights, open_model
+
+from . import checkpoint, parallel
+from .data import eval_loader, open_pictures
+from .engine import evaluate
+from .pictures import Pictures, Unreadable
+
+# The settings that messages of the trainer's parts name -> our options
+OPTIONS = {
+    "data.on_error = skip": "--on-error skip",
+    "data.on_error": "--on-error",
+    "data.max_errors": "--max-errors",
+    "data.kind": "--kind",
+    "data.dir": "--data-dir",
+    "data.workers": "--workers",
+    "data.batch_size": "--batch-size",
+    "train.amp": "--amp",
+    "output.resume: ": "",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m classification.validate",
-        description="Top-1, top-5 and loss of a checkpoint on an ImageFolder. Files that the trainer wrote say how "
-        "their pictures are prepared; for others that is the published way of the model.",
+        description="Top-1, top-5 and loss of a checkpoint. Files that the trainer wrote say how their pictures are "
+        "prepared; for others that is the published way of the model.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file or URL in any layout, or a model's name")
-    parser.add_argument("--data-dir", required=True, type=Path, help="folder of class folders, or the one above it")
-    parser.add_argument("--split", default="val", help="folder under --data-dir to use, if there (default: val)")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="file or URL in any layout; a model's name; a run's folder, for its best weights, or one of its "
+        "checkpoints/step_*",
+    )
+    parser.add_argument("--data-dir", required=True, metavar="DIR", help="the pictures, or the folder above the split")
+    parser.add_argument("--split", metavar="NAME", help="which part of DIR (default: val, if DIR has it, else DIR)")
+    parser.add_argument(
+        "--kind", choices=("imagefolder", "tar", "wds", "hfds"), default="imagefolder", help="as data.kind of a recipe"
+    )
+    parser.add_argument(
+        "--on-error", choices=("fail", "skip"), default="fail", help="at a picture that cannot be read (default: fail)"
+    )
+    parser.add_argument(
+        "--max-errors", type=_portion, default=0.01, metavar="X", help="share that may be skipped (default: 0.01)"
+    )
     parser.add_argument("--model", metavar="NAME", help="model of a file that does not say it")
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="default: 64")
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="per process (default: 64)")
     parser.add_argument("--workers", type=_count, default=2, metavar="N", help="decoding processes (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "npu"), default="auto")
-    parser.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="mixed precision")
+    parser.add_argument(
+        "--amp",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="precision; auto: bf16 on accelerators that support it, else fp32",
+    )
     parser.add_argument("--size", type=_positive, metavar="N", help="side of the input instead of the model's own")
     parser.add_argument("--crop-pct", type=_share, metavar="X", help="share that is cropped instead of the model's")
     parser.add_argument("--interpolation", choices=("bicubic", "bilinear", "nearest"))
@@ -59,41 +94,109 @@ def _positive(text: str) -> int:
     return value
 
 
-def _share(text: str) -> float:
+def _portion(text: str) -> float:
     value = float(text)
-    if not (math.isfinite(value) and 0 < value <= 1):
+    if not 0 <= value <= 1:  # nor NaN
         raise ValueError
     return value
 
 
-for _kind, _name in ((_count, "whole number"), (_positive, "positive whole number"), (_share, "share in (0, 1]")):
+def _share(text: str) -> float:
+    value = _portion(text)
+    if value == 0:
+        raise ValueError
+    return value
+
+
+for _kind, _name in (
+    (_count, "whole number"),
+    (_positive, "positive whole number"),
+    (_portion, "share in [0, 1]"),
+    (_share, "share in (0, 1]"),
+):
     _kind.__name__ = _name  # argparse says "invalid ... value"
+
+
+def open_checkpoint(source: str, model: str | None) -> ModelFile:
+    """`hvt_backbones.predict.open_model`, also for what the trainer leaves behind.
+
+    Args:
+        source: a run's folder stands for its best weights, or, before there are any, for its newest checkpoint; a
+            checkpoint's folder, or the state in it, for the average of the weights where it holds one.
+        model: name, for a file that does not say it.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and source not in list_models():
+        if (path / checkpoint.BEST_WEIGHTS).is_file():
+            return open_model(str(path / checkpoint.BEST_WEIGHTS), model)
+        if checkpoint.list_checkpoints(path):
+            path = checkpoint.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr))
+        elif not (path / checkpoint.MANIFEST).is_file():
+            raise InputError(
+                f"{source} is a folder without {checkpoint.BEST_WEIGHTS} or checkpoints of the trainer; "
+                "expected a run's folder, a checkpoint's, or a file."
+            )
+    elif path.name == checkpoint.STATE and (path.parent / checkpoint.MANIFEST).is_file():
+        path = path.parent
+    else:
+        return open_model(source, model)
+    if reason := checkpoint.damage(path):
+        raise InputError(f"checkpoint {path} is damaged ({reason}); give another.")
+    state = checkpoint.load_state(path)
+    return describe_weights(str(path), state["ema"] or state["model"], state["description"], model)
+
+
+def open_split(args: argparse.Namespace, model_file: ModelFile, transform: Any) -> Pictures:
+    """The pictures that the command line names, their classes numbered as the model's."""
+    split = args.split if args.split is not None else _default_split(args.kind, Path(args.data_dir))
+    data = open_pictures(
+        args.data_dir,
+        split=split,
+        kind=args.kind,
+        channels=model_file.preprocessing.input_size[0],
+        transform=transform,
+        on_error=args.on_error,
+        max_errors=args.max_errors,
+    )
+    if model_file.class_names is not None:
+        data.use_classes(model_file.class_names, args.checkpoint)
+    elif model_file.num_classes != len(data.class_names):
+        raise InputError(
+            f"{args.checkpoint} tells {model_file.num_classes} classes apart, {_where(args, split)} has "
+            f"{len(data.class_names)} classes; give the data it was trained for."
+        )
+    args.split = split
+    return data
+
+
+def _default_split(kind: str, root: Path) -> str | None:
+    there = {
+        "imagefolder": (root / "val").is_dir(),
+        "tar": (root / "val").exists() or (root / "val.tar").is_file() or any(root.glob("*val-*.tar")),
+        "hfds": not (root / "state.json").is_file(),  # which a single saved split has
+    }
+    return "val" if there["tar" if kind == "wds" else kind] else None
+
+
+def _where(args: argparse.Namespace, split: str | None) -> str:
+    return args.data_dir if split is None else str(Path(args.data_dir) / split)
 
 
 def validate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate as the parsed command line says; returns what `--json` writes."""
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise InputError(f"--json: the folder of {args.json} does not exist; make it first.")
-    model_file = open_model(args.checkpoint, args.model)
+    model_file = open_checkpoint(args.checkpoint, args.model)
     preprocessing = model_file.preprocessing
-    channels = preprocessing.input_size[0]
     given = {
-        "input_size": args.size and (channels, args.size, args.size),
+        "input_size": args.size and (preprocessing.input_size[0], args.size, args.size),
         "crop_pct": args.crop_pct,
         "interpolation": args.interpolation,
     }
     preprocessing = replace(preprocessing, **{name: value for name, value in given.items() if value})
-    folder = args.data_dir / args.split if (args.data_dir / args.split).is_dir() else args.data_dir
-    data = PictureFolder(folder, channels=channels, transform=preprocessing.transform())
-    if model_file.class_names is not None:
-        check_classes(model_file.class_names, data.class_names, args.checkpoint, str(folder))
-    elif model_file.num_classes != len(data.class_names):
-        raise InputError(
-            f"{args.checkpoint} tells {model_file.num_classes} classes apart, {folder} has {len(data.class_names)} "
-            "class folders; give the data it was trained for."
-        )
-    accelerator = build_accelerator(args.device, args.amp)
-    model = model_file.classifier().to(accelerator.device)
+    data = open_split(args, model_file, preprocessing.transform())
+    model = model_file.classifier()
+    accelerator = parallel.build_accelerator(args.device, args.amp)
     loader = eval_loader(
         data,
         args.batch_size,
@@ -102,21 +205,29 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         world=accelerator.num_processes,
         pin=accelerator.device.type != "cpu",
     )
+    unreadable = Unreadable(data)
     start = time.perf_counter()
-    result = evaluate(model, loader, accelerator)
+    result = evaluate(model.to(accelerator.device), loader, accelerator, unreadable=unreadable)
     seconds = time.perf_counter() - start
+    unreadable.add(gather_object(sorted(unreadable.names)))
     report = {
-        "checkpoint": str(args.checkpoint),
+        "checkpoint": model_file.source,
         "model": model_file.name,
-        "data": str(folder),
+        "data": _where(args, args.split),
+        "classes": len(data.class_names),
         "input_size": list(preprocessing.input_size),
         "crop_pct": preprocessing.crop_pct,
         "interpolation": preprocessing.interpolation,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         "top1": result.top1,
         "top5": result.top5,
-        "loss": result.loss,
+        "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN
         "images": result.images,
         "correct": result.correct1,
+        "unreadable": sorted(unreadable.names),
+        "seconds": seconds,
         "images_per_second": result.images / seconds,
     }
     if accelerator.is_main_process:
@@ -131,26 +242,37 @@ def _report(report: dict[str, Any], destination: str | None) -> None:
         return
     if destination is not None:
         try:
-            write_atomically(Path(destination), lambda path: path.write_text(text + "\n"))
+            checkpoint.write_atomically(Path(destination), lambda path: path.write_text(text + "\n"))
         except OSError as error:
             raise InputError(f"--json: cannot write {destination} ({error.strerror}); give another file.") from None
+    loss = "not a number" if report["loss"] is None else f"{report['loss']:.4f}"
+    skipped = f", {len(report['unreadable'])} unreadable left out" if report["unreadable"] else ""
     print(
         f"checkpoint  {report['checkpoint']}\n"
         f"model       {report['model']}\n"
-        f"data        {report['data']}\n"
+        f"data        {report['data']}, {report['classes']} classes\n"
         f"input       {'x'.join(map(str, report['input_size']))}, crop {report['crop_pct']:g}, "
         f"{report['interpolation']}\n"
+        f"device      {report['processes']} x {report['device']}, {report['precision']}\n"
         f"top-1       {report['top1']:.2f} %\n"
         f"top-5       {report['top5']:.2f} %\n"
-        f"loss        {report['loss']:.4f}\n"
-        f"images      {report['images']} ({report['correct']} right)\n"
+        f"loss        {loss}\n"
+        f"images      {report['images']} ({report['correct']} right{skipped})\n"
         f"speed       {report['images_per_second']:.0f} images/s"
     )
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    validate(build_parser().parse_args(argv))
+    try:
+        validate(build_parser().parse_args(argv))
+    except InputError as error:
+        message = str(error)
+        for key, option in OPTIONS.items():
+            message = message.replace(key, option)
+        raise type(error)(message) from None
+    finally:
+        parallel.leave()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,12 @@
 """Hierarchical vision-transformer backbones: Swin, SwinV2, PVTv2 and Twins under one interface."""
 
+try:
+    import torch as _torch  # noqa: F401 (first, because it fails where a device backend that it loads does)
+except RuntimeError as error:
+    from .npu_doctor import explain_failed_import
+
+    explain_failed_import(error)
+
 from .backbone import Backbone
 from .classifier import Classifier
 from .create import create_backbone, create_classifier, list_models

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", help="say what is installed and what is missing", description="Say what is installed and missing."
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--npu", action="store_true", help="warn of all that an Ascend NPU lacks here")
     doctor.set_defaults(run=run_doctor)
     return parser
 
@@ -223,7 +224,7 @@ def run_convert(args: argparse.Namespace) -> None:
 def run_doctor(args: argparse.Namespace) -> None:
     from . import doctor
 
-    findings = doctor.examine()
+    findings = doctor.examine(npu=args.npu)
     print(json.dumps(findings, indent=2) if args.json else doctor.report(findings))
 
 

@@ -44,7 +44,7 @@ def select_device(name: str = "auto") -> torch.device:
         InputError: no such device here; the message says what is missing.
     """
     if name == "auto":
-        _import_torch_npu()
+        # torch has loaded torch_npu by itself, unless it was told not to by TORCH_DEVICE_BACKEND_AUTOLOAD=0;
         # the CPU also where the accelerator is one that nothing here was written for
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None and accelerator.type in DEVICE_NAMES else torch.device("cpu")
@@ -69,8 +69,15 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def _import_torch_npu() -> bool:
-    """Register the NPU with torch; its import is what makes `torch.accelerator` see it."""
+    """Register the NPU with torch; its import is what makes `torch.accelerator` see it.
+
+    Raises:
+        InputError: torch_npu is installed and cannot be imported.
+    """
     if find_spec("torch_npu") is None:
         return False
-    importlib.import_module("torch_npu")
+    try:
+        importlib.import_module("torch_npu")
+    except (ImportError, RuntimeError, OSError) as error:  # no CANN, no driver, or made for another torch
+        raise InputError(f"device npu: torch_npu cannot be loaded: {error}; `hvt doctor --npu` says why") from None
     return True

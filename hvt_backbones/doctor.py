@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import InputError
+from .npu_doctor import examine_npu, report_npu
 from .version import __version__
 
 # Distribution -> what it is for, and how to get it. The first name of several is the one to install.
@@ -42,21 +43,24 @@ def installed_version(*distributions: str) -> str | None:
     return None
 
 
-def examine() -> dict[str, Any]:
-    """Everything `hvt doctor` says, as plain data."""
+def examine(*, npu: bool = False) -> dict[str, Any]:
+    """Everything `hvt doctor` says, as plain data; with `npu`, what an Ascend NPU lacks is a warning in any case."""
     packages = {name: _package(installed_version(name), "required", f"pip install {name}") for name in REQUIRED}
     for names, (purpose, command) in OPTIONAL.items():
         packages[names[0]] = _package(installed_version(*names), purpose, command)
     devices, warnings = _devices()
     caches, cache_warnings = _caches()
+    ascend = examine_npu(wanted=npu)
+    npu_warnings = [f"NPU: {problem['what']}: {problem['remedy']}" for problem in ascend["problems"]]
     return {
         "hvt_backbones": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": packages,
         "devices": devices,
+        "npu": ascend,
         "caches": caches,
-        "warnings": _version_warnings(packages) + warnings + cache_warnings,
+        "warnings": _version_warnings(packages) + warnings + npu_warnings + cache_warnings,
     }
 
 
@@ -69,10 +73,6 @@ def _version_warnings(packages: dict[str, dict[str, str | None]]) -> list[str]:
     for name in REQUIRED:
         if packages[name]["version"] is None:
             warnings.append(f"{name} is required and missing: pip install {name}")
-    npu = packages["torch_npu"]["version"]
-    # torch_npu 2.11.0.post3 is made for torch 2.11.0
-    if npu and npu.split(".")[:2] != torch.__version__.split(".")[:2]:
-        warnings.append(f"torch_npu {npu} is not made for torch {torch.__version__}: install the release that matches")
     # looked for as a file: to find a submodule by name would import mmcv, which takes seconds
     mmcv = find_spec("mmcv")
     if mmcv and not any(any(Path(folder).glob("_ext*")) for folder in mmcv.submodule_search_locations or ()):
@@ -142,6 +142,7 @@ def report(findings: dict[str, Any]) -> str:
         facts += [f"{device['threads']} threads"] if "threads" in device else []
         facts += [f"{device['memory_gib']} GiB", device["distributed"]] if "memory_gib" in device else []
         lines.append(f"  {device['device']:{width}}  {', '.join(facts)}")
+    lines += ["", "Ascend NPU", *report_npu(findings["npu"], width)]
     lines += ["", "downloads go to"]
     lines += [f"  {name:{width}}  {folder}" for name, folder in findings["caches"].items()]
     lines += ["", "warnings"]

@@ -17,7 +17,7 @@ from .backbone import Backbone
 from .classifier import Classifier
 from .create import create_backbone, create_classifier, is_file_or_url
 from .errors import InputError, WeightsError
-from .variants import find_variant
+from .variants import Variant, find_variant
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,29 +122,47 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
         InputError: no such model or file, or a file that does not say its model.
         WeightsError: weights that cannot be fetched or read, or are of another model.
     """
-    from .weights.convert import read_checkpoint
     from .weights.fetch import fetch
     from .weights.files import read_metadata, read_state_dict
 
     if is_file_or_url(source):
         path = fetch(source)
-        metadata = read_metadata(path)
-        name = model or metadata.get("hvt.model")
-        if name is None:
-            raise InputError(f"{source} does not say which model it is of: add --model NAME (`hvt models` lists them)")
-        variant, _ = find_variant(name)
-        recorded = metadata.get("hvt.model")
-        if recorded is not None and find_variant(recorded)[0].family != variant.family:
-            raise WeightsError(f"{source} is of the model {recorded}, not of {model}: leave --model out")
-        preprocessing = _published_preprocessing(variant.published())
-    else:
-        variant, tag = find_variant(source)
-        if model is not None:
-            raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
-        published = variant.published(tag)
-        path, metadata = fetch(published.source, filename=published.filename), {}
-        preprocessing = _published_preprocessing(published)
-    state_dict = read_state_dict(path)
+        return describe_weights(source, read_state_dict(path), read_metadata(path), model)
+    variant, tag = find_variant(source)
+    if model is not None:
+        raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
+    published = variant.published(tag)
+    path = fetch(published.source, filename=published.filename)
+    return _model_file(source, read_state_dict(path), {}, variant, _published_preprocessing(published))
+
+
+def describe_weights(
+    source: str, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None = None
+) -> ModelFile:
+    """What `open_model` returns, from weights that have been read already and the text that was beside them.
+
+    Raises:
+        InputError: as `open_model`.
+    """
+    name = model or metadata.get("hvt.model")
+    if name is None:
+        raise InputError(f"{source} does not say which model it is of: add --model NAME (`hvt models` lists them)")
+    variant, _ = find_variant(name)
+    recorded = metadata.get("hvt.model")
+    if recorded is not None and find_variant(recorded)[0].family != variant.family:
+        raise WeightsError(f"{source} is of the model {recorded}, not of {model}: leave --model out")
+    return _model_file(source, state_dict, metadata, variant, _published_preprocessing(variant.published()))
+
+
+def _model_file(
+    source: str,
+    state_dict: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    variant: Variant,
+    preprocessing: Preprocessing,
+) -> ModelFile:
+    from .weights.convert import read_checkpoint
+
     try:
         tensors = read_checkpoint(state_dict).tensors
     except WeightsError as error:

@@ -60,13 +60,17 @@ def download(url: str, destination: Path, sha256: str | None = None) -> None:
         transfer.discard()
 
 
-def has_sha256(path: Path, expected: str) -> bool:
-    """Whether the SHA-256 of a file begins with the digits `expected`."""
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-    return digest.hexdigest().startswith(expected.lower())
+    return digest.hexdigest()
+
+
+def has_sha256(path: Path, expected: str) -> bool:
+    """Whether the SHA-256 of a file begins with the digits `expected`."""
+    return sha256_of(path).startswith(expected.lower())
 
 
 @dataclass

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from classification import checkpoint
 from classification.demo import draw_predictions, predict
 from classification.validate import main
+from hvt_backbones import convert_state_dict, create_classifier
+from hvt_backbones.weights.files import save_state_dict
 
 Run = Callable[..., tuple[int, str]]
 HERE = ("--workers", "0", "--device", "cpu")
@@ -23,6 +31,18 @@ HERE = ("--workers", "0", "--device", "cpu")
 def trained(quick_run: Run, tmp_path: Path) -> Path:
     assert quick_run("--lr", "1e-2")[0] == 0
     return tmp_path / "run"
+
+
+@pytest.fixture
+def validated(capsys: pytest.CaptureFixture) -> Callable[..., dict[str, Any]]:
+    """The command's JSON."""
+
+    def run(source: Path | str, data: Path, *options: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([str(source), "--data-dir", str(data), "--json", *HERE, *options]) == 0, capsys.readouterr().err
+        return json.loads(capsys.readouterr().out)
+
+    return run
 
 
 def test_validate_gives_the_figures_of_training(
@@ -39,6 +59,8 @@ def test_validate_gives_the_figures_of_training(
     assert result["loss"] == pytest.approx(best["val_loss"], rel=1e-4)
     assert f"top-1       {best['top1']:.2f} %" in text
     assert "images      6 (" in text
+    assert "device      1 x cpu, fp32" in text
+    assert len(text.splitlines()) == 10
 
     assert main([weights, "--data-dir", str(small_data / "val"), "--json", *HERE]) == 0
     assert json.loads(capsys.readouterr().out)["correct"] == best["val_correct"]
@@ -60,6 +82,126 @@ def test_a_named_model_takes_foreign_files(tmp_path: Path, small_data: Path, cap
     assert "--model" in capsys.readouterr().err
     assert main([str(weights), "--model", "swin_tiny", *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+LAYOUTS = ["official", "timm", "mmpretrain", "huggingface"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_figures(
+    layout: str, tmp_path: Path, small_data: Path, validated: Callable[..., dict[str, Any]]
+) -> None:
+    torch.manual_seed(0)
+    ours = create_classifier("pvt_v2_b0", num_classes=2).state_dict()
+    options = ("--model", "pvt_v2_b0", "--size", "64")
+    figures = []
+    for name, state_dict in (("ours", ours), (layout, convert_state_dict(ours, to=layout))):
+        torch.save({"model": state_dict, "epoch": 3}, tmp_path / f"{name}.pth")
+        figures.append(validated(tmp_path / f"{name}.pth", small_data, *options))
+    assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-5)
+    assert (figures[0]["correct"], figures[0]["images"]) == (figures[1]["correct"], 6)
+    assert figures[0]["crop_pct"] == 0.9  # of the variant table, no data settings were given
+
+
+def test_run_folder_and_full_checkpoint(
+    trained: Path, small_data: Path, validated: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture
+) -> None:
+    figures = ("top1", "loss", "images", "input_size", "crop_pct", "model")
+
+    def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+        return [left[name] for name in figures] == [right[name] for name in figures]
+
+    assert same(validated(trained, small_data), validated(trained / checkpoint.BEST_WEIGHTS, small_data))
+    last = checkpoint.list_checkpoints(trained)[-1]
+    # the recipe averages its weights: those are what an epoch saves, and not what the optimiser steps
+    expected = validated(trained / checkpoint.LAST_WEIGHTS, small_data)
+    state = torch.load(last / checkpoint.STATE, weights_only=True)
+    assert any(not torch.equal(state["ema"][name], state["model"][name]) for name in state["ema"])
+    assert same(validated(last, small_data), expected)
+    assert same(validated(last / checkpoint.STATE, small_data), expected)
+
+    for name in (checkpoint.BEST_WEIGHTS, checkpoint.LAST_WEIGHTS):
+        (trained / name).unlink()
+    assert same(validated(trained, small_data), expected)  # a run that was cut before its first epoch's end
+
+    (last / checkpoint.STATE).write_bytes((last / checkpoint.STATE).read_bytes()[:-1])
+    assert main([str(last), "--data-dir", str(small_data), *HERE]) == 2
+    assert "state.pt has" in capsys.readouterr().err
+    assert main([str(small_data), "--data-dir", str(small_data), *HERE]) == 2
+    assert "is a folder without model_best.safetensors" in capsys.readouterr().err
+
+
+def test_numbered_folders_are_classes_by_index(tmp_path: Path, validated: Callable[..., dict[str, Any]]) -> None:
+    """As ImageNet-V2 has them: 10 comes before 2 as text, and not as a class."""
+    torch.manual_seed(0)
+    weights = create_classifier("pvt_v2_b0", num_classes=12)
+    torch.nn.init.zeros_(weights.head.weight)
+    weights.head.bias.data = torch.eye(12)[2]  # whatever the picture: class 2
+    names = [f"n{index:02}" for index in range(12)]
+    metadata = {"hvt.model": "pvt_v2_b0", "hvt.class_names": json.dumps(names)}
+    save_state_dict(weights.state_dict(), tmp_path / "weights.safetensors", metadata)
+    for index in range(12):
+        (tmp_path / "val" / str(index)).mkdir(parents=True)
+        for copy in range(3 if index == 2 else 1):
+            Image.new("RGB", (40, 40)).save(tmp_path / "val" / str(index) / f"{copy}.png")
+    result = validated(tmp_path / "weights.safetensors", tmp_path, "--size", "32")
+    assert (result["images"], result["correct"], result["classes"]) == (14, 3, 12)
+
+
+def test_unreadable_pictures(
+    trained: Path, small_data: Path, validated: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture
+) -> None:
+    broken = small_data / "val" / "dark" / "1.png"
+    broken.write_bytes(b"no picture")
+    data = ("--data-dir", str(small_data), *HERE)
+    result = validated(trained, small_data, "--on-error", "skip", "--max-errors", "0.2")
+    assert (result["images"], result["unreadable"]) == (5, [str(broken)])
+    assert main([str(trained), *data, "--on-error", "skip", "--max-errors", "0.2"]) == 0
+    assert "right, 1 unreadable left out)" in capsys.readouterr().out
+    assert main([str(trained), *data, "--on-error", "skip"]) == 2  # 1 % of six pictures is none
+    assert "error: --max-errors: 1 of 6 pictures" in capsys.readouterr().err
+    assert main([str(trained), *data]) == 2
+    error = capsys.readouterr().err
+    assert "--on-error skip" in error
+    assert "data." not in error
+
+
+def test_tar_files_and_named_splits(
+    trained: Path, small_data: Path, tmp_path: Path, validated: Callable[..., dict[str, Any]], capsys: Any
+) -> None:
+    with tarfile.open(tmp_path / "val.tar", "w") as archive:
+        archive.add(small_data / "val", arcname=".")
+    expected = validated(trained, small_data)
+    for data in (tmp_path, tmp_path / "val.tar"):
+        result = validated(trained, data, "--kind", "tar")
+        assert (result["correct"], result["loss"]) == (expected["correct"], pytest.approx(expected["loss"]))
+    # a split that was asked for and is not there is no reason to take everything
+    assert main([str(trained), "--data-dir", str(small_data / "val"), "--split", "test", *HERE]) == 2
+    assert "test" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_count_every_picture_once(
+    trained: Path, small_data: Path, tmp_path: Path, validated: Callable[..., dict[str, Any]]
+) -> None:
+    Image.new("RGB", (40, 36), (120, 100, 110)).save(small_data / "val" / "dark" / "seventh.png")
+    (small_data / "val" / "dark" / "eighth.png").write_bytes(b"no picture")
+    options = ["--batch-size", "2", "--on-error", "skip", "--max-errors", "0.2"]
+    alone = validated(trained, small_data, *options)
+    assert (alone["images"], alone["processes"]) == (7, 1)
+    target = tmp_path / "two.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "-m", "classification.validate", str(trained), "--data-dir", str(small_data), "--json", str(target),
+               *HERE, *options]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1") == 1
+    both = json.loads(target.read_text())
+    assert both["processes"] == 2
+    for name in ("images", "correct", "top1", "unreadable"):
+        assert both[name] == alone[name]
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
 def test_bad_input(trained: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,102 @@
+"""`--benchmark-steps N`: how fast training steps are, on data that costs nothing and on the real pictures."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, count, islice, repeat
+
+import torch
+
+from .config import Config
+from .data import Batch, batches
+from .log import peak_memory
+from .trainer import Trainer
+
+WARMUP_STEPS = 10
+
+
+def measure(trainer: Trainer) -> dict[str, dict[str, float]]:
+    """Time `train.benchmark_steps` optimiser steps after a warm-up, print them, and leave nothing behind.
+
+    "synthetic" repeats one batch that is on the device already; "real" reads, decodes and augments, so that the
+    difference is what the data costs. A step is a whole one: forward and backward of every accumulated batch,
+    clipping, optimiser, average.
+
+    Returns:
+        Per kind of data: ms_per_step (median), images_per_second (of all devices), images_per_second_per_device,
+        peak_memory_gib.
+    """
+    accelerator, config = trainer.accelerator, trainer.config
+    results = {"synthetic": _measure(trainer, synthetic_batches(trainer))}
+    if config.data.kind != "synthetic":
+        results["real"] = _measure(trainer, real_batches(trainer))
+    devices = accelerator.num_processes
+    accelerator.print(
+        f"{trainer.description['hvt.model']}, {devices} x {accelerator.device.type}, precision "
+        f"{trainer.precision}, global batch {trainer.global_batch}, {config.train.benchmark_steps} steps after "
+        f"{WARMUP_STEPS} of warm-up"
+    )
+    for kind, figures in results.items():
+        accelerator.print(
+            f"{kind:9}  {figures['ms_per_step']:.2f} ms/step  {figures['images_per_second']:.1f} images/s (FPS)  "
+            f"{figures['images_per_second_per_device']:.1f} per device  {figures['peak_memory_gib']:.2f} GiB"
+        )
+    if "real" in results:
+        share = 1 - results["synthetic"]["ms_per_step"] / results["real"]["ms_per_step"]
+        accelerator.print(f"the data costs {max(share, 0):.0%} of a step")
+    return results
+
+
+def synthetic_batches(trainer: Trainer) -> Iterator[Batch]:
+    """One batch of noise, again and again, on the device."""
+    device, size = trainer.accelerator.device, trainer.config.data.batch_size
+    images = torch.randn(size, *trainer.config.data.input_size, device=device)
+    targets = torch.randint(len(trainer.train_data.class_names), (size,), device=device)
+    return repeat(Batch(images, targets, torch.zeros(size, dtype=torch.long), []))
+
+
+def real_batches(trainer: Trainer) -> Iterator[Batch]:
+    """The training pictures, epoch after epoch."""
+
+    def epoch(number: int) -> Iterator[Batch]:
+        trainer.train_loader.batch_sampler.set_position(number, 0)
+        return batches(trainer.train_loader, trainer.accelerator.device)
+
+    return chain.from_iterable(map(epoch, count()))
+
+
+def _measure(trainer: Trainer, stream: Iterator[Batch]) -> dict[str, float]:
+    accelerator, config = trainer.accelerator, trainer.config
+    device = accelerator.device
+    trainer.wrapped.train()
+    seconds = []
+    for _ in range(WARMUP_STEPS + config.train.benchmark_steps):
+        begin = time.perf_counter()
+        outcome = trainer.train_step(list(islice(stream, config.train.accumulation)))
+        if trainer.ema is not None and outcome.applied:
+            trainer.ema.update(trainer.model)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[WARMUP_STEPS:])
+    rate = trainer.global_batch / median
+    return {
+        "ms_per_step": 1000 * median,
+        "images_per_second": rate,
+        "images_per_second_per_device": rate / accelerator.num_processes,
+        "peak_memory_gib": peak_memory(device),
+    }
+
+
+def device_rate(config: Config, steps: int = 10) -> float:
+    """Images per second that the training step of `config` takes on this machine, data aside."""
+    measured = replace(
+        config,
+        data=replace(config.data, kind="synthetic", workers=0),
+        train=replace(config.train, benchmark_steps=steps),
+    )
+    trainer = Trainer(measured)
+    return _measure(trainer, synthetic_batches(trainer))["images_per_second"]

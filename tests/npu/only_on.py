@@ -1,0 +1,43 @@
+"""The check that a step leaves nothing on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, uint8
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class OnlyOn(TorchDispatchMode):
+    """Inside the `with` block no operation may read or write a tensor of another device than `device_type`.
+
+    Autograd's threads are watched too. Allowed on the host: tensors without dimensions, which are numbers (a loss that
+    is read, the step counters of optimisers), and bytes, which are states of random generators. Batches are moved to
+    the device before the block.
+
+    Raises:
+        AssertionError: an operation was given or made such a tensor; it is named, and so is the tensor's shape.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self.device_type = device_type
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._check(func, "was given", (args, kwargs))
+        result = func(*args, **kwargs)
+        self._check(func, "made", result)
+        return result
+
+    def _check(self, func: Callable[..., Any], verb: str, values: Any) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and value.device.type != self.device_type:
+                assert value.dim() == 0 or value.dtype == uint8, (
+                    f"{func} {verb} a tensor {tuple(value.shape)} of {value.dtype} on {value.device}, "
+                    f"not on {self.device_type}"
+                )
