@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
-from hvt_backbones import Classifier, InputError, create_classifier, load_weights
+from hvt_backbones import Classifier, InputError, create_classifier
 
 from .checkpoint import model_overrides
 from .config import Config
@@ -22,15 +22,14 @@ def build_model(config: Config, data: Pictures) -> Classifier:
         model = create_classifier(
             settings.name,
             num_classes=len(data.class_names),
-            pretrained=settings.pretrained if settings.class_map is None else False,
+            pretrained=settings.pretrained,
+            class_map=settings.class_map,
             **model_overrides(config),
         )
     except (TypeError, ValueError, AssertionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model.overrides: {settings.overrides} do not build a {settings.name}: {error}") from None
-    if settings.class_map is not None:
-        load_weights(model, settings.pretrained, class_map=settings.class_map)
     model.freeze_stages(len(model.backbone.stages) if settings.freeze_backbone else settings.freeze_stages)
     model.set_grad_checkpointing(settings.grad_checkpointing)
     return model

@@ -56,7 +56,12 @@ def create_backbone(
 
 
 def create_classifier(
-    name: str, *, num_classes: int = 1000, pretrained: bool | str | Path = False, **overrides: Any
+    name: str,
+    *,
+    num_classes: int = 1000,
+    pretrained: bool | str | Path = False,
+    class_map: Sequence[int] | str | Path | None = None,
+    **overrides: Any,
 ) -> Classifier:
     """An image classifier, as the official classification code builds it.
 
@@ -65,6 +70,7 @@ def create_classifier(
         num_classes: width of the output; 0 gives pooled features. Pretrained weights for other classes load without
             their head.
         pretrained: as in `create_backbone`.
+        class_map: which rows of the pretrained head the classes take, as in `load_weights`: from 22K to 1K.
         **overrides: as in `create_backbone`, without `out_indices`.
 
     Raises:
@@ -79,7 +85,7 @@ def create_classifier(
     family = FAMILY_CLASSES[variant.family]
     arguments = {**family.classifier_arguments(last + 1), **arguments}
     model = Classifier(family(**arguments, out_indices=(last,)), num_classes)
-    _load(model, variant, tag, pretrained)
+    _load(model, variant, tag, pretrained, class_map)
     return model
 
 
@@ -120,8 +126,16 @@ def is_file_or_url(source: str | Path) -> bool:
     return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
 
 
-def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretrained: bool | str | Path) -> None:
+def _load(
+    model: Backbone | Classifier,
+    variant: Variant,
+    tag: str | None,
+    pretrained: bool | str | Path,
+    class_map: Sequence[int] | str | Path | None = None,
+) -> None:
     if pretrained is False or pretrained is None:
+        if class_map is not None:
+            raise InputError("class_map maps the head of pretrained weights: give `pretrained` too")
         return
     if pretrained is not True and not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
@@ -129,11 +143,11 @@ def _load(model: Backbone | Classifier, variant: Variant, tag: str | None, pretr
     from .weights.fetch import fetch
 
     if pretrained is not True and is_file_or_url(pretrained):
-        report = load_weights(model, pretrained)
+        report = load_weights(model, pretrained, class_map=class_map)
     else:
         published = variant.published(tag if pretrained is True else pretrained)
         path = fetch(published.source, filename=published.filename)
-        report = load_weights(model, path)
+        report = load_weights(model, path, class_map=class_map)
     logger.info("%s: %s", variant.name, report)
     if any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -49,3 +51,13 @@ def test_missing_accelerators_are_named() -> None:
         select_device("cuda:1")
     with pytest.raises(InputError, match="needs the torch_npu package"):
         select_device("npu")
+
+
+def test_a_class_map_selects_rows_of_the_pretrained_head(tmp_path: Path) -> None:
+    tiny = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+    source = create_classifier("swin_tiny", num_classes=5, **tiny)
+    torch.save(source.state_dict(), tmp_path / "five.pth")
+    model = create_classifier("swin_tiny", num_classes=2, pretrained=tmp_path / "five.pth", class_map=(4, 1), **tiny)
+    torch.testing.assert_close(model.head.weight, source.head.weight[[4, 1]], rtol=0, atol=0)
+    with pytest.raises(InputError, match="give `pretrained` too"):
+        create_classifier("swin_tiny", num_classes=2, class_map=(4, 1), **tiny)
