@@ -28,6 +28,9 @@ POLICY = re.compile(
     r"|augmix(-(m\d{1,2}|w\d|d\d|b[01]|a\d+(\.\d+)?|mstd\d+(\.\d+)?))*"
     r"|(v0|v0r|original|originalr|3a)(-mstd\d+(\.\d+)?)?"
 )
+# arguments of `create_classifier` that are no overrides
+SAID_ELSEWHERE = {"name": "model.name", "pretrained": "model.pretrained", "class_map": "model.class_map",
+                  "num_classes": "the data"}  # fmt: skip
 LARGEST_NUMBER, LARGEST_DEPTH, LARGEST_MODEL = 100_000, 1000, 20e9  # SwinV2-G, the largest published, has 3e9
 
 
@@ -179,16 +182,16 @@ def _check_model(config: Config) -> None:
         if not isinstance(error, InputError) and not config.model.overrides:
             raise
         key = "data.input_size" if isinstance(error, InputError) else "model.overrides"
+        side = find_variant(config.model.name)[0].input_size
         raise InputError(
             f"{key}: {config.model.name} cannot take pictures of {size[0]}x{size[1]}x{size[2]} ({_reason(error)}); "
-            f"expected for example {find_variant(config.model.name)[0].input_size}x"
-            f"{find_variant(config.model.name)[0].input_size}."
+            f"expected for example [{size[0]}, {side}, {side}]."
         ) from None
 
 
 def _build_on_meta(config: Config) -> Classifier:
     name, overrides, channels = config.model.name, config.model.overrides, config.data.input_size[0]
-    for argument, source in (("num_classes", "the data"), ("pretrained", "model.pretrained"), ("name", "model.name")):
+    for argument, source in SAID_ELSEWHERE.items():
         if argument in overrides:
             raise InputError(f"model.overrides: {argument} is said by {source}; expected constructor arguments.")
     if overrides.get("in_chans", channels) != channels:

@@ -183,8 +183,10 @@ def parse_yaml(text: str) -> Any:
         ValueError: not YAML; the message is one line, with the place where it is known.
     """
     try:
-        _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader))
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _refuse_repeated(node)
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
     except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:  # the last: hundreds of brackets

@@ -264,6 +264,15 @@ class Config:
             raise InputError("train.amp: fp16 needs an accelerator; with train.device = cpu expected bf16 or fp32.")
         if train.amp == "fp16" and self.parallel.mode == "fsdp2":
             raise InputError("train.amp: fp16 does not go with parallel.mode = fsdp2; expected bf16 or fp32.")
+        if train.amp == "fp16" and self.parallel.mode.startswith("zero"):
+            raise InputError(
+                f"train.amp: fp16 does not go with parallel.mode = {self.parallel.mode}; expected bf16 or fp32."
+            )
+        if train.ema_decay > 0 and self.parallel.mode == "zero3":
+            raise InputError(
+                "train.ema_decay: no process holds the weights of parallel.mode = zero3 to average; expected 0, or "
+                "zero1, zero2, ddp or fsdp2."
+            )
         if self.parallel.mode.startswith("zero") and train.device == "cpu":
             raise InputError(
                 f"parallel.mode: {self.parallel.mode} needs an accelerator; expected ddp or fsdp2 on the CPU."

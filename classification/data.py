@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,13 +142,13 @@ def train_loader(
         accumulation=accumulation,
         repeats=config.repeated_augmentation,
     )
-    return DataLoader(dataset, batch_sampler=sampler, **_loading(config.workers, pin))
+    return _Loader(dataset, batch_sampler=sampler, **_loading(config.workers, pin))
 
 
 def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, world: int, pin: bool) -> DataLoader:
     """Every picture exactly once over all ranks."""
     sampler = RankSlice(len(dataset), rank, world)
-    return DataLoader(dataset, batch_size, sampler=sampler, **_loading(workers, pin))
+    return _Loader(dataset, batch_size, sampler=sampler, **_loading(workers, pin))
 
 
 def _loading(workers: int, pin: bool) -> dict[str, Any]:
@@ -161,15 +162,44 @@ def _loading(workers: int, pin: bool) -> dict[str, Any]:
     }
 
 
+class _Loader(DataLoader):
+    """Ends its workers at once also where it is part of a reference cycle, as in a trainer or a caught exception.
+
+    The garbage collector would take the workers' queues first, so that the iterator could not tell them to end and
+    would wait for each of them, five seconds and in vain. Held from outside, it goes after the loader and before its
+    queues.
+    """
+
+    _held: Any = None
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        if self.num_workers and iterator is not self._held:
+            self._held = iterator
+            weakref.finalize(self, _let_go, iterator)
+        return iterator
+
+
+def _let_go(iterator: Any) -> None:
+    """The caller's reference was the point."""
+
+
 def _leave_signals_to_the_parent(worker: int) -> None:
     """A signal to all processes of a job is for the main one to answer: it may want to finish its step and save.
 
     Workers end when the main process tells them to, and within seconds when it is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_left_alone
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_termination, daemon=True).start()
+
+
+def _report_unless_left_alone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # multiprocessing's thread that hands tensors over has nobody to hand them to once the main process is interrupted
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _await_termination() -> None:
@@ -229,11 +259,6 @@ def _errors_in_one_line(loader: DataLoader) -> Iterator[Batch]:
             f"data.workers: a process that decodes pictures died ({' '.join(str(error).split())}); memory or shared "
             "memory (/dev/shm) may be short: use fewer workers or a smaller data.batch_size."
         ) from None
-
-
-# until the trainer and validate take the names above
-PictureFolder = Pictures
-SEED_STRIDE = 100_003
 
 
 if __name__ == "__main__":

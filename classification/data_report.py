@@ -150,8 +150,8 @@ def verdict(rates: dict[int, float], own: int, device: float, cores: int) -> str
     """
     if rates[own] >= ENOUGH * device:
         return (
-            f"The device is the bottleneck: with data.workers = {own} the loader delivers {rates[own] / device:.1f} times "
-            "what it trains; more workers would change nothing, train.amp or train.compile may."
+            f"The device is the bottleneck: with data.workers = {own} the loader delivers {rates[own] / device:.1f} "
+            "times what it trains; more workers would change nothing, train.amp or train.compile may."
         )
     enough = [workers for workers in sorted(rates) if rates[workers] >= ENOUGH * device]
     if enough:
@@ -160,8 +160,8 @@ def verdict(rates: dict[int, float], own: int, device: float, cores: int) -> str
         best = max(rates, key=rates.__getitem__)
         more = f"set data.workers = {best} and " if rates[best] > ENOUGH * rates[own] else ""
         advice = (
-            f"{more}use more than these {cores} cores, store the pictures as smaller JPEGs (shorter side little above the "
-            "input's), or augment less"
+            f"{more}use more than these {cores} cores, store the pictures as smaller JPEGs (shorter side little above "
+            "the input's), or augment less"
         )
     return (
         f"The data is the bottleneck: with data.workers = {own} the loader delivers {rates[own]:.0f} of the "

@@ -243,8 +243,9 @@ def _report(report: dict[str, Any], destination: str | None) -> None:
     if destination is not None:
         try:
             checkpoint.write_atomically(Path(destination), lambda path: path.write_text(text + "\n"))
-        except OSError as error:
-            raise InputError(f"--json: cannot write {destination} ({error.strerror}); give another file.") from None
+        except (OSError, InputError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or "no room, or the write was cut"
+            raise InputError(f"--json: cannot write {destination} ({reason}); give another file.") from None
     loss = "not a number" if report["loss"] is None else f"{report['loss']:.4f}"
     skipped = f", {len(report['unreadable'])} unreadable left out" if report["unreadable"] else ""
     print(

@@ -1,19 +1,44 @@
-"""The digits on the disk, ImageFolders and their faults, and who sees which picture."""
+"""The digits on the disk, pictures and their faults, augmentation that repeats itself, and worker processes."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
-from classification.config import DataConfig
-from classification.data import PictureFolder, RankSlice, batches, check_classes, preprocessing, train_loader
+from classification.config import AugmentationConfig, DataConfig
+from classification.data import (
+    Batch,
+    Pictures,
+    Unreadable,
+    batches,
+    check_classes,
+    eval_loader,
+    open_data,
+    open_pictures,
+    preprocessing,
+    train_loader,
+)
 from classification.digits import lay_out_digits
 from hvt_backbones import InputError
+
+CPU = torch.device("cpu")
+STRONG = AugmentationConfig(auto_augment="rand-m9-n3-mstd0.5-inc1", random_erasing=0.6)  # draws from all generators
 
 
 def as_tensor(size: tuple[int, ...] = (3, 32, 32)) -> object:
@@ -29,18 +54,19 @@ def tree_hash(folder: Path) -> dict[str, str]:
 
 
 def test_digits_are_complete_stratified_and_always_the_same(digits: Path, tmp_path: Path) -> None:
-    train = PictureFolder(digits / "train", channels=3, transform=as_tensor())
-    val = PictureFolder(digits / "val", channels=3, transform=as_tensor())
+    train = open_pictures(digits / "train", channels=3, transform=as_tensor())
+    val = open_pictures(digits / "val", channels=3, transform=as_tensor())
     assert (len(train), len(val)) == (1198, 599)
     assert train.class_names == val.class_names == [str(digit) for digit in range(10)]
     for label in range(10):
-        share = sum(target == label for _, target in val.reader.samples) / 599
-        whole = sum(target == label for _, target in train.reader.samples + val.reader.samples) / 1797
+        share = val.class_counts()[label] / 599
+        whole = (train.class_counts() + val.class_counts())[label] / 1797
         assert abs(share - whole) < 0.002
     names = {path.name for path in digits.rglob("*.png")}
     assert len(names) == 1797  # a scan's number: no scan is in both parts
     assert tree_hash(lay_out_digits(tmp_path / "again")) == tree_hash(digits)
-    image, target = train[0]
+    image, target, index, unreadable = train[0]
+    assert (index, unreadable) == (0, [])
     assert image.shape == (3, 32, 32)
     assert (target, image.min().item()) == (0, 0.0)
 
@@ -78,41 +104,111 @@ def test_a_failed_layout_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_faults(small_data: Path, tmp_path: Path) -> None:
-    train = small_data / "train"
-    with pytest.raises(InputError, match="does not exist"):
-        PictureFolder(tmp_path / "nowhere", channels=3)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds no pictures"):
-        PictureFolder(tmp_path / "empty", channels=3)
-    (train / "grey").mkdir()
-    (train / "grey" / "notes.txt").write_text("soon")
-    with pytest.raises(InputError, match="grey holds no pictures"):
-        PictureFolder(train, channels=3)
-    (train / "grey" / "0.png").touch()
-    with pytest.raises(InputError, match=r"0\.png is empty \(0 bytes\)"):
-        PictureFolder(train, channels=3)
-    (train / "grey" / "0.png").rename(train / "0.png")
-    (train / "grey" / "notes.txt").unlink()
-    (train / "grey").rmdir()
-    with pytest.raises(InputError, match="lie in no class"):
-        PictureFolder(train, channels=3)
+@pytest.fixture
+def damaged(small_data: Path) -> Path:
+    """`small_data` with pictures 0.png and 3.png of train/dark damaged: one of zero bytes, one cut in half."""
+    dark = small_data / "train" / "dark"
+    dark.joinpath("0.png").write_bytes(b"")
+    dark.joinpath("3.png").write_bytes(dark.joinpath("3.png").read_bytes()[:50])
+    return small_data
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_picture_is_named_and_never_replaced(small_data: Path, workers: int) -> None:
-    victim = small_data / "train" / "dark" / "3.png"
-    victim.write_bytes(victim.read_bytes()[:50])
-    data = PictureFolder(small_data / "train", channels=3, transform=as_tensor())
+def photo(size: int = 96) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def folder_config(root: Path, **settings: object) -> DataConfig:
+    return DataConfig(**{"dir": str(root), "input_size": (3, 16, 16), "batch_size": 4, "workers": 0} | settings)
+
+
+def loader_of(config: DataConfig, seed: int = 0, rank: int = 0, world: int = 1) -> DataLoader:
+    train, _ = open_data(config, STRONG)
+    return train_loader(train, config, seed=seed, rank=rank, world=world, pin=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_picture_is_named_and_never_replaced(damaged: Path, workers: int) -> None:
+    (damaged / "train" / "dark" / "0.png").unlink()
+    data = open_pictures(damaged / "train", channels=3, transform=as_tensor())
     with pytest.raises(InputError) as error:
-        list(batches(DataLoader(data, 4, num_workers=workers), torch.device("cpu")))
-    assert str(victim) in str(error.value)
-    assert "Traceback" not in str(error.value)
+        list(batches(eval_loader(data, 4, workers, rank=0, world=1, pin=False), CPU))
+    victim = damaged / "train" / "dark" / "3.png"
+    assert str(error.value).startswith(f"picture {victim} cannot be read (")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_empty_file_is_refused_before_anything_starts(damaged: Path) -> None:
+    with pytest.raises(InputError, match=r"0\.png is empty \(0 bytes\)"):
+        open_pictures(damaged / "train", channels=3, transform=as_tensor())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_pictures_are_counted_and_left_out_of_evaluation(damaged: Path, workers: int) -> None:
+    data = open_pictures(damaged / "train", channels=3, transform=as_tensor(), on_error="skip", max_errors=0.2)
+    for world in (1, 2, 5):
+        shares = [
+            list(batches(eval_loader(data, 1, workers, rank=rank, world=world, pin=False), CPU))
+            for rank in range(world)
+        ]
+        found = [batch for share in shares for batch in share]
+        assert all(len(batch.images) == len(batch.targets) == len(batch.indices) == 1 for batch in found)
+        assert sorted(index for batch in found for index in batch.indices.tolist()) == [*range(6), 7, 8, 10, 11]
+        names = [Path(name).name for batch in found for name in batch.unreadable]
+        assert sorted(names) == ["0.png", "3.png"]
+
+
+def test_a_skipped_training_picture_gives_way_to_the_next_readable_one(damaged: Path) -> None:
+    config = folder_config(damaged, on_error="skip", max_errors=0.2, batch_size=12)
+    batch = next(batches(loader_of(config), CPU))
+    assert len(batch.images) == 12
+    assert sorted(batch.indices.tolist()) == [0, 1, 2, 3, 4, 5, 7, 7, 8, 10, 10, 11]
+    assert batch.targets.tolist() == [int(index >= 6) for index in batch.indices]
+    assert sorted(Path(name).name for name in batch.unreadable) == ["0.png", "3.png"]
+    again = next(batches(loader_of(replace(config, workers=2)), CPU))
+    assert torch.equal(batch.images, again.images)
+
+
+def test_more_unreadable_pictures_than_the_stated_share_end_the_run(damaged: Path) -> None:
+    data = open_pictures(damaged / "train", channels=3, transform=as_tensor(), on_error="skip", max_errors=0.1)
+    unreadable = Unreadable(data)  # 12 pictures: 1 is allowed
+    unreadable.add(["a.png"])
+    unreadable.add(["a.png"])
+    assert unreadable.names == {"a.png"}
+    with pytest.raises(InputError, match=r"data\.max_errors: 2 of 12 pictures cannot be read, 1 are allowed.*b\.png"):
+        unreadable.add(["b.png"])
+    data.reader.samples *= 25
+    assert Pictures(data.reader, channels=3, transform=None, max_errors=0.29).max_unreadable == 87  # of 300
+
+
+def test_nothing_but_damage_ends_at_once(small_data: Path) -> None:
+    for path in small_data.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    config = folder_config(small_data, on_error="skip", max_errors=0.5)
+    with pytest.raises(InputError, match=r"data\.max_errors: 7 of 12"):
+        next(batches(loader_of(config), CPU))
+    _, val = open_data(config, STRONG)
+    with pytest.raises(InputError, match="no picture can be read"):
+        list(batches(eval_loader(val, 4, 0, rank=0, world=1, pin=False), CPU))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+def test_half_a_jpeg_is_an_error_and_not_a_grey_picture(
+    small_data: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_data / "val" / "dark" / "0.jpg"
+    photo().save(path, quality=90)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    data = open_pictures(small_data / "val", channels=3, transform=as_tensor())
+    index = [data.filename(index) for index in range(len(data))].index(str(path))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some libraries do when they are imported
+    with pytest.raises(InputError, match=r"0\.jpg cannot be read"):
+        data[index]
 
 
 def test_grey_models_read_grey(small_data: Path) -> None:
-    data = PictureFolder(small_data / "val", channels=1, transform=as_tensor((1, 16, 16)))
-    assert data[0][0].shape == (1, 16, 16)
+    data = open_pictures(small_data / "val", channels=1, transform=as_tensor((1, 16, 16)))
+    assert data[0].image.shape == (1, 16, 16)
 
 
 def test_class_lists_are_compared_by_name() -> None:
@@ -121,22 +217,228 @@ def test_class_lists_are_compared_by_name() -> None:
         check_classes(["a", "b", "c"], ["a", "d"], "train", "val")
 
 
-@pytest.mark.parametrize(("length", "world"), [(10, 1), (10, 3), (2, 4)])
-def test_evaluation_shares_are_exact(length: int, world: int) -> None:
-    shares = [list(RankSlice(length, rank, world)) for rank in range(world)]
-    assert sorted(index for share in shares for index in share) == list(range(length))
-    assert [len(RankSlice(length, rank, world)) for rank in range(world)] == [len(share) for share in shares]
+def numbered(root: Path, names: list[str]) -> Path:
+    """One picture per class folder, whose grey value is its place in `names`."""
+    for level, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (level, level, level)).save(root / name / "0.png")
+    return root
 
 
-def test_training_order_follows_seed_and_epoch(small_data: Path) -> None:
-    data = PictureFolder(small_data / "train", channels=3, transform=as_tensor())
-    config = DataConfig(batch_size=2, workers=0)
+def levels(data: Pictures) -> dict[int, int]:
+    """Target -> grey value of its picture."""
+    return {sample.target: round(255 * sample.image.mean().item()) for sample in (data[i] for i in range(len(data)))}
 
-    def order(seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[int]:
-        loader = train_loader(data, config, seed=seed, rank=rank, world=world, pin=False)
-        loader.sampler.set_epoch(epoch)
-        return list(loader.sampler)
 
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in range(2) for epoch in range(2)}) == 4
-    assert sorted(order(0, 1, 0, 2) + order(0, 1, 1, 2)) == list(range(12))
+def test_numeric_folders_are_classes_in_numeric_order(tmp_path: Path) -> None:
+    """ImageNet-V2's folders: 10 is class 10, not the one after 1; and it stands for the model's class 10."""
+    data = open_pictures(
+        numbered(tmp_path, [str(index) for index in range(12)]), channels=3, transform=as_tensor((3, 8, 8))
+    )
+    assert data.class_names == [str(index) for index in range(12)]
+    synsets = [f"n{1000 + index}" for index in range(12)]
+    data.use_classes(synsets, "the model")
+    assert data.class_names == synsets
+    assert levels(data) == {index: index for index in range(12)}
+    with pytest.raises(InputError, match="only in the model"):
+        data.use_classes([f"m{index}" for index in range(13)], "the model")
+
+
+def test_classes_follow_the_names_of_a_model_with_another_order(tmp_path: Path) -> None:
+    names = [str(index) for index in range(12)]
+    data = open_pictures(numbered(tmp_path, names), channels=3, transform=as_tensor((3, 8, 8)))
+    data.use_classes(sorted(names), "a model trained by a tool that sorts as text")
+    assert levels(data) == {sorted(names).index(name): int(name) for name in names}
+    assert data.class_counts().tolist() == [1] * 12
+
+
+def test_training_and_evaluation_number_the_classes_alike(tmp_path: Path) -> None:
+    numbered(tmp_path / "train", ["ant", "Bee", "cat", "bee"])
+    numbered(tmp_path / "val", ["0", "1", "2", "3"])
+    train, val = open_data(folder_config(tmp_path), STRONG)
+    assert train.class_names == val.class_names == ["ant", "Bee", "bee", "cat"]
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "synthetic"])
+def test_batches_are_the_same_for_any_number_of_workers_and_processes(small_data: Path, kind: str) -> None:
+    """Bit for bit, repeats of a picture included; one process with 8 pictures shows what two with 4 show."""
+    config = folder_config(small_data, kind=kind, repeated_augmentation=2, synthetic_images=12, batch_size=4)
+
+    def pictures(seed: int = 0, **settings: int) -> dict[int, torch.Tensor]:
+        """Every picture of the first two steps of epoch 3, under the sum of its pixels."""
+        world = settings.pop("world", 1)
+        found: list[Batch] = []
+        for rank in range(world):
+            loader = loader_of(replace(config, **settings), seed, rank, world)
+            loader.batch_sampler.set_position(3, 0)
+            found += list(batches(loader, CPU))
+        images = torch.cat([batch.images for batch in found])
+        indices = torch.cat([batch.indices for batch in found])
+        return images[torch.argsort(images.flatten(1).double().sum(1))], sorted(indices.tolist())
+
+    expected = pictures()
+    for settings in ({"workers": 2}, {"world": 2, "batch_size": 2}, {"world": 2, "batch_size": 2, "workers": 1}):
+        found = pictures(**settings)
+        assert found[1] == expected[1]
+        assert torch.equal(found[0], expected[0])
+    assert not torch.equal(pictures(seed=1)[0], expected[0])
+    if kind == "imagefolder":
+        assert len({image.sum().item() for image in expected[0]}) == 12  # the second showing is another picture
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_generators_of_the_process_alone(small_data: Path, workers: int) -> None:
+    loader = loader_of(folder_config(small_data, workers=workers))
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    for epoch in range(2):
+        loader.batch_sampler.set_position(epoch, 0)
+        assert len(list(batches(loader, CPU))) == 3
+    after = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    assert after[0] == before[0]
+    assert all(np.array_equal(left, right) for left, right in zip(after[1], before[1], strict=True))
+    assert torch.equal(after[2], before[2])
+
+
+def test_the_augmentation_needs_no_global_seed(small_data: Path) -> None:
+    """Where the process's generators stand makes no difference."""
+    loader = loader_of(folder_config(small_data))
+    first = next(batches(loader, CPU)).images
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    torch.manual_seed(7)
+    assert torch.equal(next(batches(loader, CPU)).images, first)
+
+
+def test_synthetic_pictures_are_constant_and_cheap() -> None:
+    config = DataConfig(kind="synthetic", synthetic_images=50, synthetic_classes=7, input_size=(3, 32, 32))
+    train, val = open_data(config, STRONG)
+    assert (len(train), len(val), len(train.class_names)) == (50, 5, 7)
+    assert [train[index].target for index in (0, 6, 7, 49)] == [0, 6, 0, 0]
+    assert train.class_counts().tolist() == [8] + [7] * 6
+    image = train[3].image
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.float32)
+    assert torch.equal(image, train[3, 99].image)
+    assert not torch.equal(image, train[4].image)
+    assert abs(image.mean()) < 0.1
+    assert abs(image.std() - 1) < 0.1
+
+
+def test_a_forgotten_loader_ends_its_workers_at_once() -> None:
+    """In a cycle too, which the garbage collector takes apart in an order of its own."""
+    config = DataConfig(kind="synthetic", synthetic_images=100, input_size=(3, 8, 8), batch_size=4, workers=2)
+    train, _ = open_data(config, STRONG)
+    loader = train_loader(train, config, seed=0, rank=0, world=1, pin=False)
+    next(batches(loader, CPU))
+    workers = [worker.pid for worker in loader._iterator._workers]
+    cycle: list[object] = [loader]
+    cycle.append(cycle)
+    del loader, cycle
+    start = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - start < 4  # 5 s for each worker otherwise
+    assert gone(workers)
+
+
+# A process that loads, says which workers it has, and goes on until it is stopped.
+LOAD_FOREVER = """
+import signal, sys, torch
+from classification.config import AugmentationConfig, DataConfig
+from classification.data import batches, open_data, train_loader
+
+config = DataConfig(kind="synthetic", synthetic_images=10**6, input_size=(3, 8, 8), batch_size=4, workers=2)
+train, _ = open_data(config, AugmentationConfig())
+loader = train_loader(train, config, seed=0, rank=0, world=1, pin=False)
+stop = []
+for step, batch in enumerate(batches(loader, torch.device("cpu"))):
+    if step == 3:
+        if HANDLES:  # only now: the workers must not depend on what they inherit
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stop.append(1))
+        print(*(worker.pid for worker in loader._iterator._workers), flush=True)
+    if len(stop) == 1:  # some more steps after the signal
+        stop += [step]
+    elif stop and step == stop[1] + 50:
+        print("done", flush=True)
+        sys.exit(143)
+"""
+# One without handlers of its own, as the commands that only read.
+LOAD_UNTIL_INTERRUPTED = f"""
+import sys
+try:
+{textwrap.indent(LOAD_FOREVER.replace("HANDLES", "False"), "    ")}
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(alive(pid) for pid in pids)
+
+
+@pytest.fixture
+def loading() -> Callable[[str], tuple[subprocess.Popen, list[int]]]:
+    processes = []
+
+    def start(script: str) -> tuple[subprocess.Popen, list[int]]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script.replace("HANDLES", "True")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process, [int(word) for word in process.stdout.readline().split()]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "number", "expected"),
+    [
+        (LOAD_FOREVER, signal.SIGTERM, ("done\n", "", 143)),
+        (LOAD_FOREVER, signal.SIGINT, ("done\n", "", 143)),
+        (LOAD_UNTIL_INTERRUPTED, signal.SIGINT, ("", "", 130)),
+    ],
+    ids=["SIGTERM", "SIGINT", "no handler"],
+)
+def test_workers_leave_a_signal_to_the_main_process(
+    loading: Callable, script: str, number: signal.Signals, expected: tuple[str, str, int]
+) -> None:
+    """As torchrun, a terminal and a batch system send it, to all processes: one answers, and may finish its step."""
+    process, workers = loading(script)
+    assert len(workers) == 2
+    os.killpg(process.pid, number)
+    assert (*process.communicate(timeout=60), process.returncode) == expected
+    assert gone(workers)
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_process(loading: Callable) -> None:
+    process, workers = loading(LOAD_FOREVER)
+    process.kill()
+    assert gone(workers)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_reported_in_one_line(small_data: Path) -> None:
+    data = open_pictures(small_data / "train", channels=3, transform=lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(InputError, match=r"^data\.workers: a process that decodes pictures died .*shared memory"):
+        list(batches(eval_loader(data, 4, 1, rank=0, world=1, pin=False), CPU))

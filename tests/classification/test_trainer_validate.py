@@ -84,7 +84,7 @@ def test_a_named_model_takes_foreign_files(tmp_path: Path, small_data: Path, cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
-LAYOUTS = ["official", "timm", "mmpretrain", "huggingface"]
+LAYOUTS = ["official", "timm", "huggingface"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -219,6 +219,8 @@ def test_bad_input(trained: Path, small_data: Path, tmp_path: Path, capsys: pyte
     assert "--batch-size" in refused(*data, "--batch-size", "0")
     assert "--crop-pct" in refused(*data, "--crop-pct", "nan")
     assert "--json" in refused(*data, "--json", str(tmp_path / "no folder" / "x.json"))
+    (tmp_path / "taken.json").mkdir()
+    assert "--json: cannot write" in refused(*data, "--json", str(tmp_path / "taken.json"))
     shutil.copytree(small_data / "val" / "dark", small_data / "val" / "dusk")
     assert "dusk only in" in refused(*data)
     shutil.rmtree(small_data / "val" / "dusk")
