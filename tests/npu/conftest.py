@@ -66,8 +66,9 @@ def _reports(item: pytest.Item) -> Iterator[pytest.TestReport]:
     for data in mine:
         yield item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
     if not any(data["when"] == "teardown" for data in mine):
-        message = f"the process ended before this test did:\n{output[-8000:]}"
-        keywords = {"slow": 1} if item.get_closest_marker("slow") else {}
+        message = f"the process of this file ended before this test did:\n{output[-8000:]}"
+        _ran[item.path] = reports, "(see the first of these failures)"
+        keywords = dict.fromkeys(item.keywords, 1)
         yield pytest.TestReport(item.nodeid, item.location, keywords, "failed", message, "call")
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, uint8
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
 class OnlyOn(TorchDispatchMode):
-    """Inside the `with` block no operation may read or write a tensor of another device than `device_type`.
+    """Inside the `with` block no operation may read or write floating numbers on another device than `device_type`.
 
-    Autograd's threads are watched too. Allowed on the host: tensors without dimensions, which are numbers (a loss that
-    is read, the step counters of optimisers), and bytes, which are states of random generators. Batches are moved to
-    the device before the block.
+    Autograd's threads are watched too. Allowed on the host: tensors without dimensions (a loss that is read, the step
+    counters of optimisers), and whole numbers (the states of random generators, the book-keeping of DDP). Batches are
+    moved to the device before the block.
 
     Raises:
         AssertionError: an operation was given or made such a tensor; it is named, and so is the tensor's shape.
@@ -37,7 +37,7 @@ class OnlyOn(TorchDispatchMode):
     def _check(self, func: Callable[..., Any], verb: str, values: Any) -> None:
         for value in tree_leaves(values):
             if isinstance(value, Tensor) and value.device.type != self.device_type:
-                assert value.dim() == 0 or value.dtype == uint8, (
+                assert value.dim() == 0 or not value.is_floating_point(), (
                     f"{func} {verb} a tensor {tuple(value.shape)} of {value.dtype} on {value.device}, "
                     f"not on {self.device_type}"
                 )

@@ -21,7 +21,9 @@ def batch(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(2, 3, 72, 64, generator=torch.Generator().manual_seed(1)).to(dtype)  # 72: odd windows pad
 
 
-def step(model: nn.Module, images: Tensor, device: str, *, watched: bool = False, autocast: bool = False) -> list[Tensor]:
+def step(
+    model: nn.Module, images: Tensor, device: str, *, watched: bool = False, autocast: bool = False
+) -> list[Tensor]:
     """Logits and all gradients, as float64 on the CPU."""
     model.zero_grad()
     images, targets = images.to(device), TARGETS.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from hvt_backbones.device import select_device
 from hvt_backbones.errors import InputError
@@ -88,13 +89,13 @@ MIXED: dict[str, Callable[[Tensor, Tensor], object]] = {
     "embedding": lambda npu, cpu: F.embedding(cpu[0].long().abs(), npu),
     "index_cpu_by_npu": lambda npu, cpu: cpu[npu[0].long()],
     "index_put": lambda npu, cpu: npu.index_put_((torch.tensor([0], device=NPU),), cpu[0]),
-    "index_copy": lambda npu, cpu: npu.index_copy_(0, torch.tensor([0]), npu[:1]),
+    "index_copy": lambda npu, cpu: npu.index_copy_(0, torch.tensor([0]), npu[:1] * 1),
     "linear_bias": lambda npu, cpu: F.linear(npu, npu, cpu[0]),
     "conv_weight": lambda npu, cpu: F.conv1d(npu[None], cpu[..., None]),
     "layer_norm_weight": lambda npu, cpu: F.layer_norm(npu, (4,), weight=cpu[0]),
     "attention_mask": lambda npu, cpu: F.scaled_dot_product_attention(npu, npu, npu, attn_mask=cpu),
     "cross_entropy_target": lambda npu, cpu: F.cross_entropy(npu, cpu[0].long().abs()),
-    "foreach": lambda npu, cpu: torch._foreach_add_([npu, npu], [npu, cpu]),
+    "foreach": lambda npu, cpu: torch._foreach_add_([npu], [cpu]),
     "two_npus": lambda npu, cpu: npu + cpu.to("npu:1"),
 }
 
@@ -144,7 +145,7 @@ OPERATIONS: dict[str, Callable[[Tensor], object]] = {
     "unfold": lambda x: x.unfold(1, 2, 1),
     "contiguous": lambda x: x.contiguous(),
     "view_as_other_type": lambda x: x.contiguous().view(torch.int32),
-    "complex": lambda x: torch.view_as_real(torch.fft.fft2(x).conj()),
+    "complex": lambda x: torch.fft.fft2(x).abs(),
     "cumsum": lambda x: x.cumsum(1),
     "linalg": lambda x: torch.linalg.svd(x)[1],
     "einsum": lambda x: torch.einsum("bij,bkj->bik", x, x),
@@ -184,18 +185,10 @@ def test_views_share_memory_and_versions() -> None:
     assert (x[0, 1].item(), x[1, 1].item(), x[3, 5].item()) == (-3.0, -3.0, 7.0)
     assert x._version > version
     assert x.T.is_contiguous() is False
-    y = torch.ones(4, 6, device=NPU, requires_grad=True)
-    product = y * y
-    y.data.mul_(2)
+    root = torch.ones(2, device=NPU, requires_grad=True).exp()
+    root.view(-1).add_(1)  # exp needs its result for backward
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        z = y * 1
-        (z.exp_() * z).sum().backward() if z.add_(1) is None else _saved_then_changed(product)
-
-
-def _saved_then_changed(x: Tensor) -> None:
-    root = x.exp()
-    root.add_(1)  # exp needs its result for backward
-    root.sum().backward()
+        root.sum().backward()
 
 
 def test_results_are_resized() -> None:
@@ -418,14 +411,6 @@ def test_training_step_leaks_no_memory() -> None:
 # data and files
 
 
-class UsesTheDevice(Dataset):
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.ones(1, device=NPU).cpu()
-
-
 def test_pinned_memory() -> None:
     data = TensorDataset(torch.arange(32.0).view(16, 2), torch.arange(16))
     seen = []
@@ -438,10 +423,16 @@ def test_pinned_memory() -> None:
     assert torch.ones(2).pin_memory().is_pinned()
 
 
-def test_forked_worker_cannot_use_the_device() -> None:
+def test_forked_process_cannot_use_the_device() -> None:
     on_npu(1)
-    with pytest.raises(RuntimeError, match="Cannot re-initialize NPU in forked subprocess"):
-        next(iter(DataLoader(UsesTheDevice(), num_workers=1, multiprocessing_context="fork")))
+    child = os.fork()
+    if child == 0:  # as a worker of a DataLoader
+        try:
+            torch.ones(1, device=NPU)
+        except RuntimeError as error:
+            os._exit("Cannot re-initialize NPU in forked subprocess" not in str(error))
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_files(tmp_path: Path) -> None:

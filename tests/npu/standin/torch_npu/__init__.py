@@ -3,6 +3,10 @@
 It has the names and signatures of the real package that PyTorch, accelerate and this project use, no more. Tests put
 the folder above on `PYTHONPATH`; it is never installed. A process cannot take the device back, so that each test that
 needs it has a process of its own. `NPU_STANDIN_DEVICES` says how many devices there are (default 2).
+
+It shows that a tensor is on the wrong device, that a name or a hook is missing, that random numbers, autocast, memory,
+processes and files go the accelerator's way. It says nothing about what only the hardware knows: its kernels and their
+rounding, which types and operators they have, speed, work that runs asynchronously, and running out of memory.
 """
 
 from __future__ import annotations

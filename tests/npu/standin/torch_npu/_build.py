@@ -31,7 +31,8 @@ def load() -> ModuleType:
     command = [
         compiler, "-O1", "-std=c++20", "-shared", "-fPIC", "-o", "{library}", str(SOURCES / "module.cpp"),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-DTORCH_EXTENSION_NAME={NAME[-2:]}",
-        f"-isystem{headers}", f"-isystem{headers / 'torch/csrc/api/include'}", f"-isystem{sysconfig.get_paths()['include']}",
+        f"-isystem{headers}", f"-isystem{headers / 'torch/csrc/api/include'}",
+        f"-isystem{sysconfig.get_paths()['include']}",
         f"-L{torch_folder / 'lib'}", "-ltorch_python", "-ltorch_cpu", "-ltorch", "-lc10",
     ]
     # fmt: on

@@ -42,7 +42,7 @@ std::atomic<c10::StreamId> last_stream{0};
 
 Device checked(Device device) {
   const DeviceIndex index = device.has_index() ? device.index() : current_device;
-  TORCH_CHECK(index >= 0 && index < device_count(), "Invalid NPU device ", int{index}, ": there are ", int{device_count()});
+  TORCH_CHECK(index >= 0 && index < device_count(), "Invalid NPU device ", int{index}, ", of ", int{device_count()});
   return {NPU, index};
 }
 
@@ -71,7 +71,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return Stream(Stream::UNSAFE, real, current_streams[real.index()]);
   }
   Stream getDefaultStream(Device device) const override { return Stream(Stream::DEFAULT, checked(device)); }
-  Stream getNewStream(Device device, int) const override { return Stream(Stream::UNSAFE, checked(device), ++last_stream); }
+  Stream getNewStream(Device device, int) const override {
+    return Stream(Stream::UNSAFE, checked(device), ++last_stream);
+  }
   Stream getStreamFromGlobalPool(Device device, bool) const override { return getNewStream(device, 0); }
   Stream exchangeStream(Stream stream) const override {
     const Stream before = getStream(stream.device());
@@ -280,7 +282,9 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   DeviceIndex deviceCount() const override { return device_count(); }
   void setCurrentDevice(DeviceIndex device) const override { Guard().setDevice({NPU, device}); }
   DeviceIndex getCurrentDevice() const override { return current_device; }
-  DeviceIndex exchangeDevice(DeviceIndex device) const override { return Guard().exchangeDevice({NPU, device}).index(); }
+  DeviceIndex exchangeDevice(DeviceIndex device) const override {
+    return Guard().exchangeDevice({NPU, device}).index();
+  }
   DeviceIndex maybeExchangeDevice(DeviceIndex device) const override {
     return device < 0 ? current_device : exchangeDevice(device);
   }

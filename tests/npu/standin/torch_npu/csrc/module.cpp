@@ -1,5 +1,5 @@
-// The device of the stand-in: memory and kernels are the CPU's, but a tensor lives on `npu`, and an operation that mixes
-// devices raises as on an accelerator. Importing the module registers everything; it cannot be undone in a process.
+// The device of the stand-in: memory and kernels are the CPU's, but a tensor lives on `npu`, and an operation that
+// mixes devices raises as on an accelerator. Importing the module registers everything; a process cannot undo it.
 
 #include <torch/csrc/utils/pybind.h>
 

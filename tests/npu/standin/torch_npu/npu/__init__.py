@@ -15,6 +15,7 @@ from . import amp as amp
 
 default_generators: tuple[torch.Generator, ...] = tuple(_C.default_generators())
 _process = os.getpid()
+_initialized = True  # activation checkpointing looks at it
 
 
 def _index(device: Any = None) -> int:
@@ -67,7 +68,14 @@ def synchronize(device: Any = None) -> None:
     torch.accelerator.synchronize(_index(device))
 
 
-class device:  # noqa: N801 - torch_npu's name
+def _exchange_device(device: int) -> int:
+    return torch._C._accelerator_exchangeDevice(device) if device >= 0 else -1
+
+
+_maybe_exchange_device = _exchange_device
+
+
+class device:
     """The current device inside a `with` block; None or a negative index changes nothing."""
 
     def __init__(self, device: Any) -> None:
@@ -75,18 +83,11 @@ class device:  # noqa: N801 - torch_npu's name
         self.prev_idx = -1
 
     def __enter__(self) -> None:
-        self.prev_idx = torch._C._accelerator_maybeExchangeDevice(self.idx) if self.idx >= 0 else -1
+        self.prev_idx = _exchange_device(self.idx)
 
     def __exit__(self, *raised: object) -> None:
         if self.prev_idx >= 0:
             set_device(self.prev_idx)
-
-
-def _exchange_device(device: int) -> int:
-    return torch._C._accelerator_exchangeDevice(device) if device >= 0 else -1
-
-
-_maybe_exchange_device = _exchange_device
 
 
 def get_device_name(device_name: Any = None) -> str:
@@ -136,9 +137,11 @@ class Stream(torch.Stream):
         return super().__new__(cls, f"npu:{_index(device)}", priority=priority)
 
 
-class Event(torch.Event):
-    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
-        return super().__new__(cls, "npu", enable_timing=enable_timing, blocking=blocking, interprocess=interprocess)
+class Event:
+    """Makes a `torch.Event`, whose `elapsed_time` takes no subclass."""
+
+    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> torch.Event:
+        return torch.Event("npu", enable_timing=enable_timing, blocking=blocking, interprocess=interprocess)
 
 
 def _as_stream(stream: torch.Stream) -> Stream:
@@ -160,8 +163,8 @@ def set_stream(stream: Stream) -> None:
 class StreamContext:
     """The current stream inside a `with` block."""
 
-    def __init__(self, stream: Stream | None) -> None:
-        self.stream = stream
+    def __init__(self, stream_ctx: Stream | None) -> None:
+        self.stream = stream_ctx
 
     def __enter__(self) -> None:
         if self.stream is not None:

@@ -7,7 +7,7 @@ import functools
 import torch
 
 
-class autocast(torch.autocast):  # noqa: N801 - torch_npu's name
+class autocast(torch.autocast):
     def __init__(self, enabled: bool = True, dtype: torch.dtype = torch.float16, cache_enabled: bool = True) -> None:
         super().__init__("npu", enabled=enabled, dtype=dtype, cache_enabled=cache_enabled)
 
