@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+FIGURES = 4
+
 
 class OnlyOn(TorchDispatchMode):
     """Inside the `with` block no operation may read or write floating numbers on another device than `device_type`.
 
-    Autograd's threads are watched too. Allowed on the host: tensors without dimensions (a loss that is read, the step
-    counters of optimisers), and whole numbers (the states of random generators, the book-keeping of DDP). Batches are
+    Autograd's threads are watched too. Allowed on the host: tensors without dimensions (the step counters of
+    optimisers), up to `FIGURES` numbers in a row (loss, norm and so on, read at once), and whole numbers (the states of random generators, the book-keeping of DDP). Batches are
     moved to the device before the block.
 
     Raises:
@@ -37,7 +39,8 @@ class OnlyOn(TorchDispatchMode):
     def _check(self, func: Callable[..., Any], verb: str, values: Any) -> None:
         for value in tree_leaves(values):
             if isinstance(value, Tensor) and value.device.type != self.device_type:
-                assert value.dim() == 0 or not value.is_floating_point(), (
+                few = value.dim() <= 1 and value.numel() <= FIGURES
+                assert few or not value.is_floating_point(), (
                     f"{func} {verb} a tensor {tuple(value.shape)} of {value.dtype} on {value.device}, "
                     f"not on {self.device_type}"
                 )
