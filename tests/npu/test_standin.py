@@ -449,8 +449,8 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_only_on_notices() -> None:
-    host, device = torch.ones(2), on_npu(2)
-    for operation in (lambda: host + 1, device.cpu, lambda: host.to(NPU), lambda: torch.zeros(2)):
+    host, device = torch.ones(8), on_npu(8)
+    for operation in (lambda: host + 1, device.cpu, lambda: host.to(NPU), lambda: torch.zeros(8)):
         with pytest.raises(AssertionError, match="on cpu, not on npu"), OnlyOn("npu"):
             operation()
     leaf = device.requires_grad_()
