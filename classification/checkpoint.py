@@ -114,8 +114,10 @@ def staging_folder(folder: Path, step: int) -> Path:
 def seal_checkpoint(staging: Path, folder: Path, step: int, *, replace_run: bool = False) -> None:
     """Write the manifest of the complete `staging` folder and put it in its place.
 
+    Later checkpoints, of a try that was given up or damaged since, go: they are not what comes after this one.
+
     Args:
-        replace_run: first put aside all the checkpoints that `folder` holds, which are another run's.
+        replace_run: so do all that `folder` holds, which are another run's.
     """
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     entries = {
@@ -126,7 +128,7 @@ def seal_checkpoint(staging: Path, folder: Path, step: int, *, replace_run: bool
     for path in (*files, staging / MANIFEST, staging):
         _flush(path)
     place = step_folder(folder, step)
-    others = list_checkpoints(folder) if replace_run else [place] if place.exists() else []
+    others = [path for path in list_checkpoints(folder) if replace_run or step_of(path) >= step]
     aside = [path.rename(path.with_name(f".old_{path.name}")) for path in others]
     staging.rename(place)
     _flush(place.parent)
@@ -147,6 +149,8 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file of its manifest is there, with its size and SHA-256."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
+        if STATE not in manifest["files"]:
+            return f"{MANIFEST} does not name {STATE}"
         for name, entry in manifest["files"].items():
             path = checkpoint / name
             if not path.is_file():
@@ -212,14 +216,18 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed run was still writing."""
     for path in (folder / CHECKPOINTS).glob(".*step_*"):
         shutil.rmtree(path, ignore_errors=True)
-    for name in RUN_FILES:
-        for path in folder.glob(f".{Path(name).stem}-*"):
-            path.unlink(missing_ok=True)
+    for name in (*RUN_FILES, BAD_BATCH):
+        for pattern in (f".{Path(name).stem}-*", f".{name}.*.partial"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def held_run(folder: Path) -> list[str]:
     """The names of a run's files that `folder` already holds."""
-    return [name for name in RUN_FILES if (folder / name).exists()]
+    # a run that was killed before its first checkpoint has left that folder alone, and nothing in it
+    return [
+        name for name in RUN_FILES if (list_checkpoints(folder) if name == CHECKPOINTS else (folder / name).exists())
+    ]
 
 
 def check_output(config: Config) -> None:

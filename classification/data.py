@@ -12,6 +12,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +158,7 @@ def _loading(workers: int, pin: bool) -> dict[str, Any]:
         "num_workers": workers,
         "pin_memory": pin,
         "collate_fn": _collate,
-        "worker_init_fn": _leave_signals_to_the_parent,
+        "worker_init_fn": partial(_leave_signals_to_the_parent, parent=os.getpid()),
         "persistent_workers": workers > 0,
         "generator": torch.Generator(),  # else every iterator draws from torch's own
     }
@@ -173,27 +175,41 @@ class _Loader(DataLoader):
     _held: Any = None
 
     def __iter__(self) -> Any:
-        iterator = super().__iter__()
+        with _signals_later():
+            iterator = super().__iter__()
         if self.num_workers and iterator is not self._held:
             self._held = iterator
             weakref.finalize(self, _let_go, iterator)
         return iterator
 
 
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """SIGTERM waits within: a worker that is being forked does not yet know what to do with it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _let_go(iterator: Any) -> None:
     """The caller's reference was the point."""
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _leave_signals_to_the_parent(worker: int, parent: int) -> None:
     """A signal to all processes of a job is for the main one to answer: it may want to finish its step and save.
 
     Workers end when the main process tells them to, and within seconds when it is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_unless_left_alone
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_termination, daemon=True).start()
+        threading.Thread(target=_await_termination, args=(parent,), daemon=True).start()
 
 
 def _report_unless_left_alone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -202,9 +218,11 @@ def _report_unless_left_alone(kind: type[BaseException], error: BaseException, t
         sys.__excepthook__(kind, error, trace)
 
 
-def _await_termination() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass  # somebody else's
+def _await_termination(parent: int) -> None:
+    while os.getppid() == parent:  # one that was killed tells nobody
+        came = signal.sigtimedwait({signal.SIGTERM}, 5)
+        if came is not None and came.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data import Batch, Unreadable, batches
-from .stop import StopRequest
+from .stop import StoppedError, StopRequest
 
 
 class DivergedError(RuntimeError):
@@ -76,11 +77,11 @@ class TrainStep:
         # DeepSpeed's engine clips and steps within `backward`
         self.engine_steps = hasattr(model, "zero_optimization_stage")
 
-    def __call__(self, group: Sequence[Batch], stop: bool = False) -> Outcome:
+    def __call__(self, group: Sequence[Batch], stop: StopRequest | None = None) -> Outcome:
         """
         Args:
             group: `accumulation` batches.
-            stop: whether a signal has reached this process.
+            stop: looked at when the gradients are there.
         """
         accelerator = self.accelerator
         total = torch.zeros((), device=accelerator.device)
@@ -98,7 +99,8 @@ class TrainStep:
             total += loss.detach()
         grad_norm = self._clip()
         # the one wait for the device, and in a job of several processes the one extra message, of a step
-        signs = torch.stack([total / len(group), torch.full_like(total, stop), grad_norm.to(total)])
+        asked = float(stop is not None and stop.number > 0)
+        signs = torch.stack([total / len(group), torch.full_like(total, asked), grad_norm.to(total)])
         local_loss = signs[0].clone()
         if accelerator.num_processes > 1:
             torch.distributed.all_reduce(signs)
@@ -115,8 +117,9 @@ class TrainStep:
 
     def _clip(self) -> Tensor:
         if self.engine_steps:
-            norm = self.model.get_global_grad_norm()
-            return torch.as_tensor(0.0 if norm is None else norm)
+            # a step that it passed over leaves the norm of the one before
+            norm = math.nan if self.optimizer.step_was_skipped else self.model.get_global_grad_norm()
+            return torch.as_tensor(norm)
         # without a limit the norm is still wanted: it tells whether the gradient is made of numbers
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -160,15 +163,15 @@ def evaluate(
     Args:
         model: not wrapped by DDP: the ranks' numbers of batches may differ. One that is sharded gathers its weights
             with every batch, so the ranks that have fewer repeat their last one without counting it.
-        stop: looked at before each batch.
+        stop: looked at before each batch; all processes end where one has got a signal.
         unreadable: counts the pictures that are passed over.
 
     Raises:
-        StoppedError: a signal came.
+        StoppedError: a signal came to one of the processes.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
-    sums = torch.zeros(4, device=accelerator.device)  # float32 counts exactly up to 2**24 images
+    sums = torch.zeros(5, device=accelerator.device)  # float32 counts exactly up to 2**24 images
     sharded = hasattr(model, "unshard") or hasattr(model, "zero_optimization_stage")
     for batch in tqdm(
         _padded(loader, accelerator) if sharded else batches(loader, accelerator.device),
@@ -179,27 +182,42 @@ def evaluate(
         dynamic_ncols=True,
         disable=None if accelerator.is_main_process else True,
     ):
-        if stop is not None:
-            stop.check()
+        if stop is not None and _asked_to_stop(stop, accelerator, agree=sharded):
+            sums[4] = 1
+            break
         with accelerator.autocast():
             logits = model(batch.images)
         if len(batch.targets):
-            sums += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
+            sums[:4] += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
         if unreadable is not None:
             unreadable.add(batch.unreadable)
     for module in training:
         module.training = True
-    images, correct1, correct5, loss = accelerator.reduce(sums, "sum").tolist()
+    images, correct1, correct5, loss, stops = accelerator.reduce(sums, "sum").tolist()
+    if stops:
+        raise StoppedError(stop.number or signal.SIGTERM)
     return Evaluation(round(images), round(correct1), round(correct5), loss)
+
+
+def _asked_to_stop(stop: StopRequest, accelerator: Accelerator, *, agree: bool) -> bool:
+    """Whether a signal has come: to this process, or, where they have to `agree`, to any."""
+    if not agree:
+        return stop.number > 0
+    asked = torch.tensor(float(stop.number > 0), device=accelerator.device)
+    torch.distributed.all_reduce(asked)
+    return bool(asked)
 
 
 def _padded(loader: DataLoader, accelerator: Accelerator) -> Iterator[Batch]:
     """This rank's batches, the last one repeated without its targets until the longest rank is through."""
     most = torch.tensor(len(loader), device=accelerator.device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    count = 0
+    count, batch = 0, None
     for count, batch in enumerate(batches(loader, accelerator.device), start=1):  # noqa: B007
         yield batch
+    if batch is None:  # fewer pictures than ranks: this one borrows the first
+        batch = loader.collate_fn([loader.dataset[0]])
+        batch = batch._replace(images=batch.images.to(accelerator.device), targets=batch.targets.to(accelerator.device))
     for _ in range(int(most) - count):
         yield batch._replace(targets=batch.targets[:0], unreadable=[])
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,26 @@ class EventWriter:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._step or None)
-        for name, value in values.items():
-            self._writer.add_scalar(name.replace("__", "/"), value, step)
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._step + 1)
+        with self._expendable():
+            for name, value in values.items():
+                self._writer.add_scalar(name.replace("__", "/"), value, step)
 
     def flush(self) -> None:
         if self._writer is not None:
-            self._writer.flush()
+            with self._expendable():
+                self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._expendable():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _expendable(self) -> Iterator[None]:
+        """A full disk is for the checkpoints to report: without events a run can go on."""
+        try:
+            yield
+        except OSError as error:
+            self._wanted, self._writer = False, None
+            print(f"warning: no more TensorBoard events in {self._folder} ({error.strerror})", flush=True)

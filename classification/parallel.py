@@ -7,21 +7,23 @@ the CPU as with nccl or hccl.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -35,11 +37,20 @@ from torch.optim import Optimizer
 from hvt_backbones import Classifier, InputError
 from hvt_backbones.device import select_device
 
+PARTING = 5.0  # seconds between the last that is heard of a process and its end
+HEAD_START = 0.5  # seconds for torchrun to see that end: the first that it sees is the cause in its report
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def build_accelerator(
-    device: str, amp: str, *, accumulation: int = 1, mode: str = "ddp", timeout: float = 600.0
+    device: str,
+    amp: str,
+    *,
+    accumulation: int = 1,
+    mode: str = "ddp",
+    timeout: float = 600.0,
+    batch_size: int = 1,
+    clip_grad: float | None = None,
 ) -> Accelerator:
     """accelerate's device, precision and processes.
 
@@ -49,6 +60,8 @@ def build_accelerator(
         accumulation: batches per step.
         mode: "ddp", "fsdp2" or "zero1" to "zero3".
         timeout: seconds that a collective operation may take.
+        batch_size: pictures per process and batch; DeepSpeed wants to know.
+        clip_grad: largest global gradient norm, which DeepSpeed sees to by itself.
 
     Raises:
         InputError: the device is not there, or cannot do the precision or the mode.
@@ -58,33 +71,82 @@ def build_accelerator(
         amp = "bf16" if kind != "cpu" and torch.get_device_module(kind).is_bf16_supported() else "fp32"
     if kind == "cpu" and amp == "fp16":
         raise InputError("train.amp: fp16 needs an accelerator; use bf16 or fp32 on the CPU.")
+    # what `accelerate launch` was told of these is not in the recipe, nor what an earlier run of this process left
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(name, None)
     # accelerate keeps the precision of a process's first run; a second one has its own
     AcceleratorState._reset_state()
+    deepspeed = None
+    if mode.startswith("zero"):
+        deepspeed = _deepspeed(kind, deepspeed_config(mode, amp, accumulation, batch_size, clip_grad))
     try:
         return Accelerator(
             cpu=kind == "cpu",
-            mixed_precision="no" if amp == "fp32" else amp,
-            gradient_accumulation_steps=accumulation,
-            deepspeed_plugin=_deepspeed(kind, mode, accumulation) if mode.startswith("zero") else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+            mixed_precision="no" if amp == "fp32" or deepspeed else amp,
+            # a plugin: the bare number yields to a variable of the environment
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+            deepspeed_plugin=deepspeed,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+                # gradients live where they are exchanged: one copy less of each. Not static_graph: nothing here needs
+                # it, and it would fix which parameters take part.
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
         )
     except ValueError as error:
         raise InputError(f"train.amp: {amp} does not work on this device: {error}") from None
 
 
-def _deepspeed(kind: str, mode: str, accumulation: int) -> DeepSpeedPlugin:
+def deepspeed_config(
+    mode: str, amp: str, accumulation: int, batch_size: int, clip_grad: float | None
+) -> dict[str, Any]:
+    """DeepSpeed's settings for a stage of ZeRO (arXiv:1910.02054), complete: accelerate has nothing to fill in.
+
+    bf16 is autocast, as under DDP: weights and gradients stay fp32, and checkpoints hold what the optimiser knows.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_grad or 0.0,
+        "zero_optimization": {"stage": int(mode[-1]), "stage3_gather_16bit_weights_on_model_save": True},
+        "torch_autocast": {"enabled": amp == "bf16", "dtype": "bfloat16"},
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+    }
+
+
+def _deepspeed(kind: str, config: dict[str, Any]) -> DeepSpeedPlugin:
+    mode = f"zero{config['zero_optimization']['stage']}"
     if kind == "cpu":
         raise InputError(f"parallel.mode: {mode} needs an accelerator; use ddp or fsdp2 on the CPU.")
     if "LOCAL_RANK" not in os.environ:
         raise InputError(
             f"parallel.mode: {mode} needs a launcher, also for one process: torchrun --nproc_per_node 1 ..."
         )
-    try:
-        return DeepSpeedPlugin(
-            zero_stage=int(mode[-1]), gradient_accumulation_steps=accumulation, zero3_init_flag=False
+    if find_spec("deepspeed") is None:
+        raise InputError(f"parallel.mode: {mode} needs DeepSpeed; run `pip install deepspeed`.")
+    return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+
+
+def check_shards(state: Mapping[str, Any], mode: str, processes: int) -> None:
+    """
+    Raises:
+        InputError: the checkpoint of `state` is or would be DeepSpeed's, and of another mode or number of processes.
+    """
+    before = state["config"]["parallel"]["mode"]
+    if "zero" in before + mode and (before, state["processes"]) != (mode, processes):
+        raise InputError(
+            f"output.resume: DeepSpeed's state fits its own mode and processes alone: {before} on "
+            f"{state['processes']} there, {mode} on {processes} here. Go on with those, or begin a new run from the "
+            "weights: --model.pretrained FILE."
         )
-    except ImportError:
-        raise InputError(f"parallel.mode: {mode} needs DeepSpeed; run `pip install deepspeed`.") from None
+
+
+def precision(accelerator: Accelerator) -> str:
+    """What the model computes in: "fp32", "bf16" or "fp16"."""
+    if (plugin := accelerator.state.deepspeed_plugin) is not None:
+        return "bf16" if plugin.deepspeed_config["torch_autocast"]["enabled"] else "fp32"
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
 def shard(model: Classifier, device: torch.device) -> None:
@@ -147,6 +209,9 @@ def load_generators(path: Path, device: torch.device) -> None:
 def leave() -> None:
     """Part from the other processes without waiting for any that is gone."""
     if torch.distributed.is_initialized():
+        # DDP has to go first: as the last one to hold the group, it would hold Python's lock too while it waits for
+        # gloo's threads, which may want that lock
+        gc.collect()
         # what PyTorch would say of a process that ends without it is about itself, not about the run
         with contextlib.suppress(RuntimeError, ValueError):
             torch.distributed.destroy_process_group()
@@ -161,17 +226,21 @@ class Roll:
         )
 
     def missing(self) -> str:
-        """The processes of this host that have ended, as text for a message; empty where none has."""
+        """The processes of this host that have ended or were stopped, for a message; empty where there is none."""
         host = socket.gethostname()
-        gone = [f"rank {rank} (pid {pid})" for rank, where, pid in self.members if where == host and not _alive(pid)]
-        return ", ".join(gone)
+        found = [(rank, pid, _absence(pid)) for rank, where, pid in self.members if where == host]
+        return ", ".join(f"rank {rank} (pid {pid}) {absence}" for rank, pid, absence in found if absence)
 
 
-def _alive(pid: int) -> bool:
+def _absence(pid: int) -> str | None:
     try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
-        return False
+        return "ended"
+    return {
+        psutil.STATUS_ZOMBIE: "ended", psutil.STATUS_DEAD: "ended",
+        psutil.STATUS_STOPPED: "was stopped", psutil.STATUS_TRACING_STOP: "was stopped",
+    }.get(status)  # fmt: skip
 
 
 class LostContactError(RuntimeError):
@@ -195,9 +264,11 @@ def contact(where: Callable[[], str]) -> Iterator[None]:
         if not _means_lost_contact(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        time.sleep(1.0)  # a process that is ending takes a moment
-        gone = roll.missing()
-        named = f"{gone} ended" if gone else "the launcher's report names the process that failed"
+        deadline = time.monotonic() + PARTING
+        while not (gone := roll.missing()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(HEAD_START)
+        named = gone or "the launcher's report names the process that failed"
         raise LostContactError(f"lost contact with another process {where()}: {named} ({reason})") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ FREE_SETTINGS = (
     "output.", "data.dir", "data.workers", "data.on_error", "data.max_errors", "train.device", "train.threads",
     "train.benchmark_steps", "parallel.timeout",
 )  # fmt: skip
+
+NAMES = {"global_batch": "global batch", "pictures": "training pictures"}
 
 
 def choose_checkpoint(folder: Path, resume: str) -> Path | None:
@@ -38,6 +41,11 @@ def choose_checkpoint(folder: Path, resume: str) -> Path | None:
     path = Path(resume)
     if not path.is_dir():
         raise InputError(f"output.resume: {path} does not exist; give a checkpoint or run folder, or auto.")
+    if folder.resolve() not in (path.resolve(), path.resolve().parent.parent) and held_run(folder):
+        raise InputError(
+            f"output.dir: {folder} already holds another run than {path}; continue it with --resume auto, or give "
+            "another --output-dir."
+        )
     if list_checkpoints(path):
         return newest_sound(path, warn)
     if not (path / MANIFEST).is_file():
@@ -50,7 +58,7 @@ def choose_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def check_same_run(
-    state: Mapping[str, Any], description: Mapping[str, str], config: Config, global_batch: int
+    state: Mapping[str, Any], description: Mapping[str, str], config: Config, *, global_batch: int, pictures: int
 ) -> list[str]:
     """The settings that differ from those of a checkpoint's `state`, which `output.allow_changes` allows.
 
@@ -64,8 +72,9 @@ def check_same_run(
                 f"{state['description'][key]} there, {description[key]} here."
             )
     differences = changed_settings(state["config"], config.as_dict())
-    if state["global_batch"] != global_batch:
-        differences.append(f"global batch {state['global_batch']} there, {global_batch} here")
+    for name, now in {"global_batch": global_batch, "pictures": pictures}.items():
+        if state[name] != now:
+            differences.append(f"{NAMES[name]} {state[name]} there, {now} here")
     if differences and not config.output.allow_changes:
         raise InputError(
             f"output.resume: settings differ from the checkpoint's: {'; '.join(differences)}. Give them as they were, "
@@ -88,6 +97,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     ]
 
 
+@cache  # asked once: files may change while the run goes on
 def revision() -> str | None:
     """The commit of this checkout, with a `+` where files have changed since; None outside of one."""
     command = [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 import types
+
+TOGETHER = 1.0  # seconds; a terminal and a launcher may both pass on the same Ctrl-C
 
 
 class StoppedError(Exception):
@@ -15,7 +18,7 @@ class StoppedError(Exception):
 
 
 class StopRequest:
-    """While open, a first SIGTERM or SIGINT is only remembered; a second SIGINT interrupts at once.
+    """While open, a first SIGTERM or SIGINT is only remembered; a second SIGINT, a second later, interrupts at once.
 
     Attributes:
         number: the signal that came, 0 for none.
@@ -23,12 +26,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self._since = 0.0
         self._previous: dict[int, object] = {}
 
     def _remember(self, number: int, frame: types.FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+        if self.number and number == signal.SIGINT and time.monotonic() - self._since > TOGETHER:
             raise KeyboardInterrupt
-        self.number = number
+        self.number, self._since = self.number or number, self._since or time.monotonic()
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -38,11 +42,3 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def check(self) -> None:
-        """
-        Raises:
-            StoppedError: a signal came.
-        """
-        if self.number:
-            raise StoppedError(self.number)

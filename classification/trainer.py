@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .curves import plot_curves
 from .data import Batch, Unreadable, batches, eval_loader, open_data, train_loader
 from .engine import DivergedError, Evaluation, Outcome, TrainStep, evaluate
 from .log import EventWriter, duration, peak_memory, write_log
+from .report import write_report
 from .resume import check_same_run, choose_checkpoint, revision
 from .stop import StoppedError, StopRequest
 
@@ -55,12 +56,15 @@ class Trainer:
             accumulation=config.train.accumulation,
             mode=config.parallel.mode,
             timeout=config.parallel.timeout,
+            batch_size=config.data.batch_size,
+            clip_grad=config.optimizer.clip_grad,
         )
         self._build_loaders()
         self._build_optimizer()
         self.stop = StopRequest()
         self.step = 0
         self.history: list[dict[str, float]] = []
+        self.inherited = 0  # epochs of the history that another run, of another folder, has trained
         self.bad_steps = 0  # in a row
         self.skipped_steps = 0  # in all
         self.progress = {"loss": 0.0, "steps": 0, "seconds": 0.0}  # of the epoch so far
@@ -112,11 +116,6 @@ class Trainer:
         self.scheduler = build_scheduler(config, self.raw_optimizer, self.global_batch, self.steps_per_epoch)
         if sharded:
             self.wrapped, self.optimizer = self.model, accelerator.prepare(self.raw_optimizer)
-        elif config.parallel.mode.startswith("zero"):
-            plugin = accelerator.state.deepspeed_plugin
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
-            plugin.deepspeed_config["gradient_clipping"] = config.optimizer.clip_grad or 0.0
-            self.wrapped, self.optimizer = accelerator.prepare(self.model, self.raw_optimizer)
         else:
             self.wrapped, self.optimizer = accelerator.prepare(self.model, self.raw_optimizer)
         self.train_step = TrainStep(
@@ -137,7 +136,7 @@ class Trainer:
 
     @property
     def precision(self) -> str:
-        return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        return parallel.precision(self.accelerator)
 
     # ---- checkpoints
 
@@ -146,17 +145,21 @@ class Trainer:
         resume = self.config.output.resume
         if resume is None or self.config.train.benchmark_steps:
             return None
+        return self._on_main(lambda: choose_checkpoint(self.folder, resume))
+
+    def _on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on the first process, for all; and so with an `InputError` that it raises."""
         answer: list[Any] = [None]
         if self.accelerator.is_main_process:
             try:
-                answer = [(choose_checkpoint(self.folder, resume), None)]
+                answer = [(action(), None)]
             except InputError as error:
                 answer = [(None, str(error))]
         broadcast_object_list(answer)
-        path, problem = answer[0]
+        result, problem = answer[0]
         if problem:
             raise InputError(problem)
-        return path
+        return result
 
     def _state(self) -> dict[str, Any]:
         """What all processes share; a collective call."""
@@ -173,6 +176,8 @@ class Trainer:
             "step": self.step,
             "progress": self.progress,
             "history": self.history,
+            "inherited": self.inherited,
+            "pictures": len(self.train_data),
             "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
             "unreadable": self._count_unreadable(self.unreadable),
@@ -184,9 +189,9 @@ class Trainer:
         }
 
     def _weights(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        if self.train_step.engine_steps and model is self.model:
+        if self.config.parallel.mode == "zero3":
             return self.accelerator.get_state_dict(self.wrapped)
-        return parallel.whole_model_state(model)
+        return parallel.whole_model_state(self.model if model is self.wrapped else model)
 
     def _count_unreadable(self, unreadable: Unreadable) -> list[str]:
         """The names that any process has passed over; a collective call."""
@@ -207,7 +212,9 @@ class Trainer:
         if accelerator.is_main_process:
             problem = _attempt(lambda: staging.mkdir(parents=True))
         accelerator.wait_for_everyone()
-        if staging.is_dir():
+        if problem is None and not staging.is_dir():
+            problem = "not every process sees the folder, which all nodes must share"
+        if problem is None:
             rank = f"rank_{accelerator.process_index:05d}.pt"
             problem = _attempt(lambda: parallel.save_generators(staging / rank, accelerator.device))
             if self.train_step.engine_steps:
@@ -232,19 +239,27 @@ class Trainer:
         self.checkpoint = checkpoint.step_folder(self.folder, self.step)
         if accelerator.is_main_process:
             output = self.config.output
-            checkpoint.prune(self.folder, self.history, keep_last=output.keep_last, keep_best=output.keep_best)
+            checkpoint.prune(self.folder, self._own(), keep_last=output.keep_last, keep_best=output.keep_best)
+
+    def _own(self) -> list[dict[str, float]]:
+        """The epochs whose weights are in this folder."""
+        return self.history[self.inherited :]
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load_state(path)
-        for difference in check_same_run(state, self.description, self.config, self.global_batch):
+        for difference in check_same_run(
+            state, self.description, self.config, global_batch=self.global_batch, pictures=len(self.train_data)
+        ):
             self.accelerator.print(f"changed: {difference}")
         accelerator = self.accelerator
+        parallel.check_shards(state, self.config.parallel.mode, accelerator.num_processes)
         try:
             if self.train_step.engine_steps:
                 self.wrapped.load_checkpoint(str(path), tag="deepspeed")
             else:
-                parallel.load_whole_model_state(self.model, state["model"])
+                # before the weights: PyTorch makes a step, at a rate of 0, to have a state that it can fill
                 parallel.load_whole_optimizer_state(self.model, self.raw_optimizer, state["optimizer"])
+                parallel.load_whole_model_state(self.model, state["model"])
             if self.ema is not None:
                 parallel.load_whole_model_state(self.ema.module, state["ema"] or state["model"])
             self.scheduler.load_state_dict(state["scheduler"])
@@ -253,7 +268,8 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise InputError(f"output.resume: the checkpoint does not fit these settings: {error}") from None
         self.history, self.progress = list(state["history"]), dict(state["progress"])
-        self.bad_steps, self.skipped_steps = state["bad_steps"], state["skipped_steps"]
+        self.inherited, self.bad_steps = state["inherited"], state["bad_steps"]
+        self.skipped_steps = state["skipped_steps"]
         self.unreadable.names.update(state["unreadable"])
         # with another global batch (which has to be allowed), the same share of the pictures has been seen
         self.step = round(state["step"] * self.steps_per_epoch / state["steps_per_epoch"])
@@ -261,7 +277,8 @@ class Trainer:
         if generators.is_file() and state["processes"] == accelerator.num_processes:
             parallel.load_generators(generators, accelerator.device)
         if path.parent.parent.resolve() != self.folder.resolve():
-            self.checkpoint = None  # another run's: this one has saved nothing yet
+            # another run's: this one has saved nothing yet
+            self.checkpoint, self.inherited = None, len(self.history)
 
     # ---- running
 
@@ -274,7 +291,8 @@ class Trainer:
             InputError: a picture that cannot be read, or a file that cannot be written.
         """
         main = self.accelerator.is_main_process
-        with checkpoint.output_folder(self.folder) if main else nullcontext(), self.stop:
+        with ExitStack() as stack, self.stop:
+            self._on_main(lambda: str(stack.enter_context(checkpoint.output_folder(self.folder))))
             if main:
                 checkpoint.remove_leftovers(self.folder)
             self.events = EventWriter(self.folder, wanted=main and self.config.output.tensorboard, step=self.step)
@@ -325,7 +343,7 @@ class Trainer:
             for group in islice(groups, self.steps_per_epoch - done):
                 for batch in group:
                     self.unreadable.add(batch.unreadable)
-                outcome = self.train_step(group, bool(self.stop.number))
+                outcome = self.train_step(group, self.stop)
                 self.step += 1
                 self.scheduler.step_update(self.step)
                 if outcome.applied and self.ema is not None:
@@ -443,7 +461,7 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "unreadable": sum(map(len, map(self._count_unreadable, (self.unreadable, self.unreadable_held_out)))),
         }
-        improved = all(row["top1"] > earlier["top1"] for earlier in self.history)
+        improved = all(row["top1"] > earlier["top1"] for earlier in self._own())
         self.history.append(row)
         self.progress = {"loss": 0.0, "steps": 0, "seconds": 0.0}
         weights = self._weights(self.evaluated)
@@ -479,7 +497,7 @@ class Trainer:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _finish(self, seconds: float) -> dict[str, Any]:
-        best = max(self.history, key=lambda row: row["top1"])
+        best = max(self._own() or self.history, key=lambda row: row["top1"])
         metrics = {
             "model": self.description["hvt.model"],
             "epochs": len(self.history),
@@ -497,6 +515,15 @@ class Trainer:
             checkpoint.write_atomically(self.folder / checkpoint.METRICS, lambda path: path.write_text(text))
             title = f"{metrics['model']}, {len(self.train_data.class_names)} classes, seed {self.config.train.seed}"
             plot_curves(self.history, self.folder / checkpoint.CURVES, title=title)
+            unreadable = sorted(self.unreadable.names | self.unreadable_held_out.names)
+            write_report(
+                self.folder,
+                metrics=metrics,
+                history=self.history,
+                config=self.config,
+                title=title,
+                unreadable=unreadable,
+            )
         self.accelerator.print(
             f"best top-1 {best['top1']:.2f} % in epoch {best['epoch']}; {seconds:.0f} s; results are in {self.folder}"
         )
