@@ -16,8 +16,8 @@ class OnlyOn(TorchDispatchMode):
     """Inside the `with` block no operation may read or write floating numbers on another device than `device_type`.
 
     Autograd's threads are watched too. Allowed on the host: tensors without dimensions (the step counters of
-    optimisers), up to `FIGURES` numbers in a row (loss, norm and so on, read at once), and whole numbers (the states of random generators, the book-keeping of DDP). Batches are
-    moved to the device before the block.
+    optimisers), up to `FIGURES` numbers in a row (loss, norm and so on, read at once), and whole numbers (the states of
+    random generators, the book-keeping of DDP). Batches are moved to the device before the block.
 
     Raises:
         AssertionError: an operation was given or made such a tensor; it is named, and so is the tensor's shape.
