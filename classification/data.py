@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -13,10 +14,10 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from timm.data import create_transform
 from torch import Tensor
@@ -158,7 +159,7 @@ def _loading(workers: int, pin: bool) -> dict[str, Any]:
         "num_workers": workers,
         "pin_memory": pin,
         "collate_fn": _collate,
-        "worker_init_fn": partial(_leave_signals_to_the_parent, parent=os.getpid()),
+        "worker_init_fn": _leave_signals_to_the_parent,
         "persistent_workers": workers > 0,
         "generator": torch.Generator(),  # else every iterator draws from torch's own
     }
@@ -200,7 +201,7 @@ def _let_go(iterator: Any) -> None:
     """The caller's reference was the point."""
 
 
-def _leave_signals_to_the_parent(worker: int, parent: int) -> None:
+def _leave_signals_to_the_parent(worker: int) -> None:
     """A signal to all processes of a job is for the main one to answer: it may want to finish its step and save.
 
     Workers end when the main process tells them to, and within seconds when it is gone.
@@ -209,7 +210,7 @@ def _leave_signals_to_the_parent(worker: int, parent: int) -> None:
     sys.excepthook = _report_unless_left_alone
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_termination, args=(parent,), daemon=True).start()
+        threading.Thread(target=_await_termination, daemon=True).start()
 
 
 def _report_unless_left_alone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -218,8 +219,9 @@ def _report_unless_left_alone(kind: type[BaseException], error: BaseException, t
         sys.__excepthook__(kind, error, trace)
 
 
-def _await_termination(parent: int) -> None:
-    while os.getppid() == parent:  # one that was killed tells nobody
+def _await_termination() -> None:
+    parent = multiprocessing.parent_process().pid  # the operating system's may be a server that forks for it
+    while psutil.pid_exists(parent):  # one that was killed tells nobody
         came = signal.sigtimedwait({signal.SIGTERM}, 5)
         if came is not None and came.si_pid == parent:
             break

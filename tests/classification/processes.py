@@ -26,12 +26,11 @@ SERVER.set_forkserver_preload([
 
 @dataclass(frozen=True)
 class Curve:
-    """What one process saw of a run: the losses and gradient norms of its steps, how it ended, graphs compiled."""
+    """What one process saw of a run: the losses and gradient norms of its steps, and how it ended."""
 
     losses: list[float]
     norms: list[float]
     metrics: dict[str, Any]
-    compiled: int
 
 
 def free_port() -> int:
@@ -116,8 +115,7 @@ def trained(*options: str) -> Curve:
         metrics = Trainer(parse_command_line(options)).run()
     finally:
         TrainStep.__call__ = step
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    return Curve([outcome.loss for outcome in outcomes], [outcome.grad_norm for outcome in outcomes], metrics, compiled)
+    return Curve([outcome.loss for outcome in outcomes], [outcome.grad_norm for outcome in outcomes], metrics)
 
 
 def die_at(last: int, how: str, *options: str) -> None:

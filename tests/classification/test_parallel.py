@@ -142,14 +142,6 @@ def test_bf16(layout: str, alone_briefly: Curve, train: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ddp-1", "ddp-2", "fsdp2-2"])
-def test_compiled(layout: str, alone_briefly: Curve, train: Run) -> None:
-    curve = train(layout, "--train.compile", "true")
-    assert curve.compiled > 0
-    assert_same(curve, alone_briefly, rtol=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"), [("ddp-1", ["fsdp2-4"]), ("ddp-2", ["fsdp2-2"]), ("fsdp2-2", ["ddp-2", "ddp-1"])]
 )

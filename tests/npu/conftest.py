@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.classification.conftest import fresh_accelerator, small_data  # noqa: F401 fixtures of the trainer's tests
 from tests.npu.standin_environment import STANDIN, standin_environment
 
 HERE = Path(__file__).parent

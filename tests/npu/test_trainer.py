@@ -21,7 +21,6 @@ from tests.classification.test_trainer_run import FAMILIES
 from tests.npu.standin_environment import ROOT, standin_environment
 from tests.npu.watched_trainer import train
 
-pytest_plugins = ("tests.classification.conftest",)
 NPU = ("digits", *QUICK, "--device", "npu", "--train.amp", "fp32")
 
 
