@@ -78,7 +78,7 @@ def check_paths(config: Config) -> None:
                     f"data.{key}: {data.dir} holds no folder {getattr(data, key)}; expected {_layout(config)}."
                 )
     resume = config.output.resume
-    if resume not in (None, "auto") and not _exists(resume) and not _exists(resume, file=True):
+    if resume not in (None, "auto") and not _exists(resume):
         raise InputError(
             f"output.resume: {resume} does not exist; expected auto, or the folder of a run or checkpoint."
         )
@@ -91,7 +91,7 @@ def _layout(config: Config) -> str:
 
 
 def _exists(path: str | Path, *, file: bool = False) -> bool:
-    path = Path(path).expanduser()
+    path = Path(path)
     try:
         return path.is_file() if file else path.is_dir()
     except OSError:  # a name that is too long, or a folder that may not be read
@@ -122,6 +122,10 @@ def _check_optimizer(config: Config) -> None:
     known = timm.optim.list_optimizers()
     if settings.name not in known:
         raise InputError(f"optimizer.name: unknown {settings.name!r}; {nearest(settings.name, known)}")
+    if settings.name == "adahessian":
+        raise InputError(
+            "optimizer.name: adahessian needs second-order gradients; expected for example adamw, lamb or sgd."
+        )
     try:
         timm.optim.create_optimizer_v2(
             [nn.Parameter(torch.zeros(2, 2))],

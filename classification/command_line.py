@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import reprlib
 import types
 import unicodedata
@@ -22,6 +23,7 @@ from .checks import check_names, check_paths, nearest
 from .config import Config
 
 QUOTES = "'\""
+PATHS = {"data.dir", "output.dir", "output.resume", "model.pretrained", "model.class_map"}
 RECIPES = Path(__file__).parent / "recipes"
 # Each section's class, and each setting's field and type under its full key ("optimizer.lr").
 SECTIONS: dict[str, type] = get_type_hints(Config)
@@ -304,6 +306,9 @@ def parse_command_line(argv: Sequence[str] | None = None) -> Config:
     if overrides:
         settings["model.overrides"] = check_setting("model.overrides", settings.get("model.overrides", {})) | overrides
     settings.setdefault("output.dir", f"outputs/{recipe.stem}")
+    for key in PATHS & settings.keys():  # a shell does this for arguments, nobody for a recipe
+        if isinstance(settings[key], str):
+            settings[key] = os.path.expanduser(settings[key])
     config = build_config(settings)
     check_paths(config)
     return config

@@ -79,7 +79,7 @@ class DataConfig:
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "per channel, of pixels scaled to 0..1", low=1e-3, high=1)
     interpolation: Literal["bicubic", "bilinear", "nearest"] = setting("bicubic", "how pictures are resized")
     crop_pct: float = setting(0.875, "share of the resized picture that evaluation crops out", low=0.1, high=1)
-    batch_size: int = setting(128, "pictures per device and step", low=1, high=65536, flag="--batch-size")
+    batch_size: int = setting(128, "pictures per device and batch", low=1, high=65536, flag="--batch-size")
     workers: int = setting(4, "processes per device that decode pictures; 0: the main one", low=0, high=256)
 
 
@@ -109,7 +109,7 @@ class AugmentationConfig:
 class OptimizerConfig:
     """timm's optimiser over the model's parameter groups."""
 
-    name: str = setting("adamw", "any of timm.optim.list_optimizers()")
+    name: str = setting("adamw", "of timm.optim.list_optimizers(): adamw, lamb, sgd, ...")
     lr: float = setting(1e-3, "peak learning rate", above=0, high=100, flag="--lr")
     lr_batch_size: int | None = setting(
         None,
@@ -183,7 +183,9 @@ class OutputConfig:
     """What is left behind."""
 
     dir: str | None = setting(None, "folder of this run; null is outputs/RECIPE", flag="--output-dir")
-    resume: str | None = setting(None, "auto continues the run in output.dir; or a checkpoint file", flag="--resume")
+    resume: str | None = setting(
+        None, "auto continues the run in output.dir; or the folder of a run or of one checkpoint", flag="--resume"
+    )
     overwrite: bool = setting(False, "replace a run that output.dir already holds", flag="--overwrite")
     allow_changes: bool = setting(
         False, "resume although settings differ from those of the checkpoint", flag="--allow-changes"
@@ -193,7 +195,7 @@ class OutputConfig:
     )
     keep_last: int = setting(2, "newest checkpoints that are kept", low=1, high=100_000)
     keep_best: int = setting(1, "checkpoints with the best top-1 that are kept", low=0, high=100_000)
-    log_steps: int = setting(50, "steps between lines of the log and points of TensorBoard", low=1, high=10**9)
+    log_steps: int = setting(50, "steps between lines within an epoch and points of TensorBoard", low=1, high=10**9)
     tensorboard: bool = setting(True, "write TensorBoard events, where the package is installed")
 
 

@@ -68,7 +68,9 @@ def build_accelerator(
     """
     kind = select_device(device).type
     if amp == "auto":
-        amp = "bf16" if kind != "cpu" and torch.get_device_module(kind).is_bf16_supported() else "fp32"
+        # GPUs before Ampere emulate bf16, slower than fp32
+        native = kind != "cpu" and torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
+        amp = "bf16" if native else "fp32"
     if kind == "cpu" and amp == "fp16":
         raise InputError("train.amp: fp16 needs an accelerator; use bf16 or fp32 on the CPU.")
     # what `accelerate launch` was told of these is not in the recipe, nor what an earlier run of this process left

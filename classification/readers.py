@@ -65,12 +65,6 @@ class ReaderFolder(ReaderImageFolder):
         """The class of each picture."""
         return [target for _, target in self.samples]
 
-    def check_sizes(self) -> None:
-        """`InputError` for the first picture of zero bytes."""
-        for path, _ in self.samples:
-            if os.path.getsize(path) == 0:
-                raise InputError(f"picture {path} is empty (0 bytes); replace or delete it.")
-
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         return self.samples[index][0]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +33,8 @@ from .stop import StoppedError, StopRequest
 
 SEED_STRIDE = 100_003  # between the seeds of two runs; ranks count upward from each
 NAMES_SHOWN = 4
+# Of an optimiser's groups: those of this run, not of its checkpoint, which may have others or another device's kernels.
+OPTIMIZER_SETTINGS = {"lr", "initial_lr", "lr_scale", "weight_decay", "betas", "eps", "foreach", "fused"}
 
 
 class Trainer:
@@ -105,6 +109,8 @@ class Trainer:
             self.ema = ModelEmaV3(self.model, decay=config.train.ema_decay, use_warmup=True)
         sharded = config.parallel.mode == "fsdp2" and accelerator.num_processes > 1
         if config.train.compile:
+            # all blocks share one code, compiled anew for each width, shift and drop rate: PyTorch gives up after 8
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit
             for stage in self.model.backbone.stages:
                 for block in stage.blocks:
                     block.compile()
@@ -247,12 +253,16 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.load_state(path)
-        for difference in check_same_run(
+        differences = check_same_run(
             state, self.description, self.config, global_batch=self.global_batch, pictures=len(self.train_data)
-        ):
+        )
+        for difference in differences:
             self.accelerator.print(f"changed: {difference}")
         accelerator = self.accelerator
         parallel.check_shards(state, self.config.parallel.mode, accelerator.num_processes)
+        own = [
+            {key: group[key] for key in OPTIMIZER_SETTINGS & group.keys()} for group in self.raw_optimizer.param_groups
+        ]
         try:
             if self.train_step.engine_steps:
                 self.wrapped.load_checkpoint(str(path), tag="deepspeed")
@@ -262,7 +272,10 @@ class Trainer:
                 parallel.load_whole_model_state(self.model, state["model"])
             if self.ema is not None:
                 parallel.load_whole_model_state(self.ema.module, state["ema"] or state["model"])
-            self.scheduler.load_state_dict(state["scheduler"])
+            for group, settings in zip(self.raw_optimizer.param_groups, own, strict=True):
+                group.update(settings)
+            if not differences:  # else it would bring the old rates and epochs back
+                self.scheduler.load_state_dict(state["scheduler"])
             if accelerator.scaler is not None and state["scaler"]:
                 accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -293,6 +306,10 @@ class Trainer:
         main = self.accelerator.is_main_process
         with ExitStack() as stack, self.stop:
             self._on_main(lambda: str(stack.enter_context(checkpoint.output_folder(self.folder))))
+            if not all(gather_object([(self.folder / checkpoint.LOCK).is_file()])):  # not after an epoch
+                raise InputError(
+                    f"output.dir: not every process sees {self.folder}; give an --output-dir that all nodes share."
+                )
             if main:
                 checkpoint.remove_leftovers(self.folder)
             self.events = EventWriter(self.folder, wanted=main and self.config.output.tensorboard, step=self.step)
@@ -354,7 +371,7 @@ class Trainer:
                 self._show(bar, outcome)
                 if outcome.stop:
                     self.save()
-                    raise StoppedError(self.stop.number or 15)
+                    raise StoppedError(self.stop.number or signal.SIGTERM)
                 if config.output.save_steps and self.step % config.output.save_steps == 0:
                     self.save()
                     begin = time.perf_counter()
@@ -398,11 +415,14 @@ class Trainer:
         speed = self._speed()
         lr = learning_rate(self.raw_optimizer)
         best = max((row["top1"] for row in self.history), default=None)
-        bar.set_postfix_str(
+        line = (
             f"loss {outcome.loss:.4f}, lr {lr:.2e}, {speed['images_per_second']:.0f} images/s, "
             f"{speed['ms_per_step']:.0f} ms/step, {peak_memory(self.accelerator.device):.1f} GiB, "
             f"{'' if best is None else f'best top-1 {best:.2f}, '}ETA {self._remaining(speed['ms_per_step'])}"
         )
+        bar.set_postfix_str(line)
+        if bar.disable and self.step % self.steps_per_epoch:  # a log file; the epoch's own line follows its last step
+            self.accelerator.print(f"step {self.step}: {line}", flush=True)
         self.events.add(
             self.step, train__loss=outcome.loss, train__lr=lr, train__grad_norm=outcome.grad_norm, **{
                 f"speed__{name}": value for name, value in speed.items()
@@ -490,7 +510,10 @@ class Trainer:
             checkpoint.save_weights(self.folder, checkpoint.BEST_WEIGHTS, weights, described)
         checkpoint.save_weights(self.folder, checkpoint.LAST_WEIGHTS, weights, described)
         write_log(self.folder, self.history)
-        settings = yaml.safe_dump(self.config.as_dict(), sort_keys=False)
+        described_run = self.config.as_dict()
+        # a recipe that replaces a run without being asked would be a trap
+        described_run["output"] |= {"resume": None, "overwrite": False, "allow_changes": False}
+        settings = yaml.safe_dump(described_run, sort_keys=False)
         checkpoint.write_atomically(self.folder / checkpoint.CONFIG, lambda path: path.write_text(settings))
         if row["epoch"] == 1:  # --overwrite: what the old run wrote at its end would pass for this run's
             for name in (checkpoint.METRICS, checkpoint.CURVES, checkpoint.REPORT):
@@ -502,8 +525,8 @@ class Trainer:
             "model": self.description["hvt.model"],
             "epochs": len(self.history),
             "steps": self.step,
-            "best": {key: best[key] for key in ("epoch", "top1", "top5", "val_loss", "val_correct", "val_images")},
-            "last": {key: self.history[-1][key] for key in ("epoch", "top1", "top5", "val_loss")},
+            "best": _finite(best, "epoch", "top1", "top5", "val_loss", "val_correct", "val_images"),
+            "last": _finite(self.history[-1], "epoch", "top1", "top5", "val_loss"),
             "train_seconds": sum(row["seconds"] for row in self.history),
             "images_per_second": self.history[-1]["images_per_second"],
             "ms_per_step": self.history[-1]["ms_per_step"],
@@ -528,6 +551,10 @@ class Trainer:
             f"best top-1 {best['top1']:.2f} % in epoch {best['epoch']}; {seconds:.0f} s; results are in {self.folder}"
         )
         return metrics
+
+
+def _finite(row: Mapping[str, float], *names: str) -> dict[str, float | None]:
+    return {name: row[name] if math.isfinite(row[name]) else None for name in names}  # JSON has no NaN
 
 
 def _attempt(action: Any) -> str | None:

@@ -220,7 +220,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
-        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision": parallel.precision(accelerator),
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN

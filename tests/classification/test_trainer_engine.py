@@ -6,17 +6,22 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from classification.command_line import parse_command_line
 from classification.data import Batch
 from classification.engine import Outcome, TrainStep, evaluate
 from classification.parallel import build_accelerator
 from classification.stop import StoppedError, StopRequest
+from classification.train import train
 from hvt_backbones import InputError
 
 
@@ -198,3 +203,28 @@ def test_each_run_has_its_own_precision() -> None:
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(InputError, match="npu"):
         build_accelerator("npu", "fp32")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_plain_ones(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: tuple[str, ...]
+) -> None:
+    # the graphs are traced, forward and backward, but not turned into C++: that takes a minute for each block
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    arguments = [
+        "digits",
+        *quick,
+        "--data-dir",
+        str(small_data),
+        "--epochs",
+        "1",
+        "--augmentation.auto_augment",
+        "null",
+    ]
+    metrics = {}
+    for choice in ("false", "true"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folder = str(tmp_path / choice)
+        metrics[choice] = train(parse_command_line([*arguments, "--train.compile", choice, "--output-dir", folder]))
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 2
+    assert metrics["true"]["last"]["val_loss"] == pytest.approx(metrics["false"]["last"]["val_loss"], rel=1e-5)

@@ -676,6 +676,9 @@ def test_changed_settings_are_shown_and_refused(quick_run: Run, tmp_path: Path, 
     shown = capsys.readouterr().out
     assert "changed: optimizer.lr 0.002 there, 0.0001 here\n" in shown
     assert "changed: train.epochs 2 there, 3 here\n" in shown
+    # they are not only shown
+    assert trainer.scheduler.base_values == [1e-4] * len(trainer.raw_optimizer.param_groups)
+    assert trainer.scheduler.t_initial == 3 * trainer.steps_per_epoch
     assert trainer.run()["epochs"] == 3
 
 

@@ -192,8 +192,8 @@ def fault_classes_differ(data: Path) -> tuple[tuple[str, ...], str]:
 
 
 def fault_zero_bytes(data: Path) -> tuple[tuple[str, ...], str]:
-    (data / "val" / "dark" / "0.png").write_bytes(b"")
-    return (), "0.png is empty"
+    (data / "train" / "dark" / "0.png").write_bytes(b"")
+    return (), "0.png cannot be read (it is empty (0 bytes))"
 
 
 def fault_unreadable(data: Path) -> tuple[tuple[str, ...], str]:
