@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,14 +49,30 @@ def say(message: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # imported here, so that Ctrl-C during the seconds that PyTorch takes to load is no traceback either
-    try:
+    with interrupted_at_once():
         from hvt_backbones.errors import exit_on_input_error
 
-        return exit_on_input_error(run)(argv)
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
+        from . import performance  # noqa: F401  and all that it imports
+
+    return exit_on_input_error(run)(argv)
+
+
+@contextlib.contextmanager
+def interrupted_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process within: the packages that take seconds to import do not all bear an exception there."""
+
+    def leave(*_: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":
