@@ -216,10 +216,10 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed run was still writing."""
     for path in (folder / CHECKPOINTS).glob(".*step_*"):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (*RUN_FILES, BAD_BATCH):
-        for pattern in (f".{Path(name).stem}-*", f".{name}.*.partial"):
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+    ours = [pattern for name in (*RUN_FILES, BAD_BATCH) for pattern in (f".{Path(name).stem}-*", f".{name}.*.partial")]
+    for pattern in (*ours, ".tmp??????"):  # the last is what safetensors writes to
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def held_run(folder: Path) -> list[str]:

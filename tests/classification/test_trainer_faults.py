@@ -143,6 +143,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(quick_run: Run, t
     staging.mkdir(parents=True)
     (staging / checkpoint.STATE).write_bytes(b"half of it")
     (tmp_path / "run" / f".{checkpoint.LAST_WEIGHTS}.0123abcd.partial").write_bytes(b"half of it")
+    (tmp_path / "run" / ".tmpGVeNg8").write_bytes(b"half of it")
     assert quick_run("--resume", "auto", "--epochs", "1")[0] == 0
     assert_nothing_else(tmp_path / "run")
     assert checkpoint.LAST_WEIGHTS in {path.name for path in (tmp_path / "run").iterdir()}
