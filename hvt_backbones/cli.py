@@ -60,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, metavar="LAYOUT", help="layout of OUT: hvt, official, timm, mmdet, ...")
     convert.add_argument("--layout", default="auto", metavar="LAYOUT", help="layout of IN (default: told by its keys)")
     convert.add_argument("--model", metavar="NAME", help="check that the weights are of this model, and say so in OUT")
+    convert.add_argument(
+        "--backbone-only", action="store_true", help="leave out a detector's or segmentor's neck, heads and so on"
+    )
     convert.set_defaults(run=run_convert)
 
     doctor = commands.add_parser(
@@ -214,7 +217,7 @@ def run_convert(args: argparse.Namespace) -> None:
         arch = {**find_variant(metadata["hvt.model"])[0].arch, **arch}
     sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
     found, _ = recognise(state_dict, args.layout)
-    converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, **sizes)
+    converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
     save_state_dict(converted, args.output, {key: text for key, text in metadata.items() if key.startswith("hvt.")})
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
     print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors")

@@ -62,12 +62,12 @@ def convert_state_dict(
     window_size: int | Sequence[Any] | None = None,
     pretrained_window_size: int | Sequence[Any] = 0,
     ape_size: int | tuple[int, int] | None = None,
+    whole: bool = False,
 ) -> dict[str, Tensor]:
     """Rename and rearrange weights from one code base's layout to another's.
 
     Buffers that the target's own code stores are computed where the window is known, so that it loads the result with
-    `strict=True`, except `attn_mask` of the official Swin, which depends on the image size. A detector's or
-    segmentor's other parts are left out.
+    `strict=True`, except `attn_mask` of the official Swin, which depends on the image size.
 
     Args:
         state_dict: key -> tensor, of a backbone, a classifier or a larger model around it; also under `model`,
@@ -81,13 +81,16 @@ def convert_state_dict(
             windows are square, and others are left out.
         pretrained_window_size: of SwinV2, given alike, for the same buffers.
         ape_size: grid of an absolute position embedding that is stored as tokens and is not square.
+        whole: keep a detector's or segmentor's other parts as they are, and the backbone under its prefix there. By
+            default they are left out.
 
     Raises:
         WeightsError: the layout is not recognised, does not have the family, or keys have no place in it.
     """
     canonical_name(to)
     grid = (ape_size, ape_size) if isinstance(ape_size, int) else ape_size
-    checkpoint = read_checkpoint(find_tensors(state_dict), layout, grid=grid)
+    tensors = find_tensors(state_dict)
+    checkpoint = read_checkpoint(tensors, layout, grid=grid)
     if checkpoint.unknown:
         raise WeightsError(
             f"no rule for {some(checkpoint.unknown)} in the {checkpoint.layout.name} layout of "
@@ -95,7 +98,21 @@ def convert_state_dict(
         )
     target = find_layout(to, checkpoint.layout.family)
     windows = _windows(checkpoint, window_size)
-    return write_checkpoint(checkpoint, target, windows, _windows(checkpoint, pretrained_window_size))
+    written = write_checkpoint(checkpoint, target, windows, _windows(checkpoint, pretrained_window_size))
+    others = _other_parts(checkpoint, tensors) if whole else {}
+    if not others:
+        return written
+    # `HVTBackbone` keeps its weights one level deeper than the backbones whose place it takes
+    prefix = checkpoint.wrapper.removesuffix("model.") if checkpoint.layout.rules is None else checkpoint.wrapper
+    return {**others, **{prefix + key: tensor for key, tensor in written.items()}}
+
+
+def _other_parts(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What lies neither under the backbone's prefix nor in a head that belongs to its layout."""
+    heads = {key for sources in checkpoint.sources.values() for key in sources}
+    return {
+        key: tensor for key, tensor in tensors.items() if not key.startswith(checkpoint.wrapper) and key not in heads
+    }
 
 
 def recognise(keys: Iterable[str], name: str = "auto", layouts: Sequence[Layout] = ALL) -> tuple[Layout, str]:

@@ -55,6 +55,16 @@ class _PlaceholderMapping:
         return OrderedDict()
 
 
+class _HistoryBuffer(_Placeholder):
+    """MMEngine's log of a number."""
+
+
+def _history_method(owner: object, name: object) -> None:
+    """For the `getattr` with which MMEngine's logs name their statistics, and for no other: it reaches anything."""
+    if owner is not _HistoryBuffer or name not in ("mean", "max", "min", "current"):
+        raise pickle.UnpicklingError("GLOBAL builtins.getattr was not an allowed global by default")
+
+
 _PLACEHOLDERS = {
     _Placeholder: (
         "argparse.Namespace",  # PVT, Twins, timm
@@ -68,12 +78,14 @@ _PLACEHOLDERS = {
         "numpy.core.multiarray._reconstruct",
         "numpy._core.multiarray.scalar",
         "numpy._core.multiarray._reconstruct",
-        "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.dict",  # factories of a defaultdict
         "builtins.list",
         "builtins.int",
         "builtins.float",
+        "builtins.slice",
     ),
+    _HistoryBuffer: ("mmengine.logging.history_buffer.HistoryBuffer",),
+    _history_method: ("builtins.getattr",),
     _PlaceholderMapping: (
         "yacs.config.CfgNode",  # Swin
         "collections.defaultdict",
@@ -110,6 +122,15 @@ def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[
     if not state_dict:
         raise WeightsError(f"{path} holds no tensors{_where_tensors_may_be(content)}")
     return state_dict
+
+
+def check_file(path: str | os.PathLike) -> None:
+    """Make sure that a file of weights, and of whatever training state is beside them, needs no code to be read.
+
+    Raises:
+        WeightsError: as `read_state_dict`, except that tensors need not be there.
+    """
+    _read_content(Path(path))
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

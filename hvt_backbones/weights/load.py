@@ -57,20 +57,42 @@ def load_weights(
     tensors = find_tensors(source) if isinstance(source, Mapping) else _read_source(source)
     backbone = model.backbone if isinstance(model, Classifier) else model
     checkpoint = read_checkpoint(tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
-    if checkpoint.layout.family != backbone.family:
-        raise WeightsError(
-            f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
-            f"the model is a {type(backbone).__name__}: build the model that they belong to"
-        )
+    _check_family(checkpoint, backbone)
     plan = _Plan(model, backbone, checkpoint)
     if class_map is not None:
         plan.map_classes(class_map)
     plan.match()
     plan.check()
     with torch.no_grad():
-        for parameter, tensor in plan.copies:
-            parameter.copy_(tensor)
+        for name, tensor in plan.copies.items():
+            plan.state[name].copy_(tensor)
     return plan.report
+
+
+def fit_tensors(backbone: Backbone, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    """What `load_weights` would copy into `backbone`, for another program to load; nothing is changed or refused.
+
+    Returns:
+        The backbone's key -> tensor, as resized or adapted (one that cannot be fitted is there as it was), and the
+        report, whose `dropped` and `unexpected` name the keys of `tensors` that have no place.
+
+    Raises:
+        WeightsError: the layout is not recognised, its rules do not fit the tensors, or the family is another one.
+    """
+    checkpoint = read_checkpoint(tensors, layouts=_layouts(backbone), grid=_grid(backbone))
+    _check_family(checkpoint, backbone)
+    plan = _Plan(backbone, backbone, checkpoint)
+    plan.match()
+    unfitted = {plan.names[key]: tensor for key, tensor in checkpoint.tensors.items() if key in plan.names}
+    return {**unfitted, **plan.copies}, plan.report
+
+
+def _check_family(checkpoint: Checkpoint, backbone: Backbone) -> None:
+    if checkpoint.layout.family != backbone.family:
+        raise WeightsError(
+            f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
+            f"the model is a {type(backbone).__name__}: build the model that they belong to"
+        )
 
 
 def _read_source(source: str | os.PathLike) -> dict[str, Tensor]:
@@ -105,7 +127,7 @@ class _Plan:
         self.report.add("unexpected", checkpoint.unknown)
         for key, reason in checkpoint.dropped.items():
             self.report.add("dropped", [key], reason)
-        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.copies: dict[str, Tensor] = {}
         self.misfits: list[str] = []
         self.mapped = ""
         # our key, without `backbone.`, -> the model's own key
@@ -204,7 +226,7 @@ class _Plan:
             tensor = fitted
         elif key.startswith("head.") and self.mapped:
             row, reason = "adapted", self.mapped
-        self.copies.append((parameter, tensor))
+        self.copies[name] = tensor
         self.report.add(row, [name], reason)
 
     def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:

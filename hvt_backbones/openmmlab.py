@@ -1,0 +1,359 @@
+"""The backbones in mmdetection, mmsegmentation and mmaction2, under one name in MMEngine's root registry.
+
+A configuration of any of them says
+
+    custom_imports = dict(imports=["hvt_backbones.openmmlab"])
+    model = dict(backbone=dict(type="HVTBackbone", name="swin_tiny", pretrained=True, out_indices=(0, 1, 2, 3)))
+    optim_wrapper = dict(
+        optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
+        constructor="HVTLayerDecayOptimWrapperConstructor",
+        paramwise_cfg=dict(layer_decay_rate=0.9),
+    )
+
+MMEngine's own constructor does too; the keys with which its `paramwise_cfg` spares what must not decay, as the official
+Swin configurations do, are in our names
+
+    custom_keys={"absolute_pos_embed": dict(decay_mult=0.0), "position_bias": dict(decay_mult=0.0),
+                 "logit_scale": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}
+
+`custom_hooks = [dict(type="HVTResumeHook")]` lets `resume` go on with a run that a framework's own backbone started.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, is_model_wrapper
+from mmengine.model.weight_init import PretrainedInit
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .backbone import NO_DECAY_NAMES
+from .create import ALL_STAGES, create_backbone, is_file_or_url
+from .errors import InputError, WeightsError
+from .openmmlab_resume import translate_training_state
+from .variants import find_variant
+from .weights import LoadReport, load_weights
+from .weights.fetch import fetch
+from .weights.files import check_file, read_state_dict
+from .weights.load import fit_tensors
+from .weights.report import some
+
+# Where the backbones of mmdetection 3 and mmsegmentation 1 compute otherwise than their authors' code. Swin does not.
+STYLES: dict[str, dict[str, dict[str, Any]]] = {
+    "openmmlab": {
+        "pvt_v2": {"patch_norm_eps": 1e-6, "sr_norm_eps": 1e-6},
+        "twins_pcpvt": {"norm_eps": 1e-5, "pad_patches": True},
+        "twins_svt": {"norm_eps": 1e-5, "pad_patches": True, "mask_padding": True},
+    },
+    "official": {},
+}
+# the layouts of checkpoints of whole models -> the style that their models had
+LAYOUT_STYLES = {"mmdet": "openmmlab", "official": "official"}
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+@MODELS.register_module()
+class HVTBackbone(BaseModule):
+    """A backbone of this library as a module of MMEngine: (B, C, H, W) images in, a tuple of NCHW maps out.
+
+    It takes the place of a framework's own backbone: a checkpoint of a detector or segmentor that was made with
+    mmdetection's Swin or PVTv2, mmsegmentation's Swin or Twins, or in the official repositories, loads as it is
+    (`load_from`, `load_checkpoint`, `init_detector`), and the numbers agree.
+
+    Args:
+        name: a name of `list_models()`.
+        pretrained: True for the first weights of the model, a tag ("in22k"), or what `load_weights` takes: a path, a
+            URL, "hf-hub:org/name", in any layout. As everything in MMEngine they are loaded by `init_weights`, which
+            training calls, so that a detector built for testing downloads nothing.
+        out_indices: the stages that are returned, from 0.
+        frozen_stages: -1 for none; 0 freezes the patch embedding and the absolute position embedding; `n` also the
+            first n stages with the norms of their outputs. As in mmdetection's Swin, the layer that downsamples from a
+            frozen stage is frozen with it. What is frozen has no gradients and stays in eval mode.
+        norm_eval: keep the norms in eval mode during training. The norms here are LayerNorms, which compute alike in
+            either mode; this is for what takes their place.
+        with_cp: recompute activations in the backward pass: less memory, about a third more time.
+        style: whose computation to follow where code bases differ in more than names. "openmmlab": the eps of norms
+            of mmdetection's PVTv2 and mmsegmentation's Twins, and the latter's padding. "official": the authors' own
+            code, which `create_backbone` follows too (its segmentation code of Twins-SVT needs `mask_padding=True`
+            besides). Swin and SwinV2 are the same in both. Loading a whole model of the other kind says so.
+        init_cfg: MMEngine's; `dict(type="Pretrained", checkpoint=..., prefix=...)` takes the sources and layouts of
+            `pretrained` and is read without running code of the file. `prefix` names the backbone where the file has
+            several.
+        **arguments: constructor arguments of the family's class, such as `drop_path_rate` or `window_size`.
+
+    Attributes:
+        model: the `Backbone`.
+        channels, strides: of each map.
+
+    Raises:
+        InputError: an unknown model or argument, or a value that does not fit.
+        WeightsError: from `init_weights`, weights that cannot be found, read or matched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool | str | Path | None = False,
+        out_indices: Sequence[int] = ALL_STAGES,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        style: str = "openmmlab",
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if style not in STYLES:
+            raise InputError(f"style is {style!r}: choose one of {', '.join(STYLES)}")
+        family = find_variant(name)[0].family
+        arguments = {**STYLES[style].get(family, {}), **arguments}
+        self.model = create_backbone(name, out_indices=out_indices, **arguments)
+        self.channels = self.model.channels
+        self.strides = self.model.strides
+        self.name = name
+        self.style = style
+        self.norm_eval = norm_eval
+        self.frozen_stages = frozen_stages
+        self._pretrained = _pretrained_source(name, pretrained)
+        if self._pretrained is not None and any(_is_pretrained(config) for config in self._init_cfgs()):
+            raise InputError("pretrained and init_cfg both name weights: give one of them")
+        self.model.set_grad_checkpointing(with_cp)
+        self._frozen_layers = self._freeze()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> (B, channels[i], H / strides[i], W / strides[i]) each, finest first."""
+        # Convolutions of the neck keep the memory format, and mmcv's RoIAlign takes channels-last memory for NCHW.
+        return tuple(stage.contiguous() for stage in self.model(images))
+
+    def train(self, mode: bool = True) -> HVTBackbone:
+        super().train(mode)
+        for layer in self._frozen_layers:
+            layer.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, NORMS):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> list[nn.Module]:
+        """Freeze, and return what `Backbone.freeze_stages` does not keep in eval mode by itself."""
+        stages, count = self.model.stages, self.frozen_stages
+        if isinstance(count, bool) or not isinstance(count, int) or not -1 <= count <= len(stages):
+            raise InputError(f"frozen_stages is {count!r}: give -1 for none, or 0 to {len(stages)}")
+        if count < 0:
+            return []
+        self.model.freeze_stages(count)
+        layers = [module for name, module in self.model.named_children() if name != "stages"]
+        layers += [stage.downsample for stage in stages[count : count + 1]]
+        of_embedding = [
+            parameter for name, parameter in self.model.named_parameters() if not name.startswith("stages.")
+        ]
+        for parameter in [*of_embedding, *(parameter for layer in layers for parameter in layer.parameters())]:
+            parameter.requires_grad_(False)
+        return layers
+
+    def init_weights(self) -> None:
+        """Load `pretrained` or what `init_cfg` names; without either the model's own starting values stay."""
+        if self.is_init:
+            return
+        whole, given = self.init_cfg, self._init_cfgs()
+        # MMEngine's own initialiser of "Pretrained" would unpickle whatever the file holds
+        self.init_cfg = [config for config in given if not _is_pretrained(config)]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = whole
+        sources = [(config["checkpoint"], config.get("prefix")) for config in given if _is_pretrained(config)]
+        if self._pretrained is not None:
+            sources.append((self._pretrained, None))
+        for source, prefix in sources:
+            print_log(f"{self.name}: {self._load(source, prefix)}", logger="current")
+
+    def _init_cfgs(self) -> list[dict[str, Any]]:
+        return [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
+
+    def _load(self, source: str | Path | None, prefix: str | None) -> LoadReport:
+        if source is True or not is_file_or_url(source):
+            published = _published(self.name, source)
+            return load_weights(self.model, fetch(published.source, filename=published.filename))
+        if not prefix:
+            return load_weights(self.model, source)
+        state_dict = read_state_dict(fetch(source))
+        start = prefix.rstrip(".") + "."
+        inner = {key.removeprefix(start): tensor for key, tensor in state_dict.items() if key.startswith(start)}
+        if not inner:
+            raise WeightsError(f"{source} has no keys that begin with {start!r}: its keys are {some(list(state_dict))}")
+        return load_weights(self.model, inner)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # MMEngine's and PyTorch's loaders both pass here before they hand what `state_dict` then holds to the children
+        given = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in state_dict.items()
+            if key.startswith(prefix) and isinstance(tensor, Tensor)
+        }
+        if given:
+            self._translate(state_dict, prefix, given)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _translate(self, state_dict: dict[str, Any], prefix: str, given: dict[str, Tensor]) -> None:
+        """Bring the keys below `prefix` into our names; those without a place stay, for the loader to report."""
+        try:
+            fitted, report = fit_tensors(self.model, given)
+        except WeightsError as error:
+            print_log(f"the backbone keeps its values: {error}", logger="current", level=logging.WARNING)
+            return
+        homeless = {*report.dropped, *report.unexpected}
+        for key in given.keys() - homeless:
+            del state_dict[prefix + key]
+        state_dict.update({f"{prefix}model.{name}": tensor for name, tensor in fitted.items()})
+        if report.resized or report.adapted:
+            print_log(f"{self.name}: {report}", logger="current")
+        style = LAYOUT_STYLES.get(report.layout, self.style)
+        if style != self.style and STYLES["openmmlab"].get(report.family):
+            print_log(
+                f"the checkpoint has the layout {report.layout}, whose {report.family} computes a little otherwise: "
+                f"for its exact numbers build the backbone with style={style!r}",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+
+def _is_pretrained(config: Mapping[str, Any]) -> bool:
+    kind = config["type"]
+    return kind is PretrainedInit or (isinstance(kind, str) and kind.rpartition(".")[2] == "Pretrained")
+
+
+def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> bool | str | Path | None:
+    """What to load later; a model or tag that is not published is refused at once."""
+    if pretrained is None or pretrained is False:
+        return None
+    if pretrained is not True and not isinstance(pretrained, str | Path):
+        raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
+    if pretrained is True or not is_file_or_url(pretrained):
+        _published(name, pretrained)
+    return pretrained
+
+
+def _published(name: str, pretrained: bool | str):
+    variant, tag = find_variant(name)
+    return variant.published(tag if pretrained is True else pretrained)
+
+
+def check_checkpoint(source: str | Path) -> Path:
+    """Make sure that a checkpoint can be read without running code of it, before MMEngine reads it.
+
+    MMEngine reads a file in full, programs included, where PyTorch's restricted reader refuses it.
+
+    Args:
+        source: a path, an http(s) or file URL, or "hf-hub:org/name"; downloaded into the cache if need be.
+
+    Returns:
+        The path of the file, to be given to MMEngine instead of `source`.
+
+    Raises:
+        WeightsError: the file cannot be found, is damaged, or needs code to be read.
+    """
+    path = fetch(source)
+    check_file(path)
+    return path
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class HVTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Layer-wise learning-rate decay over an `HVTBackbone` (BEiT, arXiv:2106.08254, App. C).
+
+    The last block of the backbone, and all that is no backbone, has the learning rate of the optimiser; each block
+    before it, down to the patch embedding, has `layer_decay_rate` times that of the block after it. Norms, biases and
+    other vectors of the whole model, and the backbone's position tables, have no weight decay, unless a rule of
+    `paramwise_cfg` says what they have. Parameters with equal settings share a group.
+
+    Args:
+        optim_wrapper_cfg: MMEngine's; the optimiser needs an `lr`.
+        paramwise_cfg: `layer_decay_rate` in (0, 1], and any of MMEngine's own rules (`custom_keys`, `norm_decay_mult`,
+            `bypass_duplicate`, ...); the decay multiplies what they give.
+
+    Raises:
+        InputError: no `layer_decay_rate`, no `lr`, or a model without an `HVTBackbone`.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        rate = self.paramwise_cfg.get("layer_decay_rate")
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise InputError(f"paramwise_cfg needs layer_decay_rate, a number above 0 and up to 1, not {rate!r}")
+        if self.base_lr is None:
+            raise InputError("the optimizer needs an lr, which layer_decay_rate multiplies")
+        self.layer_decay_rate = rate
+
+    def add_params(
+        self,
+        params: list[dict[str, Any]],
+        module: nn.Module,
+        prefix: str = "",
+        is_dcn_module: int | float | None = None,
+    ) -> None:
+        """As MMEngine's, which calls this for each child; `params` is extended by groups."""
+        if not prefix and not any(isinstance(child, HVTBackbone) for child in module.modules()):
+            raise InputError("layer_decay_rate is for models with an HVTBackbone, and there is none")
+        super().add_params(params, module, prefix, is_dcn_module)
+        if isinstance(module, HVTBackbone):
+            self._decay_backbone(params, module)
+        if not prefix:
+            params[:] = self._merged(params)
+
+    def _decay_backbone(self, params: list[dict[str, Any]], module: HVTBackbone) -> None:
+        layers = dict(module.model.layer_ids())
+        last = max(layers.values())
+        names = {parameter: name for name, parameter in module.model.named_parameters()}
+        for group in params:
+            name = names.get(group["params"][0])
+            if name is None:
+                continue
+            group["lr"] = group.get("lr", self.base_lr) * self.layer_decay_rate ** (last - layers[name])
+            if any(word in name.split(".") for word in NO_DECAY_NAMES):
+                group.setdefault("weight_decay", 0.0)
+
+    def _merged(self, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Groups of several parameters, over which an optimiser loops in one go."""
+        groups: dict[str, dict[str, Any]] = {}
+        for group in params:
+            settings = {"lr": self.base_lr, **group}
+            (parameter,) = settings.pop("params")
+            if parameter.dim() <= 1:
+                settings.setdefault("weight_decay", 0.0)
+            same = groups.setdefault(repr(sorted(settings.items())), {"params": [], **settings})
+            same["params"].append(parameter)
+        return list(groups.values())
+
+
+@HOOKS.register_module()
+class HVTResumeHook(Hook):
+    """Lets `resume` take a run that was started with the framework's own backbone, its optimiser's state included.
+
+    For `custom_hooks` of a configuration. Loading such a model's weights does not need it, nor does resuming a run
+    that was started with `HVTBackbone`.
+
+    Raises:
+        WeightsError: when resuming, a training state whose parameters cannot be told: the optimiser froze or grouped
+            them otherwise.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume or "optimizer" not in checkpoint:  # MMEngine has no public word for it
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        names = [name for name, module in model.named_modules() if isinstance(module, HVTBackbone)]
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        if not isinstance(runner.optim_wrapper, OptimWrapperDict):
+            prefixes = {f"{name}.": f"{name}.model." for name in names}
+            translate_training_state(checkpoint, model, prefixes, runner.optim_wrapper.optimizer)

@@ -1,0 +1,278 @@
+"""`HVTBackbone`: its arguments, and what it loads."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.runner import load_checkpoint
+
+import hvt_backbones as hvt
+from hvt_backbones.openmmlab import HVTBackbone, check_checkpoint
+from hvt_backbones.weights.files import save_state_dict
+
+from .models import BACKBONES, backbone_config, build, predict, randomise
+
+
+class RunsCode:
+    """A pickle that leaves a file behind where it is read in full."""
+
+    def __init__(self, function: Callable, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def backbone(family: str = "swin", **arguments) -> HVTBackbone:
+    return HVTBackbone(**BACKBONES[family][1], drop_path_rate=0.0, **arguments)
+
+
+def frozen(module: HVTBackbone) -> set[str]:
+    return {name for name, parameter in module.model.named_parameters() if not parameter.requires_grad}
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(hvt.InputError, match="style is 'mmdet': choose one of openmmlab, official"):
+        backbone(style="mmdet")
+    with pytest.raises(hvt.InputError, match="frozen_stages is 5: give -1 for none, or 0 to 4"):
+        backbone(frozen_stages=5)
+    with pytest.raises(hvt.InputError, match="no argument 'embed_dims'"):
+        backbone(embed_dims=8)
+    with pytest.raises(hvt.WeightsError, match="swin_tiny has no weights 'in21k'"):
+        backbone(pretrained="in21k")
+    with pytest.raises(hvt.InputError, match="pretrained and init_cfg"):
+        backbone(pretrained=True, init_cfg={"type": "Pretrained", "checkpoint": "a.pth"})
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_frozen_stages(family: str) -> None:
+    """The names that mmdetection's Swin freezes, in ours."""
+    assert not frozen(backbone(family))
+    embedding = {name for name, _ in backbone(family).model.named_parameters() if "stages.0.downsample" in name}
+    assert frozen(backbone(family, frozen_stages=0)) == embedding
+    module = backbone(family, frozen_stages=2).train()
+    stages = ("stages.0.", "stages.1.", "stages.2.downsample.")
+    assert frozen(module) == {name for name, _ in module.model.named_parameters() if name.startswith(stages)}
+    in_training = [layer.training for stage in module.model.stages for layer in (stage.downsample, stage.blocks)]
+    assert in_training == [False, False, False, False, False, True, True, True]
+    assert len(frozen(backbone(family, frozen_stages=4))) == len(list(module.parameters()))
+
+
+def test_frozen_stages_are_those_of_mmdet() -> None:
+    theirs = build("retinanet", "swin", ours=False, frozen_stages=2).backbone
+    theirs.train()
+    numbers = sum(parameter.numel() for parameter in theirs.parameters() if not parameter.requires_grad)
+    ours = backbone(frozen_stages=2)
+    assert sum(parameter.numel() for parameter in ours.parameters() if not parameter.requires_grad) == numbers
+
+
+def test_the_position_embedding_is_frozen_with_the_patches() -> None:
+    assert "absolute_pos_embed" in frozen(backbone(frozen_stages=0, ape_size=8))
+
+
+def test_norm_eval() -> None:
+    norms = [module for module in backbone(norm_eval=True).train().modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert not any(norm.training for norm in norms)
+    assert len(norms) > 20
+    assert all(norm.training for norm in backbone().train().modules() if isinstance(norm, torch.nn.LayerNorm))
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    gradients, kept = [], []
+    images = torch.randn(1, 3, 37, 45)
+    for with_cp in (False, True):
+        module = randomise(backbone(with_cp=with_cp)).train()
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, saved=saved: saved.append(tensor) or tensor, id):
+            maps = module(images)
+        kept.append(len(saved))
+        module.zero_grad()
+        sum(stage.square().sum() for stage in module(images)).backward()
+        gradients.append([parameter.grad for parameter in module.parameters()])
+        del maps
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert kept[1] < kept[0] / 2
+
+
+def test_maps_are_contiguous() -> None:
+    """mmcv's RoIAlign takes channels-last memory for NCHW and gives wrong numbers."""
+    assert all(stage.is_contiguous() for stage in backbone()(torch.randn(2, 3, 64, 64)))
+
+
+def test_a_copy_loads_into_itself() -> None:
+    module = backbone()
+    twin = copy.deepcopy(module)
+    twin.load_state_dict(randomise(backbone()).state_dict())
+    assert not torch.equal(next(twin.parameters()), next(module.parameters()))
+
+
+@pytest.mark.parametrize("layout", ["hvt", "official", "timm", "mmdet", "torchvision"])
+@pytest.mark.parametrize("way", ["pretrained", "init_cfg"])
+def test_pretrained_takes_any_layout(layout: str, way: str, tmp_path: Path) -> None:
+    # the norms of the first outputs are not in every layout
+    state = {key: tensor for key, tensor in randomise(backbone()).model.state_dict().items() if ".0.norm." not in key}
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(("stages.1.norm.", "stages.2.norm."))}
+    path = save_state_dict(hvt.convert_state_dict(state, to=layout), tmp_path / "weights.pth")
+    if way == "pretrained":
+        module = backbone(pretrained=path)
+    else:
+        module = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
+    assert not torch.equal(next(module.parameters()), state["stages.0.downsample.proj.weight"])
+    module.init_weights()
+    loaded = module.model.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
+
+
+def test_init_cfg_with_a_prefix(tmp_path: Path) -> None:
+    teacher, student = randomise(backbone(), 1), randomise(backbone(), 2)
+    both = {f"teacher.backbone.{key}": tensor for key, tensor in teacher.state_dict().items()}
+    both |= {f"student.backbone.{key}": tensor for key, tensor in student.state_dict().items()}
+    path = save_state_dict(both, tmp_path / "both.pth")
+    config = {"type": "Pretrained", "checkpoint": str(path), "prefix": "teacher.backbone"}
+    module = backbone(init_cfg=config)
+    module.init_weights()
+    assert torch.equal(next(module.parameters()), next(teacher.parameters()))
+    assert module.init_cfg == config
+    with pytest.raises(hvt.WeightsError, match="no keys that begin with 'assistant.'"):
+        backbone(init_cfg={**config, "prefix": "assistant"}).init_weights()
+
+
+def test_other_initialisers_run_before(tmp_path: Path) -> None:
+    configs = [{"type": "Constant", "layer": "LayerNorm", "val": 3.0}]
+    module = backbone(init_cfg=configs)
+    module.init_weights()
+    assert (module.model.stages[0].norm.weight == 3).all()
+
+
+WAYS = {
+    "pretrained": lambda path: backbone(pretrained=path).init_weights(),
+    "init_cfg": lambda path: backbone(init_cfg={"type": "Pretrained", "checkpoint": path}).init_weights(),
+    "check_checkpoint": check_checkpoint,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("call", ["system", "getattr"])
+def test_a_file_that_would_run_code_is_refused(way: str, call: str, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    program = (
+        RunsCode(os.system, f"touch {trace}") if call == "system" else RunsCode(getattr, HistoryBuffer, "__init__")
+    )
+    path = str(tmp_path / "evil.pth")
+    torch.save({"state_dict": backbone().model.state_dict(), "meta": program}, path)
+    with pytest.raises(hvt.WeightsError, match=r"needs the code of '(posix.system|builtins.getattr)'"):
+        WAYS[way](path)
+    assert not trace.exists()
+
+
+def test_what_mmengine_writes_is_accepted(tmp_path: Path) -> None:
+    hub = MessageHub.get_instance("test_adapter")
+    hub.update_scalar("train/loss", 1.5)
+    hub.update_info("best", np.float32(0.5))
+    module = backbone()
+    optimizer = torch.optim.AdamW(module.parameters())
+    content = {
+        "meta": {"epoch": 1, "dataset_meta": {"classes": ("a", "b"), "palette": np.zeros((2, 3), dtype=np.uint8)}},
+        "state_dict": module.state_dict(),
+        "message_hub": hub.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "param_schedulers": [{"base_values": [1.0], "last_step": 3}],
+    }
+    path = tmp_path / "epoch_1.pth"
+    torch.save(content, path)
+    assert check_checkpoint(path) == path
+    backbone(pretrained=path).init_weights()
+
+
+def load(module: torch.nn.Module, state_dict: dict[str, torch.Tensor], path: Path, caplog) -> str:
+    """Load as MMEngine does, and return what it logged."""
+    torch.save({"state_dict": state_dict}, path)
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    caplog.clear()
+    try:
+        load_checkpoint(module, str(path), logger=logger)
+    finally:
+        logger.removeHandler(caplog.handler)
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+def test_what_does_not_fit_is_reported(tmp_path: Path, caplog) -> None:
+    theirs = randomise(build("fpn", "swin", ours=False)).state_dict()
+    ours = build("fpn", "swin", ours=True)
+    assert load(ours, theirs, tmp_path / "a.pth", caplog) == ""
+    changed = {key: tensor for key, tensor in theirs.items() if key != "backbone.norm2.weight"}
+    changed["backbone.stages.0.extra"] = torch.zeros(1)
+    changed["backbone.norm1.weight"] = torch.zeros(5)
+    said = load(ours, changed, tmp_path / "b.pth", caplog)
+    assert "missing keys in source state_dict: backbone.model.stages.2.norm.weight\n" in said
+    assert "unexpected key in source state_dict: backbone.stages.0.extra\n" in said
+    assert "size mismatch for backbone.model.stages.1.norm.weight" in said
+
+
+def test_another_backbone_is_reported(tmp_path: Path, caplog) -> None:
+    ours = build("fpn", "swin", ours=True)
+    before = copy.deepcopy(ours.backbone.state_dict())
+    said = load(ours, build("fpn", "twins_svt", ours=False).state_dict(), tmp_path / "a.pth", caplog)
+    assert "the weights are of the family twins_svt (mmdet layout), the model is a SwinTransformer" in said
+    assert "missing keys in source state_dict: backbone.model.stages.0.downsample.proj.weight" in said
+    torch.testing.assert_close(ours.backbone.state_dict(), before, rtol=0, atol=0)
+
+
+def test_position_tables_are_resized(tmp_path: Path, caplog) -> None:
+    theirs = randomise(build("fpn", "swin", ours=False))
+    ours = build("fpn", "swin", ours=True, window_size=6)
+    assert load(ours, theirs.state_dict(), tmp_path / "a.pth", caplog) == ""
+    assert ours.backbone.model.stages[0].blocks[0].attn.position_bias.table.shape == (121, 1)
+    of_window_6 = build("fpn", "swin", ours=True, window_size=6)
+    hvt.load_weights(of_window_6.backbone.model, theirs.backbone.state_dict())
+    torch.testing.assert_close(ours.backbone.state_dict(), of_window_6.backbone.state_dict())
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_checkpoints_of_the_official_repositories(family: str, tmp_path: Path, caplog) -> None:
+    """Their detectors and segmentors have the frameworks' heads around backbones in their own names."""
+    source = randomise(build("fpn", family, ours=True, style="official"))
+    state = source.state_dict()
+    official = hvt.convert_state_dict(source.backbone.model.state_dict(), to="official")
+    whole = {key: tensor for key, tensor in state.items() if not key.startswith("backbone.")}
+    whole |= {f"backbone.{key}": tensor for key, tensor in official.items()}
+    ours = build("fpn", family, ours=True, style="official")
+    assert load(ours, whole, tmp_path / "official.pth", caplog) == ""
+    images = torch.randn(1, 3, 61, 75)
+    torch.testing.assert_close(predict(ours, images), predict(source, images), rtol=0, atol=0)
+    if family != "swin":
+        said = load(build("fpn", family, ours=True), whole, tmp_path / "official.pth", caplog)
+        assert "build the backbone with style='official'" in said
+
+
+def test_style_is_that_of_create_backbone() -> None:
+    for family, (_, own) in BACKBONES.items():
+        official, plain = backbone(family, style="official"), hvt.create_backbone(**own, drop_path_rate=0.0)
+        images = torch.randn(1, 3, 61, 75)
+        plain.load_state_dict(randomise(official.model).state_dict())
+        torch.testing.assert_close(official(images), plain(images))
+
+
+def test_one_training_step_of_a_detector() -> None:
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    model = build("retinanet", "swin", ours=True, frozen_stages=1, with_cp=True)
+    assert model.train() is model
+    boxes = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 40.0, 50.0]]), labels=torch.tensor([1]))
+    size = (64, 64)
+    info = {"img_shape": size, "ori_shape": size, "pad_shape": size, "batch_input_shape": size}
+    losses = model(torch.randn(1, 3, 64, 64), [DetDataSample(metainfo=info, gt_instances=boxes)], mode="loss")
+    model.parse_losses(losses)[0].backward()
+    assert backbone_config("swin", ours=True)["type"] == type(model.backbone).__name__
+    for name, parameter in model.backbone.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name

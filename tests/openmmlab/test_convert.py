@@ -1,0 +1,59 @@
+"""What `HVTBackbone` saves goes back into the frameworks' own models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import load_checkpoint, save_checkpoint
+
+import hvt_backbones as hvt
+from hvt_backbones.cli import main
+from hvt_backbones.weights.files import read_state_dict
+
+from .models import BACKBONES, build, predict, randomise
+
+
+def save(model: torch.nn.Module, path: Path) -> str:
+    save_checkpoint({"meta": {"epoch": 1}, "state_dict": model.state_dict()}, str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_a_whole_model_and_back(family: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    method = "mask-rcnn" if family in ("swin", "pvt_v2") else "upernet"
+    ours = randomise(build(method, family, ours=True))
+    source, theirs_path, ours_path = save(ours, tmp_path / "ours.pth"), tmp_path / "theirs.pth", tmp_path / "back.pth"
+    assert main(["convert", source, str(theirs_path), "--to", "mmdet"]) == 0
+    assert f"hvt layout of {family}" in capsys.readouterr().out
+    theirs = build(method, family, ours=False)
+    load_checkpoint(theirs, str(theirs_path), strict=True)
+    images = torch.randn(1, 3, 75, 93)
+    for result, expected in zip(predict(theirs, images), predict(ours, images), strict=True):
+        torch.testing.assert_close(result.float(), expected.float(), rtol=1e-4, atol=1e-4)
+
+    assert main(["convert", str(theirs_path), str(ours_path), "--to", "hvt"]) == 0
+    back = build(method, family, ours=True)
+    load_checkpoint(back, str(ours_path), strict=True)
+    torch.testing.assert_close(back.state_dict(), ours.state_dict(), rtol=0, atol=0)
+
+
+def test_the_backbone_alone(tmp_path: Path) -> None:
+    ours = randomise(build("fpn", "swin", ours=True))
+    source, output = save(ours, tmp_path / "ours.pth"), tmp_path / "backbone.safetensors"
+    assert main(["convert", source, str(output), "--to", "hvt", "--backbone-only"]) == 0
+    assert read_state_dict(output).keys() == ours.backbone.model.state_dict().keys()
+
+
+def test_the_model_of_a_whole_model_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    backbone = hvt.create_backbone("swin_tiny")
+    state = {f"backbone.model.{key}": tensor for key, tensor in backbone.state_dict().items()}
+    torch.save({"state_dict": {**state, "rpn_head.weight": torch.ones(2)}}, tmp_path / "ours.pth")
+    source, output = str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")
+    assert main(["convert", source, output, "--to", "mmdet", "--model", "swin_small"]) == 2
+    assert "depths (2, 2, 18, 2)" in capsys.readouterr().err
+    assert main(["convert", source, output, "--to", "mmdet", "--model", "swin_tiny"]) == 0
+    written = read_state_dict(output)
+    assert torch.equal(written["rpn_head.weight"], torch.ones(2))
+    assert "backbone.stages.3.blocks.1.attn.w_msa.relative_position_index" in written

@@ -1,0 +1,37 @@
+"""Detectors and segmentors made with the frameworks' own backbones give the same results with ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import load_checkpoint, save_checkpoint
+
+from .models import build, dense_maps, predict, randomise
+
+CASES = [
+    *((method, family) for method in ("mask-rcnn", "cascade", "retinanet") for family in ("swin", "pvt_v2")),
+    *((method, family) for method in ("upernet", "fpn") for family in ("swin", "twins_pcpvt", "twins_svt")),
+]
+
+
+@pytest.mark.parametrize(("method", "family"), CASES)
+def test_same_results(method: str, family: str, tmp_path: Path) -> None:
+    theirs = randomise(build(method, family, ours=False))
+    path = str(tmp_path / "theirs.pth")  # the type that MMEngine takes
+    save_checkpoint({"meta": {}, "state_dict": theirs.state_dict()}, path)
+    ours = build(method, family, ours=True)
+    load_checkpoint(ours, path, strict=True)
+
+    images = torch.randn(2, 3, 91, 123)
+    for result, expected in zip(predict(ours, images), predict(theirs, images), strict=True):
+        assert len(expected)
+        if expected.dtype == torch.bool:
+            assert (result != expected).float().mean() < 1e-5  # pixels at the threshold
+        else:
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+    images = images.double()
+    for result, expected in zip(dense_maps(ours.double(), images), dense_maps(theirs.double(), images), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-8, atol=1e-8)
