@@ -1,0 +1,13 @@
+# PVTv2-B0 as in the code of PVTv2.
+_base_ = [
+    "../_base_/models/mask-rcnn_fpn.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/pvt_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="pvt_v2_b0", pretrained="in1k", drop_path_rate=0.1),
+    neck=dict(in_channels=[32, 64, 160, 256]),
+)
+optim_wrapper = dict(optimizer=dict(lr=0.0002))

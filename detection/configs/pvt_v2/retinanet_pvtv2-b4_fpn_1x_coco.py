@@ -1,0 +1,15 @@
+# PVTv2-B4 as in the code of PVTv2.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/pvt_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="pvt_v2_b4", pretrained="in1k", drop_path_rate=0.1),
+    neck=dict(in_channels=[128, 320, 512]),
+)
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(optimizer=dict(lr=0.0001 / 1.4))
+auto_scale_lr = dict(base_batch_size=8)

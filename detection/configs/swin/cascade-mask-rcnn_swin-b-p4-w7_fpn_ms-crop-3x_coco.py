@@ -1,0 +1,12 @@
+# Swin-B as in its authors' code.
+_base_ = [
+    "../_base_/models/cascade-mask-rcnn_fpn.py",
+    "../_base_/datasets/coco_instance_ms-crop.py",
+    "../_base_/schedules/swin_3x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="swin_base", pretrained="in1k", drop_path_rate=0.3),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

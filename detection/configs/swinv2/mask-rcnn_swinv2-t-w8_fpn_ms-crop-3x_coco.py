@@ -1,0 +1,13 @@
+# Nobody published SwinV2-T on COCO: the settings of Swin-T, and no weight decay on the scale and the position
+# bias of its attention, as in its pretraining.
+_base_ = [
+    "../_base_/models/mask-rcnn_fpn.py",
+    "../_base_/datasets/coco_instance_ms-crop.py",
+    "../_base_/schedules/swin_3x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="swinv2_tiny_window8", pretrained="in1k", drop_path_rate=0.2),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

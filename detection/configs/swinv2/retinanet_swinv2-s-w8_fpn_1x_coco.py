@@ -1,0 +1,13 @@
+# Nobody published SwinV2-S on COCO: the settings of Swin-S's Mask R-CNN, and no weight decay on the scale and
+# the position bias of its attention, as in its pretraining.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/swin_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="swinv2_small_window8", pretrained="in1k", drop_path_rate=0.2),
+    neck=dict(in_channels=[192, 384, 768]),
+)

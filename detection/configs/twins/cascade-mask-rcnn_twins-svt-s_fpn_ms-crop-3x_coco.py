@@ -1,0 +1,12 @@
+# Nobody published Twins-SVT-S in Cascade Mask R-CNN: the settings of Swin, the drop path of its Mask R-CNN.
+_base_ = [
+    "../_base_/models/cascade-mask-rcnn_fpn.py",
+    "../_base_/datasets/coco_instance_ms-crop.py",
+    "../_base_/schedules/swin_3x.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="twins_svt_small", pretrained="in1k", drop_path_rate=0.2),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,120 @@
+"""Detect objects in pictures: `python -m detection.predict CONFIG CHECKPOINT PICTURE... --out-dir DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hvt_backbones.openmmlab_commands import run_command
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
+    from mmengine.config import Config
+
+PREDICTIONS = "predictions.json"
+PICTURES = "pictures"
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Write `pictures/` with boxes, masks and names drawn in, and `predictions.json` of COCO's results format."""
+    import numpy as np
+    from PIL import Image
+
+    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, save_picture
+    from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
+    from hvt_backbones.predict import read_image
+
+    from .application import DETECTION
+
+    parser = build_parser(DETECTION, "predict", "Detect objects in pictures.")
+    add_prediction_arguments(parser)
+    parser.add_argument(
+        "--score-thr", type=_score, default=0.3, metavar="S", help="leave out detections below this (default 0.3)"
+    )
+    args = parser.parse_args(argv)
+    plan = plan_pictures(args.pictures, args.out_dir / PICTURES, ".jpg")
+    model = open_model(args, DETECTION)
+    from mmdet.apis import inference_detector
+    from mmdet.visualization import DetLocalVisualizer
+
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = model.dataset_meta
+    ids = category_ids(model.dataset_meta["classes"], model.cfg)
+    results: list[dict[str, Any]] = []
+    for path, target in plan:
+        picture = np.array(read_image(path))
+        found = inference_detector(model, np.ascontiguousarray(picture[..., ::-1])).cpu()
+        found.pred_instances = found.pred_instances[found.pred_instances.scores >= args.score_thr]
+        visualizer.add_datasample(path.name, picture, found, draw_gt=False, pred_score_thr=args.score_thr)
+        save_picture(Image.fromarray(visualizer.get_image()), target)
+        before = len(results)
+        results += coco_results(found, path, ids)
+        print(f"{path}: {len(results) - before} objects, drawn in {target}")
+    write_json(args.out_dir / PREDICTIONS, results)
+    print(f"{len(results)} objects of {len(plan)} pictures in {args.out_dir / PREDICTIONS}")
+
+
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return score
+
+
+def coco_results(found: DetDataSample, path: Path, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What is found in one picture, in COCO's results format, with the name of the file in addition.
+
+    `image_id` is the number that the file is named by, as COCO's are; of another name, the name.
+    """
+    from pycocotools import mask as masks
+
+    instances = found.pred_instances.numpy()
+    for index in range(len(instances)):
+        left, top, right, bottom = (float(value) for value in instances.bboxes[index])
+        result = {
+            "image_id": int(path.stem) if path.stem.isdecimal() else path.stem,
+            "file_name": path.name,
+            "category_id": ids[int(instances.labels[index])],
+            "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+            "score": round(float(instances.scores[index]), 5),
+        }
+        if "masks" in instances:
+            encoded = masks.encode(instances.masks[index].astype("uint8", order="F"))
+            result["segmentation"] = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+        yield result
+
+
+def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
+    """The data set's number of each class.
+
+    From the annotations that the configuration names, where they are there; COCO's own, which leave some out, for its
+    classes; else 1, 2, 3, ...
+    """
+    from hvt_backbones.openmmlab_commands.data import datasets_of
+
+    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    path = Path(dataset.get("data_root") or "") / dataset.get("ann_file", "")
+    if path.is_file():
+        numbers = {category["name"]: category["id"] for category in json.loads(path.read_text())["categories"]}
+    else:
+        from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+        numbers = {name: index for index, name in enumerate(MaskRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"])}
+    if not set(classes) <= numbers.keys():
+        return list(range(1, len(classes) + 1))
+    return [numbers[name] for name in classes]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""What `python -m detection.*` and `python -m segmentation.*` share: MMEngine's Runner, told what to do by a command.
+
+Only the commands import it; its modules need the packages of OpenMMLab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hvt_backbones.errors import InputError, exit_on_input_error
+
+OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg")
+
+
+def run_command(run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
+    """Call `run(argv)`, which imports what it needs.
+
+    Returns:
+        The exit status: 0; 2 for what the user can mend, told in one line; 130 for Ctrl-C.
+    """
+
+    def with_packages(argv: Sequence[str] | None) -> None:
+        try:
+            run(argv)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in OPENMMLAB:
+                raise
+            raise InputError(f"the package {package} is not installed: `make install-all` installs it") from error
+
+    return exit_on_input_error(with_packages)(argv)

@@ -1,0 +1,159 @@
+"""MMEngine's configurations: found by name, read, changed by `--cfg-options`; mistakes reported in one line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import build_functions
+from mmengine.runner import Runner
+
+from hvt_backbones.errors import InputError
+
+from .application import Application
+
+# top-level keys beside the Runner's arguments that MMEngine and the commands read
+OTHER_KEYS = ("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
+              "model_wrapper_cfg", "sync_bn", "tta_model", "tta_pipeline", "work_dir")  # fmt: skip
+LONGEST = 300  # characters of a foreign message
+ALIKE = 0.85  # in_channels and out_channels are less so
+
+
+class ConfigOptions(DictAction):
+    """MMEngine's KEY=VALUE, with a line that names what is not of this form."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        for text in values:
+            key, equals, _ = text.partition("=")
+            try:
+                if not equals or not all(key.split(".")):
+                    raise ValueError
+                super().__call__(parser, namespace, [text], option_string)
+            except (ValueError, AssertionError):
+                parser.error(f"--cfg-options {text!r} is not KEY=VALUE, such as model.backbone.with_cp=True")
+
+
+def read_config(name: str, options: Mapping[str, Any] | None, application: Application) -> Config:
+    """The configuration in the file `name`, or of this name among the shipped ones, with `options` in it.
+
+    Raises:
+        InputError: no such file, a mistake in it, a key of `options` that it does not have, or the other framework's.
+    """
+    path = find_config(name, application.configs)
+    try:
+        cfg = Config.fromfile(path)
+    except InputError:
+        raise
+    except Exception as error:  # a configuration is a program, so that it can fail in any way
+        raise InputError(f"config {path}: {describe(error)}") from error
+    if "model" not in cfg:
+        raise InputError(f"config {path} has no model: name a whole configuration, not one of the parts in _base_")
+    if cfg.get("default_scope", application.scope) != application.scope:
+        raise InputError(f"config {path} is one of {cfg.default_scope}: {application.name} runs {application.scope}")
+    for key in options or {}:
+        check_key(cfg.to_dict(), key)
+    try:
+        cfg.merge_from_dict(dict(options or {}))
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"--cfg-options: {describe(error)}") from error
+    return cfg
+
+
+def find_config(name: str, folder: Path) -> Path:
+    """A file, or the shipped configuration of this name, with or without `.py`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(folder.rglob("*.py")) if "_base_" not in file.parts}
+    if path.name == name and (stem := name.removesuffix(".py")) in shipped:
+        return shipped[stem]
+    hint = nearest(path.stem if path.suffix == ".py" else path.name, list(shipped))
+    raise InputError(f"config {name!r} is neither a file nor a name in {folder.parent.name}/{folder.name}; {hint}")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(list(known)[:8])}{', ...' if len(known) > 8 else ''}" if known else "there are none"
+
+
+def check_key(cfg: Mapping[str, Any], key: str) -> None:
+    """Refuse a key of `--cfg-options` that nothing would read.
+
+    Arguments of a class (beside a `type`) need not be there before: the class knows its own. A new dictionary among
+    them, and a new key of other dictionaries, must not look like one that is there, misspelt.
+    """
+    *above, last = key.split(".")
+    node: Any = cfg
+    for depth, part in enumerate(above):
+        if isinstance(node, list | tuple) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif depth == 0 and part in _runner_keys():
+            return
+        else:
+            known = list(node) if isinstance(node, Mapping) else []
+            if "type" in known and not difflib.get_close_matches(part, known, n=1, cutoff=ALIKE):
+                return
+            raise InputError(
+                f"--cfg-options {key}: the config has no {'.'.join(above[: depth + 1])}; {nearest(part, known)}"
+            )
+    if isinstance(node, list | tuple):
+        if not last.isdigit() or int(last) >= len(node):
+            raise InputError(f"--cfg-options {key}: {'.'.join(above)} is a list of {len(node)}: give an index from 0")
+        return
+    if not isinstance(node, Mapping):
+        raise InputError(f"--cfg-options {key}: {'.'.join(above)} is {node!r}, which has no keys")
+    if last in node or "type" in node:
+        return
+    known = [str(name) for name in node] + ([] if above else _runner_keys())
+    if not above and last not in known:
+        raise InputError(f"--cfg-options {key}: unknown key; {nearest(last, known)}")
+    if above and (close := difflib.get_close_matches(last, known, n=1, cutoff=ALIKE)):
+        raise InputError(f"--cfg-options {key}: unknown key; did you mean {'.'.join([*above, close[0]])}?")
+
+
+def _runner_keys() -> list[str]:
+    arguments = list(inspect.signature(Runner.__init__).parameters)[1:]
+    return [name for name in arguments if name != "cfg"] + list(OTHER_KEYS)
+
+
+@contextlib.contextmanager
+def building(path: str) -> Iterator[None]:
+    """Report as one line what goes wrong while MMEngine builds an object that the configuration describes.
+
+    Raises:
+        InputError: an unknown type or argument, a value that the class refuses, ...
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        builds = [frame for frame in frames if frame.f_code is build_functions.build_from_cfg.__code__]
+        if not builds:
+            raise
+        built = builds[-1].f_locals["cfg"].get("type")
+        raise InputError(f"config {path}: {getattr(built, '__name__', built)}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    kind = type(error).__name__
+    return f"{kind}: {text[:LONGEST]}{'...' if len(text) > LONGEST else ''}" if text else kind

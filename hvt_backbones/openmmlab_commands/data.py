@@ -1,0 +1,107 @@
+"""Whether the data is where a configuration says, found out before anything is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hvt_backbones.errors import InputError
+
+SHOWN = 6  # names of a folder in a message
+
+
+def check_data(cfg: Mapping[str, Any], parts: tuple[str, ...], layout: str) -> None:
+    """Check files and folders of the data sets of `train_dataloader`, `val_dataloader`, ...
+
+    Args:
+        cfg: the configuration.
+        parts: of "train", "val", "test"; those that the configuration leaves out are skipped.
+        layout: of the standard data set, for messages.
+
+    Raises:
+        InputError: the first path that is missing or is not what it should be, and what is there instead.
+    """
+    for part in parts:
+        loader = cfg.get(f"{part}_dataloader")
+        if loader is None:
+            continue
+        for dataset in datasets_of(loader["dataset"]):
+            for kind, path in _paths(dataset):
+                _check(f"{part} data", kind, path, layout)
+            _check_pairs(f"{part} data", dataset)
+        evaluators = cfg.get(f"{part}_evaluator") or ()
+        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+            if (file := evaluator.get("ann_file")) and _is_local(evaluator, file):
+                _check(f"{part}_evaluator", "file", Path(file), layout)
+
+
+def datasets_of(config: Any) -> Iterator[Mapping[str, Any]]:
+    """The data sets themselves, out of what repeats or concatenates them."""
+    if isinstance(config, Mapping):
+        inner = [config[key] for key in ("dataset", "datasets") if key in config]
+        if not inner:
+            yield config
+        for one in inner:
+            yield from datasets_of(one)
+    elif isinstance(config, list | tuple):
+        for one in config:
+            yield from datasets_of(one)
+
+
+def _is_local(config: Mapping[str, Any], path: str) -> bool:
+    return config.get("backend_args") is None and "://" not in path
+
+
+def _paths(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    root = dataset.get("data_root") or ""
+    prefixes = dataset.get("data_prefix") or {}
+    named = [("file", dataset.get("ann_file")), *(("folder", prefix) for prefix in prefixes.values())]
+    for kind, name in named:
+        if isinstance(name, str) and name and _is_local(dataset, os.path.join(root, name)):
+            yield kind, Path(root) / name
+
+
+def _check(what: str, kind: str, path: Path, layout: str) -> None:
+    if kind == "file" and path.is_file():
+        return
+    if kind == "folder" and path.is_dir():
+        if not any(path.iterdir()):
+            raise InputError(f"{what}: the folder {path} is empty; expected {layout}")
+        return
+    if path.exists():
+        found = f"{path} is a {'folder' if path.is_dir() else 'file'}, not a {kind}"
+    else:
+        found = f"{kind} {path} does not exist, {_around(path)}"
+    raise InputError(f"{what}: {found}; expected {layout}")
+
+
+def _around(path: Path) -> str:
+    """What there is in the nearest folder that exists."""
+    folder = next(parent for parent in [*path.parents, Path(".")] if parent.is_dir())
+    missing = path.relative_to(folder).parts[0] if path != folder else ""
+    names = sorted(entry.name for entry in folder.iterdir())
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    holds = f"holds {', '.join(names[:SHOWN])}{more}" if names else "is empty"
+    where = "the current folder" if folder == Path(".") else str(folder)
+    return f"{where} {holds}" if folder != path.parent or names else f"{where} is empty: no {missing}"
+
+
+def _check_pairs(what: str, dataset: Mapping[str, Any]) -> None:
+    """Segmentation: each picture has its map. mmsegmentation would find out at the picture, hours later."""
+    prefixes, root = dataset.get("data_prefix") or {}, dataset.get("data_root") or ""
+    if "seg_map_path" not in prefixes or dataset.get("ann_file") or not _is_local(dataset, root):
+        return
+    images, maps = Path(root) / prefixes["img_path"], Path(root) / prefixes["seg_map_path"]
+    suffix = dataset.get("img_suffix", ".jpg")
+    map_suffix = dataset.get("seg_map_suffix", ".png")
+    names = {name.removesuffix(suffix) for name in os.listdir(images) if name.endswith(suffix)}
+    if not names:
+        raise InputError(f"{what}: {images} holds no {suffix} pictures, {_around(images / 'x')}")
+    drawn = {name.removesuffix(map_suffix) for name in os.listdir(maps)}
+    if lacking := sorted(names - drawn):
+        raise InputError(
+            f"{what}: {len(lacking)} of {len(names)} pictures in {images} have no map in {maps}: first "
+            f"{lacking[0]}{map_suffix}; expected a {map_suffix} file of the same name for each {suffix} file"
+        )

@@ -1,0 +1,264 @@
+"""`train`, `test` and `info` of detection and segmentation, and the model that `predict` uses."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from torch import nn
+
+from hvt_backbones.errors import ArgumentParser, InputError
+from hvt_backbones.openmmlab import check_checkpoint
+
+from .application import Application
+from .checkpoints import find_latest, guard_checkpoints
+from .config import LONGEST, ConfigOptions, building, read_config
+from .data import check_data, datasets_of
+from .devices import join_processes, leave_processes, use_amp, use_device
+from .shims import prepare_imports
+
+METRICS = "metrics.json"
+
+
+def build_parser(application: Application, command: str, description: str) -> argparse.ArgumentParser:
+    """A parser with what every command takes: CONFIG, --cfg-options, --device."""
+    parser = ArgumentParser(prog=f"python -m {application.name}.{command}", description=description, allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help=f"a file, or a name in {application.name}/configs")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        metavar="KEY=VALUE",
+        help="change the configuration: train_dataloader.batch_size=4 model.backbone.with_cp=True",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "npu"), default="auto", help="default: auto")
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work-dir", metavar="DIR", help="of logs and checkpoints (default outputs/CONFIG)")
+    parser.add_argument(
+        "--launcher", choices=("none", "pytorch", "slurm"), default="none", help="pytorch: started by torchrun"
+    )
+
+
+def train(argv: Sequence[str] | None, application: Application) -> None:
+    """Train as a configuration says."""
+    parser = build_parser(application, "train", "Train a model.")
+    _add_run_options(parser)
+    parser.add_argument(
+        "--resume", nargs="?", const="auto", metavar="FILE", help="go on from FILE, or the last checkpoint in DIR"
+    )
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=("auto", "bf16", "fp16"),
+        help="mixed precision (auto: fp16, on the CPU bf16)",
+    )
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size of all processes"
+    )
+    args = parser.parse_args(argv)
+    cfg, device = _prepare(args, application)
+    if args.amp:
+        use_amp(cfg, args.amp, device, application.amp_part)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise InputError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from")
+        cfg.auto_scale_lr.enable = True
+    _find_start(cfg, args.resume)
+    check_data(cfg, ("train", "val"), application.layout)
+    _run(args, cfg, device, Runner.train)
+
+
+def _find_start(cfg: Config, resume: str | None) -> None:
+    """Set what a run starts from, checked: the checkpoint to resume, or `load_from`."""
+    latest = find_latest(cfg.work_dir) if resume == "auto" or (resume is None and cfg.get("resume")) else None
+    if resume not in (None, "auto") or latest is not None:
+        cfg.load_from, cfg.resume = str(latest or resume), True
+    elif resume == "auto":
+        print(f"{cfg.work_dir} holds no checkpoint yet: starting from the beginning")
+        cfg.resume = False
+    if cfg.get("load_from"):
+        cfg.load_from = str(check_checkpoint(cfg.load_from))
+
+
+def test(argv: Sequence[str] | None, application: Application) -> None:
+    """Evaluate a checkpoint; prints the metrics and writes them to `metrics.json` in the working folder."""
+    parser = build_parser(application, "test", "Evaluate a checkpoint on the test data of a configuration.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file or a URL")
+    _add_run_options(parser)
+    if application.scope == "mmseg":
+        parser.add_argument("--tta", action="store_true", help="average over sizes and mirror images")
+    args = parser.parse_args(argv)
+    cfg, device = _prepare(args, application)
+    cfg.load_from, cfg.resume = str(check_checkpoint(args.checkpoint)), False
+    tta = vars(args).get("tta", False)
+    if tta:
+        _use_tta(cfg)
+    check_data(cfg, ("test",), application.layout)
+    metrics = _run(args, cfg, device, Runner.test)
+    if is_main_process():
+        path = Path(cfg.work_dir) / METRICS
+        write_json(path, {"config": args.config, "checkpoint": args.checkpoint, "tta": tta, "metrics": metrics})
+        print("\n".join(f"{name:<24} {value:.4g}" for name, value in metrics.items()))
+        print(f"written to {path}")
+
+
+def _use_tta(cfg: Config) -> None:
+    """Test by the configuration's `tta_pipeline` and `tta_model`."""
+    if "tta_pipeline" not in cfg:
+        raise InputError("--tta: the config has no tta_pipeline, which says the sizes and the flip")
+    for dataset in datasets_of(cfg.test_dataloader.dataset):
+        dataset["pipeline"] = cfg.tta_pipeline
+    cfg.model = {**cfg.get("tta_model", {"type": "SegTTAModel"}), "module": cfg.model}
+
+
+def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config, torch.device]:
+    prepare_imports()
+    guard_checkpoints()
+    cfg = read_config(args.config, args.cfg_options, application)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("outputs", Path(cfg.filename).stem)
+    return cfg, use_device(args.device)
+
+
+def _run(args: argparse.Namespace, cfg: Config, device: torch.device, method: Callable[[Runner], Any]) -> Any:
+    join_processes(args.launcher, device, cfg)
+    try:
+        with building(args.config):
+            return method((TestRunner if method is Runner.test else CommandRunner).from_cfg(cfg))
+    finally:
+        leave_processes()
+
+
+class CommandRunner(Runner):
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
+        if self.distributed and get_device() == "cpu":  # PyTorch's SyncBatchNorm is for accelerators
+            model = revert_sync_batchnorm(model)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+class TestRunner(CommandRunner):
+    def load_checkpoint(self, filename: str, *args: Any, **arguments: Any) -> Any:
+        with _matching(filename):  # weights that are missing would be random
+            return super().load_checkpoint(filename, *args, **arguments | {"strict": True})
+
+
+@contextlib.contextmanager
+def _matching(source: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "match exactly" not in text:
+            raise
+        raise InputError(f"{source} is not of the config's model: {text[:LONGEST]}") from error
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a configuration on the CPU, in eval mode, with random weights: nothing is loaded."""
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    with building(cfg.filename):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.eval()
+    return model
+
+
+def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+    """The model with the weights of a checkpoint, on the device, as the frameworks' `inference_*` functions take it.
+
+    Its `dataset_meta` has classes and palette: the checkpoint's, else those of the configuration's test data.
+
+    Raises:
+        InputError: the checkpoint is not of this model, or nothing names the classes.
+    """
+    path = str(check_checkpoint(checkpoint))
+    model = build_model(cfg)
+    with _matching(checkpoint):
+        content = load_checkpoint(model, path, map_location="cpu", strict=True)
+    recorded = {key.lower(): value for key, value in content.get("meta", {}).get("dataset_meta", {}).items()}
+    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    with building(cfg.filename):
+        configured = DATASETS.build({**dataset, "lazy_init": True}).metainfo
+    meta = {**configured, **recorded}
+    if not meta.get("classes"):
+        raise InputError(f"neither {checkpoint} nor the config names the classes: add metainfo to its test data set")
+    model.dataset_meta, model.cfg = meta, cfg
+    return model.to(device)
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file or a URL")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, or folders of them")
+    parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="to write into")
+
+
+def open_model(args: argparse.Namespace, application: Application) -> nn.Module:
+    """The model that CONFIG and CHECKPOINT of a parsed command line name, on its device."""
+    prepare_imports()
+    guard_checkpoints()
+    cfg = read_config(args.config, args.cfg_options, application)
+    return load_model(cfg, args.checkpoint, use_device(args.device))
+
+
+def info(argv: Sequence[str] | None, application: Application) -> None:
+    """Print parameters and FLOPs of a configuration's model."""
+    from .complexity import measure
+
+    height, width = application.shape
+    parser = build_parser(application, "info", "Print parameters and FLOPs of a model and of its parts.")
+    parser.add_argument(
+        "--shape",
+        type=_side,
+        nargs=2,
+        default=application.shape,
+        metavar=("H", "W"),
+        help=f"of the image, after resizing (default {height} {width})",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    prepare_imports()
+    cfg = read_config(args.config, args.cfg_options, application)
+    device = use_device(args.device)
+    parts = measure(build_model(cfg).to(device), tuple(args.shape))
+    if args.json:
+        print(json.dumps({"config": args.config, "shape": list(args.shape), "parts": parts}, indent=2))
+        return
+    print(f"{args.config}, image {args.shape[0]} x {args.shape[1]}")
+    print(f"{'part':<20}{'params (M)':>12}{'FLOPs (G)':>12}")
+    for name, figures in parts.items():
+        print(f"{name:<20}{figures['params'] / 1e6:>12.2f}{figures['flops'] / 1e9:>12.1f}")
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content`; afterwards `path` holds all of it, or what it held before."""
+    if isinstance(content, list):  # a line each
+        text = "[\n" + ",\n".join(json.dumps(item) for item in content) + "\n]\n"
+    else:
+        text = json.dumps(content, indent=1, default=float) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

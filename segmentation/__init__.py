@@ -1,0 +1,1 @@
+"""Semantic segmentation on ADE20K with mmsegmentation: run from a checkout, `python -m segmentation.train`."""

@@ -1,0 +1,16 @@
+"""What the commands of segmentation say to those that they share with detection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvt_backbones.openmmlab_commands.application import Application
+
+SEGMENTATION = Application(
+    name="segmentation",
+    scope="mmseg",
+    configs=Path(__file__).parent / "configs",
+    layout="ADE20K's layout: data/ade/ADEChallengeData2016 with {images,annotations}/{training,validation}/",
+    amp_part="",
+    shape=(512, 512),
+)

@@ -1,0 +1,15 @@
+default_scope = "mmseg"
+custom_imports = dict(imports=["hvt_backbones.openmmlab"])
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")
+log_processor = dict(by_epoch=False)
+log_level = "INFO"
+load_from = None
+resume = False
+
+tta_model = dict(type="SegTTAModel")

@@ -1,0 +1,12 @@
+# Swin-S in the PVT setting, in which other papers report it; the drop path is that of Twins.
+_base_ = [
+    "../_base_/models/fpn.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/pvt_80k.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(name="swin_small", pretrained="in1k", drop_path_rate=0.2),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,0 +1,73 @@
+"""Segment pictures: `python -m segmentation.predict CONFIG CHECKPOINT PICTURE... --out-dir DIR`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hvt_backbones.openmmlab_commands import run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PREDICTIONS = "predictions.json"
+OVERLAYS = "overlays"
+LABELS = "labels"
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Write `overlays/` with the classes' colours, `labels/` with a class per pixel, and `predictions.json`."""
+    import numpy as np
+    from PIL import Image
+
+    from hvt_backbones.openmmlab_commands.data import datasets_of
+    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, save_picture
+    from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
+    from hvt_backbones.predict import read_image
+
+    from .application import SEGMENTATION
+
+    parser = build_parser(SEGMENTATION, "predict", "Segment pictures.")
+    add_prediction_arguments(parser)
+    args = parser.parse_args(argv)
+    plan = plan_pictures(args.pictures, args.out_dir / OVERLAYS, ".jpg")
+    label_files = plan_pictures(args.pictures, args.out_dir / LABELS, ".png")
+    model = open_model(args, SEGMENTATION)
+    from mmseg.apis import inference_model
+
+    # mmsegmentation looks for the pipeline here
+    pipeline = next(datasets_of(model.cfg.test_dataloader.dataset))["pipeline"]
+    model.cfg.test_pipeline = [step for step in pipeline if step["type"] != "LoadAnnotations"]
+    classes = model.dataset_meta["classes"]
+    palette = np.array(model.dataset_meta["palette"], dtype=np.uint8)
+    results = []
+    for (path, overlay), (_, label_file) in zip(plan, label_files, strict=True):
+        picture = np.array(read_image(path))
+        found = inference_model(model, np.ascontiguousarray(picture[..., ::-1]))
+        labels = found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        save_picture(Image.fromarray((picture // 2 + palette[labels] // 2).astype(np.uint8)), overlay)
+        indexed = Image.fromarray(labels, mode="P")
+        indexed.putpalette(palette.flatten().tolist())
+        save_picture(indexed, label_file)
+        results.append({"file_name": path.name, "size": list(labels.shape), "classes": shares(labels, classes)})
+        print(f"{path}: {', '.join(list(results[-1]['classes'])[:5])}, drawn in {overlay}")
+    write_json(args.out_dir / PREDICTIONS, results)
+    print(f"{len(results)} pictures in {args.out_dir / PREDICTIONS}")
+
+
+def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Class -> its share of the pixels, the largest first; classes that are not in the picture are left out."""
+    import numpy as np
+
+    present, counts = np.unique(labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {classes[present[index]]: round(float(counts[index] / labels.size), 6) for index in order}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""`python -m detection.train`, `test`, `predict` and `info`, on a tiny Mask R-CNN and a tiny COCO."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from PIL import Image
+from pycocotools import mask as masks
+from pycocotools.coco import COCO
+
+from detection.info import main as info
+from detection.predict import category_ids
+from detection.predict import main as predict
+from detection.test import main as evaluate
+from detection.train import main as train
+from hvt_backbones.ops import use_attention
+from tests.dense_runs import CATEGORY_IDS, ROOT, SIDE, error_line, logged, write_config, write_program
+from tests.detection.conftest import settings
+
+CPU = ("--device", "cpu")
+
+
+def checkpoint(trained: Path) -> str:
+    return str(trained / "epoch_1.pth")
+
+
+@pytest.mark.slow
+def test_training_learns_at_the_scaled_rate_and_saves(trained: Path) -> None:
+    steps = [entry for entry in logged(trained) if "loss" in entry]
+    assert steps[-1]["lr"] == pytest.approx(1e-3 * 2 / 16)
+    assert {"loss_rpn_cls", "loss_bbox", "loss_mask"} <= steps[-1].keys()
+    saved = torch.load(checkpoint(trained), weights_only=False)  # our own file
+    assert saved["meta"]["iter"] == 3
+    assert {tensor.dtype for tensor in saved["state_dict"].values() if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_test_finds_what_the_evaluation_after_training_found(
+    config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert evaluate([str(config), checkpoint(trained), "--work-dir", str(tmp_path), *CPU]) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    expected = logged(trained)[-1]
+    assert {"coco/bbox_mAP", "coco/segm_mAP_50"} <= report["metrics"].keys()
+    for name, value in report["metrics"].items():
+        assert value == pytest.approx(expected[name], abs=2e-3), name
+    assert "coco/segm_mAP_50" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_predict_draws_and_writes_coco_results(config: Path, trained: Path, coco: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.open(coco / "val2017" / "000000000000.jpg").resize((96, 48)).convert("L").save(other / "grey.png")
+    arguments = [str(config), checkpoint(trained), str(coco / "val2017"), str(other / "grey.png"), *CPU]
+    assert predict([*arguments, "--out-dir", str(tmp_path / "out"), "--score-thr", "0.02"]) == 0
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {result["file_name"] for result in results} == {"000000000000.jpg", "000000000001.jpg", "grey.png"}
+    assert {result["category_id"] for result in results} <= set(CATEGORY_IDS)
+    assert min(result["score"] for result in results) >= 0.02
+    for result in results:
+        width, height = (96, 48) if result["file_name"] == "grey.png" else (SIDE, SIDE)
+        left, top, box_width, box_height = result["bbox"]
+        assert 0 <= left <= left + box_width <= width + 0.02
+        assert 0 <= top <= top + box_height <= height + 0.02
+        assert masks.decode(result["segmentation"]).shape == (height, width)
+    of_data_set = [result for result in results if result["file_name"] != "grey.png"]
+    loaded = COCO(str(coco / "annotations" / "instances_val2017.json")).loadRes(of_data_set)
+    assert len(loaded.getAnnIds()) == len(of_data_set)
+    for path in (coco / "val2017").glob("*.jpg"):
+        drawn = next((tmp_path / "out" / "pictures").rglob(path.name))
+        before, after = (np.asarray(Image.open(file), dtype=int) for file in (path, drawn))
+        assert before.shape == after.shape
+        assert np.abs(before - after).max() > 40
+    everything = len(results)
+    assert predict([*arguments, "--out-dir", str(tmp_path / "sure"), "--score-thr", "0.99"]) == 0
+    assert len(json.loads((tmp_path / "sure" / "predictions.json").read_text())) < everything
+
+
+def test_predict_does_not_draw_over_its_pictures(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.jpg")
+    Image.new("RGB", (8, 8)).save(folder / "b.jpg")
+    assert predict([str(config), "none.pth", str(folder), "--out-dir", str(tmp_path)]) == 2
+    assert "would be overwritten" in error_line(capfd)
+    (folder / "b.jpg").rename(folder / "a.png")
+    assert predict([str(config), "none.pth", str(folder), "--out-dir", str(tmp_path / "out")]) == 2
+    assert "rename one of them" in error_line(capfd)
+
+
+def test_cocos_own_numbers_are_known_without_its_files() -> None:
+    from mmdet.datasets import CocoDataset
+    from mmengine.config import Config
+
+    cfg = Config({"test_dataloader": {"dataset": {"data_root": "nowhere", "ann_file": "x.json"}}})
+    ids = category_ids(CocoDataset.METAINFO["classes"], cfg)
+    assert (len(ids), ids[0], ids[11], ids[-1]) == (80, 1, 13, 90)
+    assert category_ids(["disc", "box"], cfg) == [1, 2]
+
+
+def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> None:
+    counts = []
+    for attention in ("reference", "sdpa", "bmm"):
+        with use_attention(attention):
+            assert info([str(config), "--shape", "64", "96", "--json", *CPU]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["parts"])
+    parts = counts[0]
+    assert counts == [parts] * 3
+    assert list(parts) == ["backbone", "neck", "rpn_head", "roi_head", "total"]
+    for figure in ("params", "flops"):
+        assert parts["total"][figure] == sum(part[figure] for name, part in parts.items() if name != "total")
+    maps = [(16 * 24, 8), (8 * 12, 16), (4 * 6, 32), (2 * 3, 64)]  # pixels and channels of each stage
+    assert parts["neck"]["flops"] == sum(pixels * (channels * 16 + 16 * 16 * 9) for pixels, channels in maps)
+    assert parts["neck"]["params"] == sum(channels * 16 + 16 + 16 * 16 * 9 + 16 for _, channels in maps)
+    assert info([str(config), "--shape", "64", "96", *CPU]) == 0
+    assert "roi_head" in capsys.readouterr().out
+
+
+BAD = {
+    "test": (evaluate, ("BAD",)),
+    "predict": (predict, ("BAD", "PICTURES", "--out-dir", "OUT")),
+    "resume": (train, ("--resume", "BAD")),
+    "load_from": (train, ("--cfg-options", "load_from=BAD")),
+    "init_cfg of the backbone": (
+        train, ("--cfg-options", "model.backbone.init_cfg.type=Pretrained", "model.backbone.init_cfg.checkpoint=BAD")
+    ),
+    "init_cfg of the neck": (
+        train, ("--cfg-options", "model.neck.init_cfg.type=Pretrained", "model.neck.init_cfg.checkpoint=BAD")
+    ),
+    "pretrained": (train, ("--cfg-options", "model.backbone.pretrained=BAD")),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD)
+def test_a_pickle_that_runs_a_program_is_refused(
+    case: str, config: Path, coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    main, options = BAD[case]
+    bad, proof = write_program(tmp_path)
+    words = {"BAD": str(bad), "PICTURES": str(coco / "val2017"), "OUT": str(tmp_path / "out")}
+    for word, meant in words.items():
+        options = tuple(option.replace(word, meant) for option in options)
+    work_dir = () if main is predict else ("--work-dir", str(tmp_path / "run"))
+    assert main([str(config), *options, *work_dir, *CPU]) == 2
+    message = error_line(capfd)
+    assert str(bad) in message
+    assert "can run any program" in message
+    assert not proof.exists()
+    torch.load(bad, weights_only=False)  # as MMEngine would in the end
+    assert proof.exists()
+
+
+@pytest.mark.slow
+def test_weights_of_another_model_are_no_test(
+    config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    saved = torch.load(checkpoint(trained), weights_only=False)
+    del saved["state_dict"]["neck.fpn_convs.0.conv.weight"]
+    torch.save(saved, tmp_path / "short.pth")
+    assert evaluate([str(config), str(tmp_path / "short.pth"), "--work-dir", str(tmp_path), *CPU]) == 2
+    assert "neck.fpn_convs.0.conv.weight" in error_line(capfd)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+OPTIONS = {
+    "no form": (["--cfg-options", "novalue"], "'novalue' is not KEY=VALUE"),
+    "brackets": (["--cfg-options", "model.neck.num_outs=[(1,2]"], "is not KEY=VALUE"),
+    "top": (["--cfg-options", "launchr=none"], "launchr: unknown key; did you mean launcher"),
+    "above": (["--cfg-options", "model.backbon.name=x"], "the config has no model.backbon; did you mean backbone?"),
+    "beside a class": (["--cfg-options", "model.necklace.depth=1"], "MaskRCNN: TypeError: "),
+    "plain": (["--cfg-options", "model.test_cfg.rcnn.score_thrs=0.1"], "did you mean model.test_cfg.rcnn.score_thr?"),
+    "class": (["--cfg-options", "model.backbone.drop_path=0.1"], "did you mean drop_path_rate"),
+    "type": (["--cfg-options", "model.neck.type=FPNN"], "FPNN is not in the mmdet::model registry"),
+    "index": (["--cfg-options", "train_dataloader.dataset.pipeline.9=x"], "is a list of 4"),
+    "option": (["--worksdir", "x"], "unrecognized arguments: --worksdir"),
+    "device": (["--device", "tpu"], "invalid choice: 'tpu'"),
+    "fp16": (["--amp", "fp16"], "--amp fp16 needs an accelerator"),
+    "launcher": (["--launcher", "pytorch"], "the environment lacks RANK, LOCAL_RANK"),
+    "resume": (["--resume", "none.pth"], "none.pth does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_a_wrong_option_is_named_in_one_line(
+    case: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    options, expected = OPTIONS[case]
+    device = () if case == "device" else CPU
+    assert train([str(config), "--work-dir", str(tmp_path), *device, *options]) == 2
+    assert expected in error_line(capfd)
+
+
+def test_a_wrong_config_is_named_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert train(["mask-rcnn_swn-t-p4-w7_fpn_1x_coco.py", *CPU]) == 2
+    assert "did you mean mask-rcnn_swin-t-p4-w7_fpn_1x_coco" in error_line(capfd)
+    broken = tmp_path / "broken.py"
+    for text, expected in {
+        "model = dict(": "SyntaxError", "_base_ = './gone.py'": "gone.py", "model = dict(a=1 / 0)": "ZeroDivisionError",
+        "lr = 1": "has no model", "default_scope = 'mmseg'\nmodel = {}": "detection runs mmdet",
+    }.items():  # fmt: skip
+        broken.write_text(text)
+        assert train([str(broken), *CPU]) == 2
+        message = error_line(capfd)
+        assert expected in message
+        assert str(broken) in message
+
+
+DATA = {
+    "root": ("data_root=gone/coco", ["file gone/coco/annotations/instances_train2017.json does not exist"]),
+    "annotations": ("ann_file=annotations/x.json", ["x.json does not exist", "instances_train2017.json"]),
+    "folder": ("data_prefix.img=train2014", ["train2014 does not exist", "holds annotations, empty, train2017"]),
+    "empty": ("data_prefix.img=empty", ["empty is empty"]),
+    "file": ("data_prefix.img=annotations/instances_val2017.json", ["is a file, not a folder"]),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_missing_data_is_named_with_what_is_there(
+    case: str, config: Path, coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    (coco / "empty").mkdir(exist_ok=True)
+    option, expected = DATA[case]
+    arguments = [
+        str(config),
+        "--cfg-options",
+        f"train_dataloader.dataset.{option}",
+        "--work-dir",
+        str(tmp_path / "run"),
+    ]
+    assert train([*arguments, *CPU]) == 2
+    message = error_line(capfd)
+    assert all(text in message for text in ["train data", "annotations/instances_{train,val}2017.json", *expected])
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_repeated_or_for_the_evaluator_is_checked_too(
+    coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    changed = settings(str(coco))
+    dataset = changed["train_dataloader"]["dataset"] | {"ann_file": "annotations/gone.json"}
+    changed["train_dataloader"]["dataset"] = {"type": "RepeatDataset", "times": 2, "dataset": dataset}
+    path = write_config(tmp_path / "repeated.py", changed)
+    assert train([str(path), *CPU]) == 2
+    assert "gone.json does not exist" in error_line(capfd)
+    changed = settings(str(coco))
+    changed["val_evaluator"] = changed["val_evaluator"] | {"ann_file": str(tmp_path / "gone.json")}
+    path = write_config(tmp_path / "evaluated.py", changed)
+    assert train([str(path), *CPU]) == 2
+    assert "val_evaluator" in error_line(capfd)
+
+
+def test_ctrl_c_is_130(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(runner: Runner) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "from_cfg", interrupted)
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU]) == 130
+
+
+def test_without_openmmlab_a_line_says_how_to_install_it() -> None:
+    code = "import sys; sys.modules['mmengine'] = None; from detection.train import main; sys.exit(main(['x']))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "error: the package mmengine is not installed: `make install-all` installs it\n"

@@ -1,0 +1,94 @@
+"""The configurations: complete, of the published size, and able to train and be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from hvt_backbones.openmmlab_commands.shims import prepare_imports
+from tests import dense_configs as shared
+from tests.dense_runs import CLASSES, ROOT
+
+FOLDER = ROOT / "detection"
+CONFIGS = shared.configs(FOLDER / "configs")
+ROWS = {row.config: row for row in shared.rows(FOLDER / "README.md")}
+METHODS = {
+    "mask-rcnn": ("fpn_1x_coco", "fpn_ms-crop-3x_coco"),
+    "cascade-mask-rcnn": ("fpn_ms-crop-3x_coco",),
+    "retinanet": ("fpn_1x_coco",),
+}
+SHAPE = (800, 1280)
+PROPOSALS, MASKS = 1000, 100  # for which papers count the second stage
+
+prepare_imports()
+
+
+def test_every_method_has_every_backbone() -> None:
+    stems = {f"{method}_{key}_{run}" for method, runs in METHODS.items() for run in runs for key in shared.BACKBONES}
+    assert {path.stem for path in CONFIGS} == stems
+
+
+def test_the_readme_lists_every_configuration() -> None:
+    assert sorted(ROWS) == CONFIGS
+
+
+_heads: dict[object, shared.Flops] = {}
+
+
+def flops_of(model: nn.Module) -> shared.Flops:
+    maps, backbone = shared.count_backbone(model.backbone, SHAPE)
+    maps, neck = shared.count(model.neck, maps)
+    # the heads do not see which backbone there is
+    if (kind := type(model).__name__) not in _heads:
+        _heads[kind] = shared.Flops(sum(part.total for part in heads(model, maps)))
+    return shared.Flops(backbone.total + neck.total + _heads[kind].total, backbone.attention, backbone.padding)
+
+
+def heads(model: nn.Module, maps: tuple[torch.Tensor, ...]) -> Iterator[shared.Flops]:
+    if not hasattr(model, "roi_head"):
+        yield shared.count(model.bbox_head, maps)[1]
+        return
+    yield shared.count(model.rpn_head, maps)[1]
+    for head, number, side in ((model.roi_head.bbox_head, PROPOSALS, 7), (model.roi_head.mask_head, MASKS, 14)):
+        for stage in head if isinstance(head, nn.ModuleList) else [head]:
+            yield shared.count(stage, torch.empty(number, 256, side, side, device="meta"))[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_is_as_large_as_published(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    assert cfg.model.backbone.name == shared.BACKBONES[path.stem.split("_")[1]]
+    model = shared.build(cfg)
+    shared.check_figures(ROWS[path], shared.parameters(model), {SHAPE: flops_of(model)}, SHAPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", shared.SMALL)
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_and_is_evaluated(method: str, kind: str, coco: Path, tmp_path: Path) -> None:
+    channels, arguments = shared.SMALL[kind]
+    path = FOLDER / "configs" / f"{kind.format(method)}_{METHODS[method][-1]}.py"
+    cfg = shared.small_config(path, arguments, tmp_path)
+    cfg.model.neck.in_channels = channels[-len(cfg.model.neck.in_channels) :]
+    heads = cfg.model.get("roi_head", cfg.model)
+    for head in (
+        heads.bbox_head if isinstance(heads.bbox_head, list) else [heads.bbox_head],
+        [heads.get("mask_head", {})],
+    ):
+        for settings in head:
+            settings.update(num_classes=len(CLASSES))
+    cfg.model.test_cfg.get("rcnn", cfg.model.test_cfg).score_thr = 0.0
+    for name in ("train_dataloader", "val_dataloader"):
+        cfg[name].dataset.update(data_root=str(coco), metainfo={"classes": CLASSES})
+    cfg.val_evaluator.ann_file = str(coco / "annotations" / "instances_val2017.json")
+    cfg.train_dataloader.dataset.indices = 2
+    cfg.train_cfg.update(max_epochs=1, val_interval=2)
+    metrics = shared.train_and_evaluate(cfg)
+    assert metrics["coco/bbox_mAP"] >= 0.0
+    assert ("coco/segm_mAP" in metrics) == (method != "retinanet")
