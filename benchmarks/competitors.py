@@ -107,30 +107,42 @@ def _build_torchvision(peers: Peers, weights: Mapping[str, Tensor]) -> nn.Module
     return model
 
 
-def check_equal(models: Mapping[str, nn.Module], images: Tensor, limit: float) -> dict[str, float]:
-    """Compare outputs (eval) and gradients of the images (train) with those of "timm" by max|a - b| / max|b|.
+def check_equal(
+    models: Mapping[str, nn.Module], images: Tensor, limit: float, *, reference: str = "timm"
+) -> dict[str, float]:
+    """Compare outputs (eval) and gradients of the images (train) with those of `reference` by max|a - b| / max|b|.
+
+    Args:
+        models: each gives a tensor, or several.
 
     Returns:
-        name -> the larger of the two errors.
+        name -> the largest of the errors.
 
     Raises:
         AssertionError: a competitor computes something else, so its time means nothing.
     """
-    results: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+        results = model(images)
+        return [results] if isinstance(results, Tensor) else list(results)
+
+    found: dict[str, list[Tensor]] = {}
     for name, prototype in models.items():
-        model = copy.deepcopy(prototype).to(images.device).eval()
+        model = copy.deepcopy(prototype).to(images.device)
+        model.eval()
         with torch.inference_mode():
-            logits = model(images).clone()
+            values = [x.clone() for x in outputs(model, images)]
         inputs = images.clone().requires_grad_()
-        loss = model.train()(inputs).square().sum()
-        results[name] = logits, torch.autograd.grad(loss, inputs)[0]
+        model.train()
+        loss = sum(x.square().sum() for x in outputs(model, inputs))
+        found[name] = [*values, *torch.autograd.grad(loss, inputs)]
     errors = {
-        name: max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(pair, results["timm"], strict=True))
-        for name, pair in results.items()
+        name: max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(tensors, found[reference], strict=True))
+        for name, tensors in found.items()
     }
     wrong = {name: error for name, error in errors.items() if not error < limit}
     if wrong:
-        raise AssertionError(f"not the function that timm computes: {wrong}, limit {limit}")
+        raise AssertionError(f"not the function that {reference} computes: {wrong}, limit {limit}")
     return errors
 
 

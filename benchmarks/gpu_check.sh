@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The core tests, the checks on the accelerator and the comparison with peers, within 9 minutes, on a machine that has
+# The core tests, the checks on the accelerator and the comparisons with peers, within 9 minutes, on a machine that has
 # only PyTorch, timm and a GPU: no network, no installation.
 #
 #   benchmarks/gpu_check.sh OUT_DIR
 #
-# Writes into OUT_DIR: doctor.json, tests.log, checks.log and .json, peers_*.log and .json, summary.txt.
+# Writes into OUT_DIR: doctor.json, tests.log, checks.log and .json, peers_*.log and .json, dense.log and .json, summary.txt.
 # Exit status: 0 all passed, 1 something failed or ran out of its time, 2 bad input.
 #
 # PYTHON             the interpreter that has PyTorch (python3)
 # HVT_CHECK_DEVICE   cuda, npu or cpu (cuda)
-# HVT_CHECK_PARTS    of "tests checks float32 bfloat16", those to run (all)
+# HVT_CHECK_PARTS    of "tests checks float32 bfloat16 dense", those to run (all)
 # HVT_CHECK_PEERS    arguments of benchmarks.peers (--batch 64 --rounds 10)
+# HVT_CHECK_DENSE    arguments of benchmarks.dense (--dtype bfloat16 --batch 2 --rounds 5)
 # HVT_REFERENCE_DIR  the folder of reference cases (shared/reference in or beside the checkout, where there is one)
 set -u -o pipefail
 
@@ -22,12 +23,12 @@ if ! mkdir -p "$1" || ! [ -w "$1" ]; then
     echo "error: $1 is not a folder that can be written: name another" >&2
     exit 2
 fi
-parts=${HVT_CHECK_PARTS:-tests checks float32 bfloat16}
+parts=${HVT_CHECK_PARTS:-tests checks float32 bfloat16 dense}
 for name in $parts; do
     case $name in
-        tests | checks | float32 | bfloat16) ;;
+        tests | checks | float32 | bfloat16 | dense) ;;
         *)
-            echo "error: HVT_CHECK_PARTS has no part $name: choose from tests checks float32 bfloat16" >&2
+            echo "error: HVT_CHECK_PARTS has no part $name: choose from tests checks float32 bfloat16 dense" >&2
             exit 2
             ;;
     esac
@@ -42,6 +43,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 device=${HVT_CHECK_DEVICE:-cuda}
 read -r -a peers <<<"${HVT_CHECK_PEERS:---batch 64 --rounds 10}"
+read -r -a dense <<<"${HVT_CHECK_DENSE:---dtype bfloat16 --batch 2 --rounds 5}"
 if [ -z "${HVT_REFERENCE_DIR:-}" ] && [ -d shared/reference ]; then
     export HVT_REFERENCE_DIR="$PWD/shared/reference"
 fi
@@ -101,11 +103,14 @@ for name in $parts; do
             part tests 190 "$python" -m pytest "${arguments[@]}"
             ;;
         checks)
-            part checks 100 "$python" -m benchmarks.gpu_checks --device "$device" --out "$out/checks.json"
+            part checks 80 "$python" -m benchmarks.gpu_checks --device "$device" --out "$out/checks.json"
             ;;
         float32 | bfloat16)
-            part "peers_$name" 100 "$python" -m benchmarks.peers --device "$device" --dtype "$name" \
+            part "peers_$name" 80 "$python" -m benchmarks.peers --device "$device" --dtype "$name" \
                 --out "$out/peers_$name.json" "${peers[@]}"
+            ;;
+        dense)
+            part dense 80 "$python" -m benchmarks.dense --device "$device" --out "$out/dense.json" "${dense[@]}"
             ;;
     esac
 done

@@ -124,6 +124,50 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
     return Summary.of([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
+def compare(
+    samples: Mapping[str, Sequence[float]], memory: Mapping[str, int], rivals: Sequence[str], label: str
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Times, and peak memory where it was measured, of each competitor, and their ratios to the best of `rivals`.
+
+    Args:
+        samples: name -> seconds, as `interleave` gives them.
+        memory: name -> bytes, or nothing.
+        label: what the rivals are called in the keys: `ratio_to_LABEL_best`, `memory_ratio_to_LABEL_lowest`.
+
+    Returns:
+        The fastest rival, and name -> figures.
+    """
+    summaries = {name: Summary.of(times) for name, times in samples.items()}
+    best = min(rivals, key=lambda name: summaries[name].median)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, summary in summaries.items():
+        ratio = paired_ratio(samples[name], samples[best])
+        figures[name] = {
+            "median_s": summary.median,
+            "min_s": summary.minimum,
+            "iqr_s": summary.spread,
+            f"ratio_to_{label}_best": ratio.median,
+            "ratio_quartiles": [ratio.low, ratio.high],
+            "samples_s": list(samples[name]),
+        }
+        if memory:
+            lowest = min(memory[one] for one in rivals)
+            figures[name] |= {"peak_bytes": memory[name], f"memory_ratio_to_{label}_lowest": memory[name] / lowest}
+    return best, figures
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Lines of cells as text, the first `left` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
 def peak_memory(build: Callable[[], Work], device: torch.device) -> int:
     """Bytes of tensors alive at the highest point of the second call of what `build` makes.
 
@@ -209,6 +253,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         **{name: installed_version(name) for name in ("torch", "timm", "torchvision", "numpy")},
+        "mmdet": installed_version("onedl-mmdetection", "mmdet"),
+        "mmseg": installed_version("onedl-mmsegmentation", "mmsegmentation"),
     }
     if hasattr(os, "getloadavg"):
         facts["load_average"] = os.getloadavg()[0]
@@ -217,6 +263,19 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         facts |= {"cuda": torch.version.cuda, "tf32_convolutions": torch.backends.cudnn.allow_tf32}
     return facts
+
+
+def heading(report: Mapping[str, Any]) -> str:
+    """What a table was measured on: from a report's "machine", "arguments", "revision" and, if there, "matmul_rate"."""
+    machine, arguments = report["machine"], report["arguments"]
+    tf32 = f", tf32 {'on' if arguments['tf32'] else 'off'}" if machine["device"].startswith("cuda") else ""
+    rate = report.get("matmul_rate")
+    products = f"matrix products {rate['flops_per_s'] / 1e9:.0f} GFLOP/s, " if rate else ""
+    return (
+        f"{machine.get('device_name') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
+        f"timm {machine['timm']}, {arguments['dtype']}{tf32}, batch {arguments['batch']}, {products}"
+        f"{arguments['clock']} clock, revision {report['revision']}"
+    )
 
 
 def _cpu_name() -> str:

@@ -29,16 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvt_backbones.device import select_device
 from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS
 
 from . import measure
-from .command_line import output_file, positive
+from .command_line import DTYPES, add_measuring, positive, prepare
 from .competitors import CLASSES, MODELS, build_competitors, check_equal, count_flops
 
 MODES = ("inference", "train")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, foreach=True),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, foreach=True),
@@ -129,29 +127,15 @@ def summarise(
     batch: int,
 ) -> dict[str, Any]:
     """The figures of one row, per competitor; ratios are to the fastest of timm's, of memory to timm's lowest."""
-    summaries = {name: measure.Summary.of(times) for name, times in samples.items()}
     timms = [name for name in samples if name.startswith("timm")]
-    best = min(timms, key=lambda name: summaries[name].median)
-    row: dict[str, Any] = {"flops": flops, "timm_best": best, "competitors": {}}
-    for name, summary in summaries.items():
-        ratio = measure.paired_ratio(samples[name], samples[best])
-        row["competitors"][name] = {
-            "median_s": summary.median,
-            "min_s": summary.minimum,
-            "iqr_s": summary.spread,
-            "images_per_s": batch / summary.median,
-            "flops_per_s": flops / summary.median,
-            "ratio_to_timm_best": ratio.median,
-            "ratio_quartiles": [ratio.low, ratio.high],
-            "error_to_timm": errors[name],
-            "samples_s": list(samples[name]),
-        }
+    best, figures = measure.compare(samples, memory, timms, "timm")
+    for name, entry in figures.items():
+        entry["images_per_s"] = batch / entry["median_s"]
+        entry["flops_per_s"] = flops / entry["median_s"]
+        entry["error_to_timm"] = errors[name]
         if memory:
-            row["competitors"][name] |= {
-                "peak_training_bytes": memory[name],
-                "memory_ratio_to_timm_lowest": memory[name] / min(memory[one] for one in timms),
-            }
-    return row
+            entry["peak_training_bytes"] = entry.pop("peak_bytes")
+    return {"flops": flops, "timm_best": best, "competitors": figures}
 
 
 def save(report: dict[str, Any], path: Path | None) -> None:
@@ -187,25 +171,7 @@ def table(report: dict[str, Any]) -> str:
                     f"{entry['memory_ratio_to_timm_lowest']:.3f}" if memory else "",
                 )
             )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column > 2 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def heading(report: dict[str, Any]) -> str:
-    machine, arguments, rate = report["machine"], report["arguments"], report["matmul_rate"]
-    tf32 = f", tf32 {'on' if arguments['tf32'] else 'off'}" if machine["device"].startswith("cuda") else ""
-    return (
-        f"{machine.get('device_name') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
-        f"timm {machine['timm']}, {arguments['dtype']}{tf32}, batch {arguments['batch']}, "
-        f"matrix products {rate['flops_per_s'] / 1e9:.0f} GFLOP/s, {arguments['clock']} clock, "
-        f"revision {report['revision']}"
-    )
+    return measure.aligned(lines, left=3)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -214,26 +180,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--tf32", action="store_true", help="let CUDA round float32 factors to tf32; without it, never")
-    parser.add_argument("--batch", type=positive, default=4)
+    add_measuring(parser, batch=4, rounds=15)
     parser.add_argument("--image-size", type=positive, help="default: 224, for SwinV2 256")
-    parser.add_argument("--rounds", type=positive, default=15, help="samples of each competitor")
-    parser.add_argument("--warmup", type=positive, default=2, help="rounds before, not kept")
-    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's choice")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="of the training step")
     parser.add_argument(
         "--attention", nargs="+", choices=IMPLEMENTATIONS, default=[], metavar="NAME",
         help=f"also measure ours with these implementations of window attention: {', '.join(IMPLEMENTATIONS)}",
     )  # fmt: skip
-    parser.add_argument(
-        "--clock", choices=("wall", "process"), default="wall",
-        help="process: the processor time of all threads, on a CPU that others use too; best with --threads 1",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=output_file, metavar="FILE", help="write all numbers there as JSON, after every row"
-    )
     options = parser.parse_args(argv)
     for name in options.models:
         if name not in MODELS:
@@ -249,16 +202,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    device = select_device(options.device)
-    if device.type != "cpu" and options.clock != "wall":
-        raise InputError(f"--clock {options.clock} is for the CPU: leave it out with --device {options.device}")
-    if options.tf32 and device.type != "cuda":
-        raise InputError(f"--tf32 is for CUDA: leave it out with --device {options.device}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = options.tf32
+    device = prepare(options)
     dtype = DTYPES[options.dtype]
 
     report: dict[str, Any] = {
@@ -296,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             report["failures"].append(f"{name}: {type(error).__name__}: {error}")
             save(report, options.out)
-    print(heading(report))
+    print(measure.heading(report))
     print(table(report))
     print("* timm's best. Ratios are medians of the ratios within a round: below 1 is faster.")
     for failure in report["failures"]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages
 from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights
 from .layers.block import Block
-from .layers.linear import Linear
+from .layers.linear import Linear, gelu_linear
 from .layers.mlp import drop_path_rates
 from .layers.patch import convolve
 
@@ -45,8 +45,10 @@ class ConvMlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.dwconv(self.relu(self.fc1(x))))
-        return self.drop(self.fc2(self.drop(x)))
+        x = self.dwconv(self.relu(self.fc1(x)))
+        if self.drop.p == 0.0 or not self.training:
+            return gelu_linear(x, self.fc2)
+        return self.drop(self.fc2(self.drop(F.gelu(x))))
 
 
 class PyramidVisionTransformerV2(Backbone):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import competitors, gpu_checks, measure, peers
+from benchmarks import competitors, dense, dense_competitors, gpu_checks, measure, peers
 
 from .conftest import ROOT
 
@@ -205,6 +205,80 @@ def test_bad_input(arguments: list[str], message: str, capsys) -> None:
     assert printed.out == ""
 
 
+# ---- dense ----
+
+
+@pytest.fixture
+def small_dense(monkeypatch: pytest.MonkeyPatch) -> str:
+    arguments = {"patch_norm_eps": 1e-6, "sr_norm_eps": 1e-6}
+    monkeypatch.setitem(
+        dense_competitors.MODELS,
+        "small",
+        dense_competitors.Dense("pvt_v2_b0", arguments, {"mmdet": ("Any", {})}, "pvt_v2_b0"),
+    )
+    monkeypatch.setattr(dense_competitors, "find_spec", lambda name: None)
+    return "small"
+
+
+def test_dense_without_openmmlab(small_dense: str, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "dense.json"
+    command = ["--models", small_dense, "--sizes", "32x64", "--rounds", "2", "--warmup", "1", "--out", str(out)]
+    assert dense.main(command) == 0
+    report = json.loads(out.read_text())
+    assert report["command"].split() == ["python", "-m", "benchmarks.dense", *command]
+    assert [(row["image_size"], row["mode"]) for row in report["rows"]] == [
+        ([32, 64], "forward"),
+        ([32, 64], "backward"),
+    ]
+    parameters = sum(p.numel() for p in dense_competitors.hvt.create_backbone("pvt_v2_b0").parameters())
+    for row, copies in zip(report["rows"], (1, 2), strict=True):  # weights, then gradients too
+        assert set(row["competitors"]) == {"hvt", "timm"}
+        assert row["peer_best"] == "timm"
+        assert row["missing"] == ["HVTBackbone", "mmdet"]
+        for entry in row["competitors"].values():
+            assert len(entry["samples_s"]) == 2
+            assert entry["error_to_hvt"] < 1e-4
+            assert copies * 4 * parameters < entry["peak_bytes"] < (copies + 1.5) * 4 * parameters
+    printed = capsys.readouterr().out
+    assert "x peer best" in printed
+    assert "left out, not installed: mmdet" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", dense_competitors.MODELS)
+def test_dense_competitors_are_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_competitors, "find_spec", lambda name: None)
+    size = dense_competitors.MODELS[name].checked_size((64, 96))
+    models, _ = dense_competitors.build_competitors(name, size)
+    assert ("timm" in models) != (name == "twins_svt_small")
+    competitors.check_equal(models, torch.randn(1, 3, *size), 1e-4, reference="hvt")
+
+
+def test_dense_reports_a_model_that_fails(small_dense: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(dense_competitors.MODELS, "small", dense_competitors.Dense("pvt_v2_b0", timm="pvt_v2_b1"))
+    assert dense.main(["--models", small_dense, "--sizes", "32x32", "--rounds", "1"]) == 1
+    assert "FAILED small 32x32: RuntimeError: Error(s) in loading" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "swin_tny"], "'swin_tny': did you mean swin_tiny?"),
+        (["--sizes", "800"], "must be HEIGHTxWIDTH"),
+        (["--sizes", "800x1210"], "multiples of 32"),
+        (["--sizes", "0x32"], "multiples of 32"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_bad_input_of_dense(arguments: list[str], message: str, capsys) -> None:
+    assert dense.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
 # ---- the checks on an accelerator ----
 
 
@@ -309,15 +383,17 @@ def test_script_with_an_unknown_part(tmp_path: Path) -> None:
 def test_script_runs_checks_and_peers(tmp_path: Path) -> None:
     result = run_script(
         str(tmp_path / "out"),
-        HVT_CHECK_PARTS="checks float32",
+        HVT_CHECK_PARTS="checks float32 dense",
         HVT_CHECK_PEERS="--models pvt_v2_b2 --image-size 32 --batch 1 --rounds 1 --warmup 1 --modes inference",
+        HVT_CHECK_DENSE="--models pvt_v2_b2 --sizes 32x32 --rounds 1 --warmup 1 --modes forward",
         HVT_REFERENCE_DIR=str(tmp_path),  # no cases: they have a test of their own
     )
     assert result.returncode == 0, result.stdout + result.stderr
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
-    assert [line.split()[:2] for line in summary] == [["passed", "checks"], ["passed", "peers_float32"]]
+    assert [line.split()[:2] for line in summary] == [["passed", name] for name in ("checks", "peers_float32", "dense")]
     assert json.loads((tmp_path / "out" / "checks.json").read_text())["failed"] == 0
     assert json.loads((tmp_path / "out" / "peers_float32.json").read_text())["rows"]
+    assert json.loads((tmp_path / "out" / "dense.json").read_text())["rows"]
     assert json.loads((tmp_path / "out" / "doctor.json").read_text())["packages"]["timm"]
 
 

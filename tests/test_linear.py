@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hvt_backbones.layers import linear as module
-from hvt_backbones.layers.linear import Linear, linear, linear_gelu
+from hvt_backbones.layers.linear import Linear, gelu_linear, linear, linear_gelu
 
 SHAPES = {"vector": (8,), "rows": (5, 8), "map": (2, 3, 4, 8), "no_rows": (0, 8)}
 
@@ -49,6 +49,63 @@ def test_gelu_is_one_pass_in_inference_and_the_same() -> None:
     torch.testing.assert_close(linear_gelu(x, layer), expected, rtol=1e-5, atol=1e-6)
     with torch.inference_mode():
         torch.testing.assert_close(linear_gelu(x, layer), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gelu_that_is_computed_again_gives_the_same_gradients(
+    shape: tuple[int, ...], bias: bool, dtype: torch.dtype
+) -> None:
+    x, layer = torch.randn(shape, dtype=dtype, requires_grad=True), Linear(8, 6, bias=bias).to(dtype)
+    leaves, seed, found = [x, *layer.parameters()], torch.randn(*shape[:-1], 6, dtype=dtype), []
+    for function in (gelu_linear, lambda x, layer: layer(F.gelu(x))):
+        out = function(x, layer)
+        first = torch.autograd.grad(out.pow(2), leaves, seed, create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(3).sum() for g in first), leaves)
+        found.append([out, *first, *second])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
+def kept_for_backward(function, *arguments) -> int:
+    """Numbers of different tensors that autograd keeps."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function(*arguments)  # held until the count is done, or memory would be given out again
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+def test_gelu_is_not_kept_for_backward() -> None:
+    x, layer = torch.randn(100, 8, requires_grad=True), Linear(8, 6)
+    assert kept_for_backward(lambda: layer(F.gelu(x))) == 2 * x.numel() + layer.weight.numel()
+    assert kept_for_backward(gelu_linear, x, layer) == x.numel() + layer.weight.numel()
+
+
+def test_gelu_is_kept_where_the_layer_is_watched_or_another() -> None:
+    x, layer, seen = torch.randn(100, 8, requires_grad=True), Linear(8, 6), []
+    expected = gelu_linear(x, layer)
+    layer.register_forward_hook(lambda *arguments: seen.append(1))
+    torch.testing.assert_close(gelu_linear(x, layer), expected)
+    assert seen
+    torch.testing.assert_close(gelu_linear(x, torch.nn.Identity()), F.gelu(x))
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_gelu_under_autocast(given: torch.dtype) -> None:
+    x, layer = torch.randn(5, 8).to(given).requires_grad_(), Linear(8, 6)
+    found = []
+    for function in (gelu_linear, lambda x, layer: layer(F.gelu(x))):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(x, layer)
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])])
+    assert [t.dtype for t in found[0]] == [t.dtype for t in found[1]]
+    torch.testing.assert_close(*found, rtol=3e-2, atol=3e-2)
 
 
 def test_what_comes_out_may_be_changed_in_place() -> None:

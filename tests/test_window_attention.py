@@ -131,6 +131,43 @@ def test_implementations_agree_with_attention_by_hand(name: str, options: dict, 
         )
 
 
+@pytest.mark.parametrize("logits", [1, 200, 2**19], ids=["one_window", "a_few", "all_at_once"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("name", MAPS)
+def test_windows_are_attended_in_parts_without_gradients(
+    name: str, options: dict, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvt_backbones.ops.bmm.CHUNK", logits)
+    qkv, arguments = make(name, **options)
+    given = qkv.detach().clone()
+    with torch.no_grad():
+        with use_attention("reference"):
+            expected = window_attention(qkv, **arguments)
+        with use_attention("bmm"):
+            found = window_attention(given, **arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert found.is_contiguous(), "a linear layer would copy it"
+    assert torch.equal(given, qkv), "the map of the caller was written to"
+
+
+def test_memory_of_a_large_map_without_gradients() -> None:
+    """At most the windows, the result and one part of the logits at a time, neither a padded map nor all logits."""
+    from benchmarks.measure import peak_memory
+
+    qkv, bias = torch.randn(1, 80, 121, 3 * 24), torch.randn(3, 49, 49)
+    mib = 4 * qkv.numel() / 2**20
+
+    def build():
+        def work() -> None:
+            with torch.no_grad(), use_attention("bmm"):
+                window_attention(qkv, bias, (7, 7), (3, 3), 3)
+
+        return work
+
+    # windows with their padding and the result: 1.1 + 0.33 maps; logits of 2 MiB and their softmax; masks
+    assert peak_memory(build, torch.device("cpu")) / 2**20 < 1.5 * mib + 2 * 2 + 2.5
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_softmax_is_wide_for_narrow_inputs(implementation: str) -> None:
     """With logits far beyond float16's range of exp, the result is finite and near that of float64."""

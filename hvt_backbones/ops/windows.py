@@ -67,6 +67,7 @@ class WindowLayout:
         self.axes = len(window)
         self.grid = tuple(-(-length // side) for length, side in zip(self.spatial, window, strict=True))
         self.windows, self.tokens = math.prod(self.grid), math.prod(window)
+        self.padded = any(length % side for length, side in zip(self.spatial, window, strict=True))
 
     def split(self, qkv: Tensor, pad_value: Tensor | None) -> Tensor:
         """(B, *spatial, 3 * C) -> (3, B, windows, heads, N, head_dim): pad, roll, and cut in one copy."""

@@ -1,0 +1,232 @@
+"""Our backbones beside mmdet's, mmseg's and timm's on images as detectors and segmentors take them: time and memory.
+
+    python -m benchmarks.dense --out dense.json
+    python -m benchmarks.dense --device cuda --dtype bfloat16 --batch 2
+
+As in `peers`, all competitors of a row live in one process, have the same weights, are first seen to compute the same
+maps and gradients, and are then timed in turn. A row is a backbone, an image size and a mode: `forward` under
+`inference_mode()`, or `backward`, which is forward and backward from given gradients of the maps, without an update.
+Weights are float32; other types are autocast's. Frameworks that are not installed are left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
+
+from . import measure
+from .command_line import DTYPES, add_measuring, prepare
+from .competitors import check_equal
+from .dense_competitors import MODELS, build_competitors
+
+MODES = ("forward", "backward")
+SIZES = ((800, 1216), (512, 512))
+OURS = ("hvt", "HVTBackbone")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all competitors of a row share."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    rounds: int
+    warmup: int
+    clock: measure.Clock
+
+    def autocast(self):
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def forward(prototype: nn.Module, images: Tensor, settings: Settings) -> measure.Work:
+    model = copy.deepcopy(prototype).to(settings.device)
+    model.eval()
+
+    def call() -> None:
+        with torch.inference_mode(), settings.autocast():
+            model(images)
+
+    return call
+
+
+def forward_and_backward(
+    prototype: nn.Module, images: Tensor, cotangents: Sequence[Tensor], settings: Settings
+) -> measure.Work:
+    model = copy.deepcopy(prototype).to(settings.device)
+    model.train()
+
+    def call() -> None:
+        with settings.autocast():
+            maps = model(images)
+        torch.autograd.backward(list(maps), [y.to(x.dtype) for x, y in zip(maps, cotangents, strict=True)])
+        model.zero_grad(set_to_none=True)
+
+    return call
+
+
+def measure_model(
+    name: str, image_size: tuple[int, int], modes: Sequence[str], settings: Settings
+) -> Iterator[dict[str, Any]]:
+    """One row per mode: times and peak memory of all competitors."""
+    torch.manual_seed(0)
+    checked_size = MODELS[name].checked_size(image_size)
+    full_precision = torch.get_float32_matmul_precision() == "highest"
+    errors = check_equal(
+        build_competitors(name, checked_size)[0],
+        torch.randn(1, 3, *checked_size).to(settings.device),
+        limit=1e-4 if full_precision else 2e-2,
+        reference="hvt",
+    )
+    prototypes, missing = build_competitors(name, image_size)
+    rivals = [key for key in prototypes if key not in OURS]
+    images = torch.randn(settings.batch, 3, *image_size).to(settings.device)
+    model = prototypes["hvt"]
+    shapes = [
+        (channels, *(side // stride for side in image_size))
+        for channels, stride in zip(model.channels, model.strides, strict=True)
+    ]
+    cotangents = [torch.randn(settings.batch, *shape).to(settings.device) for shape in shapes]
+
+    for mode in modes:
+
+        def build(key: str, mode: str = mode) -> measure.Work:
+            if mode == "forward":
+                return forward(prototypes[key], images, settings)
+            return forward_and_backward(prototypes[key], images, cotangents, settings)
+
+        memory = {key: measure.peak_memory(lambda key=key: build(key), settings.device) for key in prototypes}
+        works = {key: build(key) for key in prototypes}
+        samples = measure.interleave(works, settings.clock, rounds=settings.rounds, warmup=settings.warmup)
+        del works  # the models of this mode, before those of the next
+        best, figures = measure.compare(samples, memory, rivals or ["hvt"], "peer")
+        yield {
+            "model": name,
+            "image_size": list(image_size),
+            "mode": mode,
+            "batch": settings.batch,
+            "peer_best": best if rivals else None,
+            "missing": missing,
+            "competitors": {key: {**entry, "error_to_hvt": errors[key]} for key, entry in figures.items()},
+        }
+
+
+def table(report: dict[str, Any]) -> str:
+    header = (
+        "model", "image", "mode", "competitor", "median ms", "min", "IQR", "x peer best", "(quartiles)", "peak MiB",
+        "x peer",
+    )  # fmt: skip
+    lines = [header]
+    for row in report["rows"]:
+        for name, entry in row["competitors"].items():
+            low, high = entry["ratio_quartiles"]
+            lines.append(
+                (
+                    row["model"],
+                    "x".join(map(str, row["image_size"])),
+                    row["mode"],
+                    name + (" *" if name == row["peer_best"] else ""),
+                    *(f"{1e3 * entry[key]:.1f}" for key in ("median_s", "min_s", "iqr_s")),
+                    f"{entry['ratio_to_peer_best']:.3f}",
+                    f"({low:.3f}-{high:.3f})",
+                    f"{entry['peak_bytes'] / 2**20:.1f}",
+                    f"{entry['memory_ratio_to_peer_lowest']:.3f}",
+                )
+            )
+    return measure.aligned(lines, left=4)
+
+
+def size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    height, width = map(int, match.groups()) if match else (0, 0)
+    if not height or not width or height % 32 or width % 32:
+        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH, both multiples of 32, such as 800x1216")
+    return height, width
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m benchmarks.dense", description="Compare our backbones with mmdet's, mmseg's and timm's."
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument(
+        "--sizes", nargs="+", type=size, default=list(SIZES), metavar="HxW", help="of the images: 800x1216 512x512"
+    )
+    add_measuring(parser, batch=1, rounds=10)
+    options = parser.parse_args(argv)
+    for name in options.models:
+        if name not in MODELS:
+            near = difflib.get_close_matches(name, MODELS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"no peers are known for {name!r}: {hint}choose from {', '.join(MODELS)}")
+    return options
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    device = prepare(options)
+    settings = Settings(
+        device=device,
+        dtype=DTYPES[options.dtype],
+        batch=options.batch,
+        rounds=options.rounds,
+        warmup=options.warmup,
+        clock=measure.Clock(device, options.clock),
+    )
+    command = ["python -m benchmarks.dense", *(sys.argv[1:] if argv is None else argv)]
+    report: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "revision": measure.revision(),
+        "command": " ".join(command),
+        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "machine": measure.machine(device),
+        "rows": [],
+        "failures": [],
+    }
+
+    def save() -> None:
+        if options.out is not None:
+            measure.write_json(options.out, report)
+
+    for name in options.models:
+        for image_size in options.sizes:
+            label = f"{name} {image_size[0]}x{image_size[1]}"
+            try:
+                for row in measure_model(name, image_size, options.modes, settings):
+                    report["rows"].append(row)
+                    print(f"{label} {row['mode']}: done", file=sys.stderr)
+                    save()
+            except Exception as error:  # the other rows are wanted too
+                traceback.print_exc()
+                report["failures"].append(f"{label}: {type(error).__name__}: {error}")
+                save()
+    print(report["command"])
+    print(measure.heading(report))
+    print(table(report))
+    print("* the fastest peer. Ratios are medians of the ratios within a round: below 1 is faster.")
+    for missing in sorted({name for row in report["rows"] for name in row["missing"]}):
+        print(f"left out, not installed: {missing}")
+    for failure in report["failures"]:
+        print(f"FAILED {failure}")
+    return 1 if report["failures"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
