@@ -145,18 +145,20 @@ def train_loader(
         accumulation=accumulation,
         repeats=config.repeated_augmentation,
     )
-    return _Loader(dataset, batch_sampler=sampler, **_loading(config.workers, pin))
+    return _Loader(dataset, batch_sampler=sampler, **_loading(dataset, config.workers, pin))
 
 
 def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, world: int, pin: bool) -> DataLoader:
     """Every picture exactly once over all ranks."""
     sampler = RankSlice(len(dataset), rank, world)
-    return _Loader(dataset, batch_size, sampler=sampler, **_loading(workers, pin))
+    return _Loader(dataset, batch_size, sampler=sampler, **_loading(dataset, workers, pin))
 
 
-def _loading(workers: int, pin: bool) -> dict[str, Any]:
+def _loading(dataset: Pictures, workers: int, pin: bool) -> dict[str, Any]:
+    forks = getattr(getattr(dataset, "reader", None), "forks", True)
     return {
         "num_workers": workers,
+        "multiprocessing_context": None if forks or not workers else "spawn",
         "pin_memory": pin,
         "collate_fn": _collate,
         "worker_init_fn": _leave_signals_to_the_parent,
@@ -186,11 +188,11 @@ class _Loader(DataLoader):
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """SIGTERM waits within: a worker that is being forked does not yet know what to do with it."""
+    """Signals wait within: a worker that is being started does not yet know what to do with them, and inherits this."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
     finally:

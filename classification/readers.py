@@ -247,7 +247,13 @@ class ReaderHuggingFace(Reader):
 
     Raises:
         InputError: `datasets` is missing; no such dataset or split; it has no picture or class column; no labels.
+
+    Attributes:
+        forks: whether forked workers may read it. Arrow's threads do not outlive a fork, and now and then the worker
+            does not either; one that is started afresh maps the same files.
     """
+
+    forks = False
 
     def __init__(self, name: str, split: str | None) -> None:
         super().__init__()
