@@ -6,9 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINED := $(PIP) install -q -c constraints.txt
 export PYTHONUNBUFFERED = 1
 
-OPENMMLAB_TESTS := tests/openmmlab tests/detection tests/segmentation
 
-.PHONY: install install-all demo test test-fast test-openmmlab lint format clean
+# a process per core, each with one thread; a file's tests stay together, for they share what is costly
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# what needs the applications' packages; test-fast is of the library alone
+APPLICATION_TESTS := tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation
+
+.PHONY: install install-all demo test test-fast lint format clean
 
 install: $(VENV)/.installed
 
@@ -49,15 +53,11 @@ $(VENV)/.torch_npu_sources: $(VENV)/.pip constraints.txt
 		--target $(VENV)/torch_npu_sources torch_npu
 	touch $@
 
-test: install $(VENV)/.torch_npu_sources
-	$(BIN)/python -m pytest $(OPENMMLAB_TESTS:%=--ignore=%)
+test: install-all $(VENV)/.torch_npu_sources
+	$(PYTEST)
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/classification --ignore=tests/npu $(OPENMMLAB_TESTS:%=--ignore=%)
-
-# detection and segmentation are being built: their tests need what `make install-all` compiles
-test-openmmlab: install-all
-	$(BIN)/python -m pytest $(OPENMMLAB_TESTS)
+	$(PYTEST) -m "not slow" $(APPLICATION_TESTS:%=--ignore=%)
 
 lint: install
 	$(BIN)/ruff check .

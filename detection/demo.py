@@ -44,8 +44,8 @@ def run(argv: Sequence[str] | None) -> int:
         place_data=_place_data,
         shorten=_shorten,
         goals=(
-            Goal(name="bbox AP50", key="coco/bbox_mAP_50", least=0.70, least_quick=0.1),
-            Goal(name="segm AP50", key="coco/segm_mAP_50", least=0.65, least_quick=0.1),
+            Goal(name="bbox AP50", key="coco/bbox_mAP_50", least=0.70, least_quick=0.06),
+            Goal(name="segm AP50", key="coco/segm_mAP_50", least=0.65, least_quick=0.06),
         ),
         show=_predictions,
         colors=COLORS,
@@ -73,7 +73,7 @@ def _shorten(cfg: Config) -> None:
 
 
 def _predictions(runner: Runner) -> dict[str, list[NDArray]]:
-    """Rows of pictures: what is there, and what the model finds."""
+    """Rows of pictures: what is there, crowds in white, and what the model finds."""
     import mmcv
 
     rows: dict[str, list[NDArray]] = {"truth": [], "prediction": []}
@@ -83,16 +83,21 @@ def _predictions(runner: Runner) -> dict[str, list[NDArray]]:
             picture = mmcv.imread(sample.img_path, channel_order="rgb")
             truth, found = sample.gt_instances.cpu(), sample.pred_instances.cpu()
             found = found[found.scores >= SHOWN_SCORE]
-            rows["truth"].append(_annotate(picture, truth.masks.to_ndarray(), truth.labels, names))
+            crowds = sample.ignored_instances.masks.to_ndarray()
+            rows["truth"].append(_annotate(picture, truth.masks.to_ndarray(), truth.labels, names, crowds=crowds))
             rows["prediction"].append(_annotate(picture, found.masks.numpy(), found.labels, names, found.bboxes))
         if len(rows["truth"]) >= SHOWN:
             break
     return {name: pictures[:SHOWN] for name, pictures in rows.items()}
 
 
-def _annotate(picture: NDArray, masks: NDArray, labels: Any, names: Sequence[str], boxes: Any = ()) -> NDArray:
-    """The picture, twice as large, grey, with masks in the colours of their classes and, if given, boxes."""
+def _annotate(
+    picture: NDArray, masks: NDArray, labels: Any, names: Sequence[str], boxes: Any = (), crowds: Any = ()
+) -> NDArray:
+    """The picture, twice as large and grey; masks in the colours of their classes, crowds in white, and boxes."""
     grey = picture.mean(2, keepdims=True).repeat(3, 2)
+    for mask in crowds:
+        grey[mask.astype(bool)] = 255
     for mask, label in zip(masks.astype(bool), labels, strict=True):
         grey[mask] = 0.35 * grey[mask] + 0.65 * np.array(COLORS[names[label]])
     canvas = Image.fromarray(grey.astype(np.uint8)).resize((2 * picture.shape[1], 2 * picture.shape[0]))

@@ -202,7 +202,7 @@ def run_convert(args: argparse.Namespace) -> None:
     from . import predict
     from .weights import convert_state_dict
     from .weights.convert import recognise
-    from .weights.files import read_metadata, read_state_dict, save_state_dict
+    from .weights.files import read_classes, read_metadata, read_state_dict, save_state_dict
 
     _check_writable(args.output)
     state_dict, metadata = read_state_dict(args.input), read_metadata(args.input)
@@ -218,7 +218,10 @@ def run_convert(args: argparse.Namespace) -> None:
     sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
     found, _ = recognise(state_dict, args.layout)
     converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
-    save_state_dict(converted, args.output, {key: text for key, text in metadata.items() if key.startswith("hvt.")})
+    metadata = {key: text for key, text in metadata.items() if key.startswith("hvt.")}
+    if classes := read_classes(args.input):
+        metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
+    save_state_dict(converted, args.output, metadata)
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
     print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")

@@ -206,17 +206,16 @@ class HVTBackbone(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _translate(self, state_dict: dict[str, Any], prefix: str, given: dict[str, Tensor]) -> None:
-        """Bring the keys below `prefix` into our names; those without a place stay, for the loader to report."""
+        """Bring the keys below `prefix` into our names; those that nothing explains stay, for the loader to report."""
         try:
             fitted, report = fit_tensors(self.model, given)
         except WeightsError as error:
             print_log(f"the backbone keeps its values: {error}", logger="current", level=logging.WARNING)
             return
-        homeless = {*report.dropped, *report.unexpected}
-        for key in given.keys() - homeless:
+        for key in given.keys() - set(report.unexpected):
             del state_dict[prefix + key]
         state_dict.update({f"{prefix}model.{name}": tensor for name, tensor in fitted.items()})
-        if report.resized or report.adapted:
+        if report.resized or report.adapted or report.dropped:
             print_log(f"{self.name}: {report}", logger="current")
         style = LAYOUT_STYLES.get(report.layout, self.style)
         if style != self.style and STYLES["openmmlab"].get(report.family):

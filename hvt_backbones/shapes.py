@@ -31,7 +31,7 @@ LEAST_INSIDE = 0.7  # share of a shape that is on the picture
 LEAST_VISIBLE = 0.5  # share thereof that others leave to be seen
 CROWD = 14  # shapes in a crowd
 PLACEMENTS = 20  # tries to find room for a shape
-HUE_SPREAD = 0.08  # standard deviation, where the circle is 1 and the kinds lie evenly on it
+HUE_SPREAD = 0.06  # standard deviation, where the circle is 1 and the kinds lie evenly on it
 SIZES = (8.0, 96.0)  # pixels
 PICTURE_SIZES = ((160, 160), (144, 192), (192, 144))  # height and width
 

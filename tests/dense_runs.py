@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.utils import ManagerMixin
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +118,16 @@ def untouched_mmengine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointLoader, "load_checkpoint", CheckpointLoader.__dict__["load_checkpoint"])
         patch.setattr(mmengine.device.utils, "DEVICE", mmengine.device.utils.DEVICE)
+        forget_runs()
         yield
+
+
+def forget_runs() -> None:
+    """Runs of one second have one name, for which MMEngine has one logger and one visualizer: those of the first."""
+    kinds = [ManagerMixin]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        kind._instance_dict.clear()
 
 
 def logged(work_dir: Path) -> list[dict[str, Any]]:
@@ -146,6 +156,7 @@ def in_two_processes(main: Callable[[list[str]], int], arguments: list[str]) -> 
     def run(rank: int) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port)
+        forget_runs()
         sys.exit(main(arguments))
 
     children = [fork.Process(target=run, args=(rank,)) for rank in range(2)]

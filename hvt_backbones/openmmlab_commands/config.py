@@ -138,12 +138,15 @@ def building(path: str) -> Iterator[None]:
     """Report as one line what goes wrong while MMEngine builds an object that the configuration describes.
 
     Raises:
-        InputError: an unknown type or argument, a value that the class refuses, ...
+        InputError: an unknown type or argument, a value that the class refuses, ...; or of a process that loads data.
     """
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        message, _, said = str(error).rstrip().rpartition(f"{InputError.__name__}: ")
+        if not message.startswith("Caught "):  # PyTorch's word for a traceback of another process
+            raise
+        raise InputError(said) from error
     except Exception as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         builds = [frame for frame in frames if frame.f_code is build_functions.build_from_cfg.__code__]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.dataset import BaseDataset
+
 from hvt_backbones.errors import InputError
+from hvt_backbones.weights.report import some
+
+from .config import describe
 
 SHOWN = 6  # names of a folder in a message
 
@@ -48,6 +55,45 @@ def datasets_of(config: Any) -> Iterator[Mapping[str, Any]]:
     elif isinstance(config, list | tuple):
         for one in config:
             yield from datasets_of(one)
+
+
+def watch_data() -> None:
+    """Let MMEngine's data sets raise `InputError` for what shows only as they are read.
+
+    That is a file that cannot be loaded, a data set without samples, and annotations that lack a class, with which
+    mmdetection gives the others wrong numbers. For the rest of the process, and for processes forked from it.
+    """
+    prepare_data, serialize_data = BaseDataset.prepare_data, BaseDataset._serialize_data
+    if hasattr(prepare_data, "__wrapped__"):
+        return
+
+    @functools.wraps(prepare_data)
+    def prepare_named(dataset: BaseDataset, index: int) -> Any:
+        try:
+            return prepare_data(dataset, index)
+        except Exception as error:  # OpenCV, PIL and MMCV have many
+            files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
+            if not any(Path(file).name == "loading.py" for file in files):
+                raise
+            sample = dataset.get_data_info(index)
+            names = " or ".join(sample[key] for key in ("img_path", "seg_map_path") if sample.get(key))
+            raise InputError(f"{names} cannot be loaded ({describe(error)}): replace it or leave it out") from error
+
+    @functools.wraps(serialize_data)
+    def serialize_checked(dataset: BaseDataset) -> Any:
+        where = dataset.ann_file or dataset.data_prefix.get("img_path") or dataset.data_root
+        classes = dataset.metainfo.get("classes") or ()
+        found = getattr(dataset, "cat_ids", classes)  # of mmdetection: those of the annotations with these names
+        if len(found) < len(classes):
+            raise InputError(
+                f"{where} has {len(found)} of the {len(classes)} classes {some(list(classes))}: "
+                "name those that it has by the data set's metainfo.classes"
+            )
+        if not dataset.data_list:
+            raise InputError(f"{where} holds no sample, or none that filter_cfg keeps")
+        return serialize_data(dataset)
+
+    BaseDataset.prepare_data, BaseDataset._serialize_data = prepare_named, serialize_checked
 
 
 def _is_local(config: Mapping[str, Any], path: str) -> bool:

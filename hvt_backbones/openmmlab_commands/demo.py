@@ -28,14 +28,14 @@ from .application import Application
 from .checkpoints import guard_checkpoints
 from .config import building, read_config
 from .devices import use_device
-from .run import write_json
+from .run import make_folder, write_json
 from .shims import prepare_imports
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 INK, MUTED, COLORS = "#222222", "#777777", {PRETRAINED: "#2f6fb2", SCRATCH: "#d9722e"}
 TRAIN, VAL = 160, 60  # pictures
-TRAIN_CROPS, VAL_CROPS = 250, 40  # of each class
-QUICK_EPOCHS = 3  # of pretraining
+TRAIN_CROPS, VAL_CROPS = 400, 40  # of each class
+QUICK_CROPS, QUICK_EPOCHS = 160, 4
 LEAD = 0.1  # least distance of the pretrained model's values from those of the one from scratch
 
 
@@ -93,9 +93,11 @@ def run_demo(argv: Sequence[str] | None, demo: Demo) -> int:
     """The command; 1 where a goal is not reached, or pretraining did not help."""
     args = _parse(argv, demo)
     name = demo.application.name
+    make_folder("--work-dir", args.work_dir)
     print(f"1. drawing pictures, and crops of others to pretrain on, in {args.data_dir}", flush=True)
     data = demo.write_data(args.data_dir / f"shapes_{name}", train=TRAIN, val=VAL)
-    crops = write_crops(args.data_dir / "shapes_crops", train=TRAIN_CROPS, val=VAL_CROPS)
+    crop_count = QUICK_CROPS if args.quick else TRAIN_CROPS
+    crops = write_crops(args.data_dir / f"shapes_crops_{crop_count}", train=crop_count, val=VAL_CROPS)
     print(f"2. pretraining the backbone as a classifier of the crops, by {_shown(demo.recipe)}", flush=True)
     weights = _pretrain(demo, crops, args)
     prepare_imports()
@@ -234,6 +236,7 @@ def draw_curves(path: Path, trainings: Sequence[Training], goals: Sequence[Goal]
         axes.set_title(f"{goal.name}, held-out pictures", color=INK)
         axes.set_xlabel("iteration", color=MUTED)
         axes.set_ylim(0, 1)
+        axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="upper left")

@@ -20,12 +20,12 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from hvt_backbones.errors import ArgumentParser, InputError
-from hvt_backbones.openmmlab import check_checkpoint
+from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 
 from .application import Application
 from .checkpoints import find_latest, guard_checkpoints
-from .config import LONGEST, ConfigOptions, building, read_config
-from .data import check_data, datasets_of
+from .config import LONGEST, ConfigOptions, building, describe, read_config
+from .data import check_data, datasets_of, watch_data
 from .devices import join_processes, leave_processes, use_amp, use_device
 from .shims import prepare_imports
 
@@ -86,7 +86,9 @@ def train(argv: Sequence[str] | None, application: Application) -> None:
 
 def _find_start(cfg: Config, resume: str | None) -> None:
     """Set what a run starts from, checked: the checkpoint to resume, or `load_from`."""
-    latest = find_latest(cfg.work_dir) if resume == "auto" or (resume is None and cfg.get("resume")) else None
+    latest = None
+    if resume == "auto" or (resume is None and cfg.get("resume") and not cfg.get("load_from")):
+        latest = find_latest(cfg.work_dir)
     if resume not in (None, "auto") or latest is not None:
         cfg.load_from, cfg.resume = str(latest or resume), True
     elif resume == "auto":
@@ -130,12 +132,14 @@ def _use_tta(cfg: Config) -> None:
 def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config, torch.device]:
     prepare_imports()
     guard_checkpoints()
+    watch_data()
     cfg = read_config(args.config, args.cfg_options, application)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("outputs", Path(cfg.filename).stem)
     return cfg, use_device(args.device)
 
 
 def _run(args: argparse.Namespace, cfg: Config, device: torch.device, method: Callable[[Runner], Any]) -> Any:
+    make_folder("--work-dir", cfg.work_dir)
     join_processes(args.launcher, device, cfg)
     try:
         with building(args.config):
@@ -144,17 +148,51 @@ def _run(args: argparse.Namespace, cfg: Config, device: torch.device, method: Ca
         leave_processes()
 
 
+def make_folder(option: str, folder: str | Path) -> None:
+    """
+    Raises:
+        InputError: it cannot be made, or not be written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(f"{option} {folder} is no folder that can be written ({reason}): name another")
+
+
 class CommandRunner(Runner):
+    strict = False  # in training, `load_from` takes what fits
+
+    def register_hooks(self, *args: Any, **arguments: Any) -> None:
+        super().register_hooks(*args, **arguments)
+        if not any(isinstance(hook, HVTResumeHook) for hook in self.hooks):
+            self.register_hook(HVTResumeHook())
+
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         if self.distributed and get_device() == "cpu":  # PyTorch's SyncBatchNorm is for accelerators
             model = revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model)
 
-
-class TestRunner(CommandRunner):
     def load_checkpoint(self, filename: str, *args: Any, **arguments: Any) -> Any:
         with _matching(filename):  # weights that are missing would be random
-            return super().load_checkpoint(filename, *args, **arguments | {"strict": True})
+            return super().load_checkpoint(filename, *args, **{"strict": self.strict or self._resume, **arguments})
+
+    def resume(self, filename: str, *args: Any, **arguments: Any) -> None:
+        try:
+            super().resume(filename, *args, **arguments)
+        except InputError:
+            raise
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{filename} is no checkpoint of this run ({describe(error)}): for its weights alone, "
+                f"leave --resume out and give --cfg-options load_from={filename}"
+            ) from error
+
+
+class TestRunner(CommandRunner):
+    strict = True
 
 
 @contextlib.contextmanager
@@ -211,7 +249,9 @@ def open_model(args: argparse.Namespace, application: Application) -> nn.Module:
     prepare_imports()
     guard_checkpoints()
     cfg = read_config(args.config, args.cfg_options, application)
-    return load_model(cfg, args.checkpoint, use_device(args.device))
+    model = load_model(cfg, args.checkpoint, use_device(args.device))
+    make_folder("--out-dir", args.out_dir)
+    return model
 
 
 def info(argv: Sequence[str] | None, application: Application) -> None:

@@ -6,6 +6,7 @@ mmsegmentation's configurations (`mmseg::...` as a base) are looked up under the
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -32,14 +33,17 @@ class _StandIn(ModuleType):
 
 
 def prepare_imports() -> None:
-    """Make mmdet importable without imgaug, and `mmseg::` configurations findable; where neither is needed, nothing."""
-    if "mmdet.datasets" not in sys.modules and find_spec("imgaug") is None and find_spec("mmdet") is not None:
+    """Import mmdet, without imgaug where there is none, and make `mmseg::` configurations findable."""
+    if "mmdet.datasets" not in sys.modules and find_spec("mmdet") is not None:
+        names = IMGAUG if find_spec("imgaug") is None else ()
         # only for as long as mmdet imports it: others ask whether imgaug is there
-        sys.modules.update((name, _StandIn(name)) for name in IMGAUG)
+        sys.modules.update((name, _StandIn(name)) for name in names)
         try:
-            importlib.import_module("mmdet.datasets")
+            # mmdet prints that it does without OneDL, where a command may print JSON
+            with contextlib.redirect_stdout(sys.stderr):
+                importlib.import_module("mmdet.datasets")
         finally:
-            for name in IMGAUG:
+            for name in names:
                 del sys.modules[name]
     try:
         distribution("mmsegmentation")

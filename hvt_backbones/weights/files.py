@@ -149,13 +149,36 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return {name: text for name, text in metadata.items() if isinstance(name, str) and isinstance(text, str)}
 
 
+def read_classes(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what OpenMMLab stored about the classes, "classes" and "palette", as far as it is plain data.
+
+    Raises:
+        WeightsError: as `read_state_dict`.
+    """
+    metadata = _read_content(Path(path)).get("meta")
+    if not isinstance(metadata, Mapping):
+        return {}
+    # before MMEngine the names were written in capitals
+    older = {key.lower(): metadata[key] for key in ("CLASSES", "PALETTE") if key in metadata}
+    classes = metadata.get("dataset_meta", older)
+    return {key: value for key, value in classes.items() if _is_plain(value)} if isinstance(classes, Mapping) else {}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, [*value.keys(), *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)
+
+
 def save_state_dict(
-    state_dict: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+    state_dict: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, Any] | None = None
 ) -> Path:
     """Write tensors to `path`, which afterwards holds either the complete new file or what it held before.
 
-    The suffix names the format: ".safetensors", or ".pth", ".pt", ".bin" for `torch.save` of
-    {"state_dict": ..., "meta": metadata}, which OpenMMLab and timm read. Tensors that share memory are written once
+    The suffix names the format: ".safetensors", whose metadata is text alone, or ".pth", ".pt", ".bin" for `torch.save`
+    of {"state_dict": ..., "meta": metadata}, which OpenMMLab and timm read. Tensors that share memory are written once
     each. Missing folders are made.
 
     Raises:
@@ -362,12 +385,13 @@ def _without_shared_memory(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
     return tensors
 
 
-def _write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+def _write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, Any] | None) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        save_file(tensors, path, metadata=dict(metadata) if metadata else None)
+        texts = {name: text for name, text in (metadata or {}).items() if isinstance(text, str)}
+        save_file(tensors, path, metadata=texts or None)
     except SafetensorError as error:  # the system's error number is only in its text
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error

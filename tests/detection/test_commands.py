@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,55 @@ def test_a_wrong_option_is_named_in_one_line(
     device = () if case == "device" else CPU
     assert train([str(config), "--work-dir", str(tmp_path), *device, *options]) == 2
     assert expected in error_line(capfd)
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    config: Path, coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert train([str(config), "--work-dir", str(file), *CPU]) == 2
+    assert f"--work-dir {file} is no folder" in error_line(capfd)
+    assert train([str(config), "--work-dir", str(file / "run"), *CPU]) == 2
+    assert "--work-dir" in error_line(capfd)
+
+
+@pytest.mark.slow
+def test_weights_alone_are_nothing_to_resume(
+    config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    weights = torch.load(checkpoint(trained), weights_only=False)["state_dict"]
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    arguments = [str(config), "--work-dir", str(tmp_path / "run"), *CPU, "--resume", str(tmp_path / "weights.pth")]
+    assert train(arguments) == 2
+    assert "is no checkpoint of this run (KeyError: meta)" in error_line(capfd)
+    del weights["neck.fpn_convs.0.conv.weight"]
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    assert train(arguments) == 2
+    assert "neck.fpn_convs.0.conv.weight" in error_line(capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_named(
+    workers: int, config: Path, coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    root = shutil.copytree(coco, tmp_path / "coco")
+    broken = root / "train2017" / "000000000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    options = (f"train_dataloader.dataset.data_root={root}", f"train_dataloader.num_workers={workers}")
+    assert train([str(config), "--work-dir", str(tmp_path / "run"), *CPU, "--cfg-options", *options]) == 2
+    assert error_line(capfd).startswith(f"error: {broken} cannot be loaded (AssertionError: failed to load image")
+
+
+def test_annotations_of_other_classes_are_refused(
+    config: Path, coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    arguments = [str(config), "--work-dir", str(tmp_path / "run"), *CPU, "--cfg-options"]
+    assert train([*arguments, "train_dataloader.dataset.metainfo.classes=('disc','ball')"]) == 2
+    assert "instances_train2017.json has 1 of the 2 classes disc, ball" in error_line(capfd)
+    assert train([*arguments, "train_dataloader.dataset.filter_cfg.min_size=999"]) == 2
+    assert "instances_train2017.json holds no sample" in error_line(capfd)
 
 
 def test_a_wrong_config_is_named_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

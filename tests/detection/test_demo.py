@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection.demo import main
+from detection import demo
 from detection.shapes import CROWD_EVERY, EMPTY_EVERY, run_lengths, write_coco
+from tests.dense_demos import check_pictures, quick_demo, quick_demo_of_a_broken_backbone
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +63,27 @@ def test_run_lengths_begin_outside_and_go_down_the_columns() -> None:
     assert run_lengths(np.array([[0, 0], [1, 0]], bool)) == [1, 1, 2]
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, *quick_demo(demo.main, folder)
+
+
 @pytest.mark.slow
-def test_it_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["--quick", "--work-dir", str(tmp_path / "run"), "--data-dir", str(tmp_path / "data")])
-    printed = capsys.readouterr()
-    assert status == 0, printed.out + printed.err
-    assert "bbox AP50" in printed.out
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_it_learns(quick: tuple[Path, int, str]) -> None:
+    folder, status, printed = quick
+    assert status == 0, printed
+    assert "bbox AP50" in printed
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert set(metrics) == {"pretrained"}
-    for name in ("predictions.png", "curves.png"):
-        with Image.open(tmp_path / "run" / name) as picture:
-            assert min(picture.size) > 300
-    saved = torch.load(next((tmp_path / "run" / "pretrained").glob("epoch_*.pth")), weights_only=False)
+    check_pictures(folder / "run")
+    saved = torch.load(next((folder / "run" / "pretrained").glob("epoch_*.pth")), weights_only=False)
     assert any(key.startswith("backbone.") for key in saved["state_dict"])
+
+
+@pytest.mark.slow
+def test_a_broken_backbone_does_not(quick: tuple[Path, int, str]) -> None:
+    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0], demo)
+    assert status == 1, printed
+    assert re.search(r"bbox AP50 0\.\d+ is below", printed)
+    assert re.search(r"segm AP50 0\.\d+ is below", printed)

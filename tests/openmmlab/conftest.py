@@ -1,3 +1,5 @@
 """Shared by the tests of the adapter."""
 
-from . import stand_ins  # noqa: F401
+from hvt_backbones.openmmlab_commands.shims import prepare_imports
+
+prepare_imports()

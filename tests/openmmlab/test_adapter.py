@@ -254,6 +254,21 @@ def test_checkpoints_of_the_official_repositories(family: str, tmp_path: Path, c
         assert "build the backbone with style='official'" in said
 
 
+@pytest.mark.parametrize("family", ["twins_pcpvt", "twins_svt"])
+def test_what_is_known_to_be_unused_is_no_stranger(family: str, tmp_path: Path) -> None:
+    """The official detectors of Twins have the classifier's norm and head in their backbones."""
+    source = randomise(build("fpn", family, ours=True, style="official"))
+    unused = {"norm.weight": (64,), "norm.bias": (64,), "head.weight": (10, 64), "head.bias": (10,)}
+    official = hvt.convert_state_dict(source.backbone.model.state_dict(), to="official")
+    official |= {key: torch.zeros(shape) for key, shape in unused.items()}
+    whole = {key: tensor for key, tensor in source.state_dict().items() if not key.startswith("backbone.")}
+    whole |= {f"backbone.{key}": tensor for key, tensor in official.items()}
+    torch.save({"meta": {}, "state_dict": whole}, tmp_path / "official.pth")
+    ours = build("fpn", family, ours=True, style="official")
+    load_checkpoint(ours, str(tmp_path / "official.pth"), strict=True)
+    torch.testing.assert_close(ours.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
 def test_style_is_that_of_create_backbone() -> None:
     for family, (_, own) in BACKBONES.items():
         official, plain = backbone(family, style="official"), hvt.create_backbone(**own, drop_path_rate=0.0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import load_checkpoint, save_checkpoint
 
 import hvt_backbones as hvt
 from hvt_backbones.cli import main
-from hvt_backbones.weights.files import read_state_dict
+from hvt_backbones.weights.files import read_metadata, read_state_dict
 
 from .models import BACKBONES, build, predict, randomise
 
@@ -44,6 +45,20 @@ def test_the_backbone_alone(tmp_path: Path) -> None:
     source, output = save(ours, tmp_path / "ours.pth"), tmp_path / "backbone.safetensors"
     assert main(["convert", source, str(output), "--to", "hvt", "--backbone-only"]) == 0
     assert read_state_dict(output).keys() == ours.backbone.model.state_dict().keys()
+
+
+@pytest.mark.parametrize("of_mmengine", [True, False])
+def test_the_classes_stay(of_mmengine: bool, tmp_path: Path) -> None:
+    classes, palette = ("disc", "box"), [[220, 40, 40], [40, 60, 220]]
+    named = {"dataset_meta": {"classes": classes, "palette": palette, "weights": np.ones(2)}}
+    meta = named if of_mmengine else {"CLASSES": classes, "PALETTE": palette}
+    state = build("fpn", "swin", ours=True).state_dict()
+    save_checkpoint({"meta": {"epoch": 1, **meta}, "state_dict": state}, str(tmp_path / "ours.pth"))
+    for output in ("theirs.pth", "theirs.safetensors"):
+        assert main(["convert", str(tmp_path / "ours.pth"), str(tmp_path / output), "--to", "mmdet"]) == 0
+    written = torch.load(tmp_path / "theirs.pth", weights_only=True)
+    assert written["meta"] == {"dataset_meta": {"classes": classes, "palette": palette}}
+    assert read_metadata(tmp_path / "theirs.safetensors") == {}
 
 
 def test_the_model_of_a_whole_model_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

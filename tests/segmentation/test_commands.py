@@ -87,6 +87,24 @@ def test_two_processes_train_evaluate_and_resume(config: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_run_with_the_frameworks_own_backbone_goes_on(config: Path, tmp_path: Path) -> None:
+    """With a configuration that does not speak of `HVTResumeHook`."""
+    cfg = Config.fromfile(config)
+    cfg.model.backbone = {
+        "type": "SwinTransformer", "embed_dims": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2),
+        "window_size": 4, "drop_path_rate": 0.0,
+    }  # fmt: skip
+    cfg.dump(tmp_path / "theirs.py")
+    short = ("--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=9")
+    assert train([str(tmp_path / "theirs.py"), "--work-dir", str(tmp_path / "theirs"), *CPU, *short]) == 0
+    saved = tmp_path / "theirs" / "iter_2.pth"
+    assert train([str(config), "--work-dir", str(tmp_path / "ours"), *CPU, "--resume", str(saved)]) == 0
+    assert [entry["step"] for entry in logged(tmp_path / "ours") if "loss" in entry] == [3, 4]
+    moments = torch.load(tmp_path / "ours" / "iter_4.pth", weights_only=False)["optimizer"]["state"]
+    assert {int(values["step"]) for values in moments.values()} == {4}
+
+
+@pytest.mark.slow
 def test_resuming_runs_nothing_that_the_checkpoint_says(config: Path, trained: Path, tmp_path: Path) -> None:
     proof = tmp_path / "proof.txt"
     saved = torch.load(trained / "iter_2.pth", weights_only=False)
@@ -229,11 +247,20 @@ def test_slurm_starts_it(
     assert not dist.is_initialized()
 
 
+ON_NPU = """
+import sys, torch
+from segmentation.train import main
+status = main(sys.argv[1:])
+print("peak memory", torch.npu.max_memory_allocated())
+sys.exit(status)
+"""
+
+
 @pytest.mark.slow
 def test_it_trains_on_the_standin_npu(config: Path, tmp_path: Path) -> None:
     arguments = [str(config), "--work-dir", str(tmp_path / "npu"), "--device", "npu", "--amp", "bf16"]
     result = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("on_standin_npu.py")), *arguments],
+        [sys.executable, "-c", ON_NPU, *arguments],
         cwd=ROOT, env=standin_environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-4000:]

@@ -9,7 +9,6 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from hvt_backbones.openmmlab_commands.shims import prepare_imports
 from tests import dense_configs as shared
 from tests.dense_runs import ROOT
 
@@ -23,8 +22,6 @@ PRETRAINED_22K = {
     "swinv2-b-w12-in22k": "swinv2_base_window12_192",
 }
 BACKBONES = {**shared.BACKBONES, **PRETRAINED_22K}
-
-prepare_imports()
 
 
 def test_every_method_has_every_backbone() -> None:
@@ -53,6 +50,9 @@ def test_is_as_large_as_published(path: Path) -> None:
     cfg = Config.fromfile(path)
     key, crop = path.stem.split("_")[1], cfg.model.data_preprocessor.size
     assert (cfg.model.backbone.name, cfg.model.test_cfg.crop_size) == (BACKBONES[key], crop)
+    assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]
+    # whose checkpoints are the published ones
+    assert (cfg.model.backbone.get("style") == "official") == (path.parent.name == "pvt_v2")
     assert cfg.model.backbone.pretrained == ("in22k" if key in PRETRAINED_22K else "in1k")
     assert path.stem.endswith(f"{crop[0]}x{crop[1]}")
     model, row = shared.build(cfg), ROWS[path]

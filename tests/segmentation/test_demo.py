@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
 from hvt_backbones.openmmlab_commands.demo import PRETRAINED, SCRATCH, Goal, Training, verdict
-from segmentation.demo import COLORS, main
+from segmentation import demo
+from segmentation.demo import COLORS
 from segmentation.shapes import CLASSES, write_ade
+from tests.dense_demos import check_pictures, quick_demo, quick_demo_of_a_broken_backbone
 
 
 def test_the_numbers_are_those_of_ade20k() -> None:
@@ -56,13 +59,23 @@ def test_the_verdict(pretrained: float, scratch: float, message: str | None) -> 
     assert message is None or any(message in failure for failure in failures)
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, *quick_demo(demo.main, folder)
+
+
 @pytest.mark.slow
-def test_it_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["--quick", "--work-dir", str(tmp_path / "run"), "--data-dir", str(tmp_path / "data")])
-    printed = capsys.readouterr()
-    assert status == 0, printed.out + printed.err
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_it_learns(quick: tuple[Path, int, str]) -> None:
+    folder, status, printed = quick
+    assert status == 0, printed
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert set(metrics) == {"pretrained"}
-    for name in ("predictions.png", "curves.png"):
-        with Image.open(tmp_path / "run" / name) as picture:
-            assert min(picture.size) > 300
+    check_pictures(folder / "run")
+
+
+@pytest.mark.slow
+def test_a_broken_backbone_does_not(quick: tuple[Path, int, str]) -> None:
+    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0], demo)
+    assert status == 1, printed
+    assert re.search(r"mIoU 0\.\d+ is below", printed)

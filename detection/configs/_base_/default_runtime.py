@@ -1,5 +1,6 @@
 default_scope = "mmdet"
 custom_imports = dict(imports=["hvt_backbones.openmmlab"])
+custom_hooks = [dict(type="HVTResumeHook")]  # resumes runs that were started with the framework's own backbone too
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -21,17 +21,17 @@ model = dict(
         num_heads=(1, 2, 4, 8),
         drop_path_rate=0.0,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=48, num_outs=4),
     rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
+        in_channels=48,
+        feat_channels=48,
         anchor_generator=dict(scales=[2, 2.8], ratios=[1.0], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, finest_scale=14),
-        bbox_head=dict(in_channels=64, fc_out_channels=192, num_classes=5),
-        mask_roi_extractor=dict(out_channels=64, finest_scale=14),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=5),
+        bbox_roi_extractor=dict(out_channels=48, finest_scale=14),
+        bbox_head=dict(in_channels=48, fc_out_channels=192, num_classes=5),
+        mask_roi_extractor=dict(out_channels=48, finest_scale=14),
+        mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=48, num_classes=5),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
@@ -55,7 +55,7 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
@@ -75,11 +75,15 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=14, val_interval=2)
-optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=5.0))
+train_cfg = dict(max_epochs=20, val_interval=4)
+optim_wrapper = dict(
+    optimizer=dict(lr=0.0015),
+    paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.5)}),
+    clip_grad=dict(max_norm=5.0),
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=0, end=14, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=0, end=20, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=14, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=20, max_keep_ckpts=1))
 randomness = dict(seed=0)

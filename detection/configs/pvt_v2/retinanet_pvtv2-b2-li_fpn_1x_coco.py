@@ -7,6 +7,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(name="pvt_v2_b2_li", pretrained="in1k", drop_path_rate=0.1),
+    backbone=dict(name="pvt_v2_b2_li", pretrained="in1k", style="official", drop_path_rate=0.1),
     neck=dict(in_channels=[128, 320, 512]),
 )

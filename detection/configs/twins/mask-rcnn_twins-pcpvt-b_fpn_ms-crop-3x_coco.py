@@ -7,6 +7,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(name="twins_pcpvt_base", pretrained="in1k", drop_path_rate=0.2),
+    backbone=dict(name="twins_pcpvt_base", pretrained="in1k", style="official", drop_path_rate=0.2),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )

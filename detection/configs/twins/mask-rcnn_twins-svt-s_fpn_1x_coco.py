@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(name="twins_svt_small", pretrained="in1k", drop_path_rate=0.2),
+    backbone=dict(name="twins_svt_small", pretrained="in1k", style="official", drop_path_rate=0.2),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.0002))

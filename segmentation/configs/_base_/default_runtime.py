@@ -1,5 +1,6 @@
 default_scope = "mmseg"
 custom_imports = dict(imports=["hvt_backbones.openmmlab"])
+custom_hooks = [dict(type="HVTResumeHook")]  # resumes runs that were started with the framework's own backbone too
 
 env_cfg = dict(
     cudnn_benchmark=True,

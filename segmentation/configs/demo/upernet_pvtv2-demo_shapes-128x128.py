@@ -8,10 +8,13 @@ _base_ = [
     "../_base_/default_runtime.py",
 ]
 
+# of ADE20K's 150 classes those that are on the pictures
+classes = ("grass", "water", "box", "sand", "flower", "tent", "ball", "clock")
 data_root = "outputs/data/shapes_segmentation/"
 crop_size = (128, 128)
 
-# the standard model with fewer channels; all 150 classes of ADE20K, of which the pictures show 8
+# the standard model with fewer channels and classes; most pixels are of the grounds, which count less for it
+weights = [0.4, 0.4, 1.0, 0.4, 1.0, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(
@@ -21,16 +24,15 @@ model = dict(
         mlp_ratios=(4, 4, 4, 4),
         drop_path_rate=0.0,
     ),
-    decode_head=dict(in_channels=[24, 48, 96, 144], channels=48),
-    auxiliary_head=dict(in_channels=96, channels=48),
+    decode_head=dict(in_channels=[24, 48, 96, 144], channels=48, num_classes=8, loss_decode=dict(class_weight=weights)),
+    auxiliary_head=dict(in_channels=96, channels=48, num_classes=8, loss_decode=dict(class_weight=weights)),
 )
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.95),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PhotoMetricDistortion"),
+    dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
@@ -42,18 +44,20 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(data_root=data_root, pipeline=train_pipeline),
+    dataset=dict(data_root=data_root, metainfo=dict(classes=classes), pipeline=train_pipeline),
 )
 val_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root, pipeline=test_pipeline)
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root=data_root, metainfo=dict(classes=classes), pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=400, val_interval=50)
-optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=5.0))
+train_cfg = dict(max_iters=450, val_interval=150)
+optim_wrapper = dict(optimizer=dict(lr=0.004), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=0, end=400),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=0, end=450),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=400))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=450))
 randomness = dict(seed=0)

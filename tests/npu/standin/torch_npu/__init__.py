@@ -1,8 +1,8 @@
 """A stand-in for torch_npu where there is no NPU: importing it gives this process `npu` devices made of host memory.
 
-It has the names and signatures of the real package that PyTorch, accelerate and this project use, no more. Tests put
-the folder above on `PYTHONPATH`; it is never installed. A process cannot take the device back, so that each test that
-needs it has a process of its own. `NPU_STANDIN_DEVICES` says how many devices there are (default 2).
+It has the names and signatures of the real package that PyTorch, accelerate, MMEngine and this project use, no more.
+Tests put the folder above on `PYTHONPATH`; it is never installed. A process cannot take the device back, so that each
+test that needs it has a process of its own. `NPU_STANDIN_DEVICES` says how many devices there are (default 2).
 
 It shows that a tensor is on the wrong device, that a name or a hook is missing, that random numbers, autocast, memory,
 processes and files go the accelerator's way. It says nothing about what only the hardware knows: its kernels and their

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch_npu import _C
 
 from . import amp as amp
+from . import utils as utils
 
 default_generators: tuple[torch.Generator, ...] = tuple(_C.default_generators())
+BoolTensor, LongTensor = torch.BoolTensor, torch.LongTensor  # MMEngine names them when it is imported
 _process = os.getpid()
 _initialized = True  # activation checkpointing looks at it
 
@@ -101,6 +103,10 @@ def get_device_properties(device_name: Any = None) -> SimpleNamespace:
 
 def get_device_capability(device: Any = None) -> None:
     """None, as the real package answers unless it is told to imitate CUDA."""
+
+
+def set_compile_mode(jit_compile: bool) -> None:
+    """The stand-in compiles nothing."""
 
 
 def is_bf16_supported(including_emulation: bool = False) -> bool:
