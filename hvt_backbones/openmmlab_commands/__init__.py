@@ -12,16 +12,16 @@ from hvt_backbones.errors import InputError, exit_on_input_error
 OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg")
 
 
-def run_command(run: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
+def run_command(run: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     """Call `run(argv)`, which imports what it needs.
 
     Returns:
-        The exit status: 0; 2 for what the user can mend, told in one line; 130 for Ctrl-C.
+        The exit status: what `run` returns, or 0; 2 for what the user can mend, told in one line; 130 for Ctrl-C.
     """
 
-    def with_packages(argv: Sequence[str] | None) -> None:
+    def with_packages(argv: Sequence[str] | None) -> int | None:
         try:
-            run(argv)
+            return run(argv)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if package not in OPENMMLAB:

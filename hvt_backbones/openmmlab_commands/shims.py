@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -39,8 +40,7 @@ def prepare_imports() -> None:
         # only for as long as mmdet imports it: others ask whether imgaug is there
         sys.modules.update((name, _StandIn(name)) for name in names)
         try:
-            # mmdet prints that it does without OneDL, where a command may print JSON
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(io.StringIO()):  # mmdet prints that it does without OneDL
                 importlib.import_module("mmdet.datasets")
         finally:
             for name in names:

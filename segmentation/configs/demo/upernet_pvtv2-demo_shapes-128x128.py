@@ -53,11 +53,11 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=450, val_interval=150)
+train_cfg = dict(max_iters=500, val_interval=125)
 optim_wrapper = dict(optimizer=dict(lr=0.004), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=0, end=450),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=0, end=500),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=450))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500))
 randomness = dict(seed=0)
