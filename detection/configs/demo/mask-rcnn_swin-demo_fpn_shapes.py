@@ -75,15 +75,15 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=20, val_interval=4)
+train_cfg = dict(max_epochs=14, val_interval=4)
 optim_wrapper = dict(
     optimizer=dict(lr=0.0015),
-    paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.5)}),
+    paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.35)}),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=40),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=0, end=20, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", eta_min=1e-5, begin=0, end=14, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=20, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=14, max_keep_ckpts=1))
 randomness = dict(seed=0)
