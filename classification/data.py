@@ -188,11 +188,11 @@ class _Loader(DataLoader):
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Signals wait within: a worker that is being started does not yet know what to do with them, and inherits this."""
+    """SIGTERM waits within: a worker that is being started does not yet know what to do with it, and inherits this."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ INK, MUTED, COLORS = "#222222", "#777777", {PRETRAINED: "#2f6fb2", SCRATCH: "#d9
 TRAIN, VAL = 160, 60  # pictures
 TRAIN_CROPS, VAL_CROPS = 400, 40  # of each class
 QUICK_CROPS, QUICK_EPOCHS = 160, 4
-LEAD = 0.1  # least distance of the pretrained model's values from those of the one from scratch
+LEAD = 0.05  # least distance of the pretrained model's values from those of the one from scratch
 
 
 @dataclass(frozen=True, kw_only=True)
