@@ -181,7 +181,8 @@ class Runs:
         """A run whose `ranks`, with their workers, get a signal within a phase; what happened."""
 
         def hold(phases: Phases) -> None:
-            phases.wait = phase, call, 0.5
+            # long enough for a busy machine; at the start the signal ends it
+            phases.wait = phase, call, 5.0 if phase == "start" else 1.0
 
         children = self.start(name, [hold], ["--resume", "auto"])
         deadline = time.monotonic() + 60
