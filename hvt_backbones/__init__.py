@@ -1,4 +1,4 @@
-"""Hierarchical vision-transformer backbones: Swin, SwinV2, PVTv2 and Twins under one interface."""
+"""Hierarchical vision-transformer backbones: Swin, SwinV2, PVTv2, Twins and Video Swin under one interface."""
 
 try:
     import torch as _torch  # noqa: F401 (first, because it fails where a device backend that it loads does)
@@ -15,7 +15,8 @@ from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
 from .version import __version__
-from .weights import LoadReport, convert_state_dict, load_weights
+from .video_swin import VideoSwinTransformer
+from .weights import LoadReport, convert_state_dict, inflate, load_weights
 
 __all__ = [
     "Backbone",
@@ -27,11 +28,13 @@ __all__ = [
     "SwinTransformerV2",
     "TwinsPCPVT",
     "TwinsSVT",
+    "VideoSwinTransformer",
     "WeightsError",
     "__version__",
     "convert_state_dict",
     "create_backbone",
     "create_classifier",
+    "inflate",
     "list_models",
     "load_weights",
 ]

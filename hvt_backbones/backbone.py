@@ -80,19 +80,21 @@ class Stage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A hierarchical backbone: images of any size in, one map per entry of `out_indices` out, finest first.
+    """A hierarchical backbone: images (or clips) of any size in, one map per entry of `out_indices` out, finest first.
 
     A family builds its `stages` (only those up to the last output) and hands them over with the facts below;
     freezing, layer-wise decay, activation checkpointing and feature extraction are written here, once.
 
     Attributes:
         channels: channels of each returned map.
-        strides: input pixels per cell of each returned map.
+        strides: input pixels per cell of each returned map; video families keep the frames per cell in `patch_size[0]`.
         num_features: channels of the last map.
         out_indices: which stages are returned.
     """
 
     family: ClassVar[str]
+    # Of a map: 2, or 3 with time first.
+    axes: ClassVar[int] = 2
     # Whether a stage's norm also feeds the next stage (PVTv2, Twins) or only its output (Swin).
     norm_feeds_next_stage: ClassVar[bool] = True
 
@@ -153,16 +155,17 @@ class Backbone(nn.Module):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images must be a floating-point tensor, normed as in training, not {kind}")
-        if images.dim() != 4:
-            raise InputError(f"expected images of shape (B, C, H, W), got {tuple(images.shape)}")
+        what, shape = ("images", "(B, C, H, W)") if self.axes == 2 else ("clips", "(B, C, T, H, W)")
+        if images.dim() != 2 + self.axes:
+            raise InputError(f"expected {what} of shape {shape}, got {tuple(images.shape)}")
         if images.shape[1] != self.in_chans:
             raise InputError(
-                f"the images have {images.shape[1]} channels, the model takes {self.in_chans}: "
-                f"convert the images, or build the model with in_chans={images.shape[1]}"
+                f"the {what} have {images.shape[1]} channels, the model takes {self.in_chans}: "
+                f"convert the {what}, or build the model with in_chans={images.shape[1]}"
             )
-        if min(images.shape[2:]) < self._patch:
+        if min(images.shape[-2:]) < self._patch:
             raise InputError(
-                f"the image is {images.shape[2]}x{images.shape[3]}, smaller than one "
+                f"the {what[:-1]} is {images.shape[-2]}x{images.shape[-1]}, smaller than one "
                 f"{self._patch}x{self._patch} patch: enlarge it"
             )
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backbone import Backbone
 from .classifier import Classifier
@@ -16,11 +16,23 @@ from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
 from .variants import Variant, find_variant, list_models
+from .video_swin import VideoSwinTransformer
+
+if TYPE_CHECKING:
+    from .weights.published import PublishedWeights
 
 __all__ = ["create_backbone", "create_classifier", "list_models"]
 
 FAMILY_CLASSES: dict[str, type[Backbone]] = {
-    cls.family: cls for cls in (SwinTransformer, SwinTransformerV2, PyramidVisionTransformerV2, TwinsPCPVT, TwinsSVT)
+    cls.family: cls
+    for cls in (
+        SwinTransformer,
+        SwinTransformerV2,
+        PyramidVisionTransformerV2,
+        TwinsPCPVT,
+        TwinsSVT,
+        VideoSwinTransformer,
+    )
 }
 ALL_STAGES = (0, 1, 2, 3)
 CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
@@ -34,7 +46,8 @@ def create_backbone(
 
     Args:
         name: a name of `list_models()`, or one of timm's, torchvision's or the papers'.
-        pretrained: True for the first weights of the model, a tag ("in1k", "in22k", "in22k_ft_in1k"), a path or a URL.
+        pretrained: True for the first weights of the model, a tag ("in1k", "in22k", "in22k_ft_in1k"), a path or a URL;
+            for a video model also the name of an image model to inflate ("swin_tiny", "swin_base.in22k").
         out_indices: stages to return, from 0. Only the stages up to the last one are built. The default means
             every stage, also where `depths` names fewer than four.
         **overrides: constructor arguments of the family's class, such as `in_chans`, `window_size`,
@@ -126,6 +139,20 @@ def is_file_or_url(source: str | Path) -> bool:
     return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
 
 
+def published_weights(variant: Variant, tag: str | None) -> PublishedWeights:
+    """The weights of a tag (None for the first), or of an image model's name where `variant` is its video model.
+
+    Raises:
+        InputError, WeightsError: neither is known.
+    """
+    if variant.family == "video_swin" and tag is not None and tag not in variant.tags and "swin" in tag:
+        images, tag = find_variant(tag)
+        if images.family != "swin":
+            raise InputError(f"{variant.name} is inflated from a 2-D Swin, such as swin_tiny, not from {images.name}")
+        return images.published(tag)
+    return variant.published(tag)
+
+
 def _load(
     model: Backbone | Classifier,
     variant: Variant,
@@ -145,7 +172,7 @@ def _load(
     if pretrained is not True and is_file_or_url(pretrained):
         report = load_weights(model, pretrained, class_map=class_map)
     else:
-        published = variant.published(tag if pretrained is True else pretrained)
+        published = published_weights(variant, tag if pretrained is True else pretrained)
         path = fetch(published.source, filename=published.filename)
         report = load_weights(model, path, class_map=class_map)
     logger.info("%s: %s", variant.name, report)

@@ -36,7 +36,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .backbone import NO_DECAY_NAMES
-from .create import ALL_STAGES, create_backbone, is_file_or_url
+from .create import ALL_STAGES, create_backbone, is_file_or_url, published_weights
 from .errors import InputError, WeightsError
 from .openmmlab_resume import translate_training_state
 from .variants import find_variant
@@ -44,6 +44,7 @@ from .weights import LoadReport, load_weights
 from .weights.fetch import fetch
 from .weights.files import check_file, read_state_dict
 from .weights.load import fit_tensors
+from .weights.published import PublishedWeights
 from .weights.report import some
 
 # Where the backbones of mmdetection 3 and mmsegmentation 1 compute otherwise than their authors' code. Swin does not.
@@ -64,16 +65,20 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 class HVTBackbone(BaseModule):
     """A backbone of this library as a module of MMEngine: (B, C, H, W) images in, a tuple of NCHW maps out.
 
+    Of a video model: (B, C, T, H, W) clips in, and the last map out, (B, channels, T', H', W') without a tuple around
+    it, as the heads of mmaction2 take it; with several `out_indices` a tuple of maps.
+
     It takes the place of a framework's own backbone: a checkpoint of a detector or segmentor that was made with
-    mmdetection's Swin or PVTv2, mmsegmentation's Swin or Twins, or in the official repositories, loads as it is
-    (`load_from`, `load_checkpoint`, `init_detector`), and the numbers agree.
+    mmdetection's Swin or PVTv2, mmsegmentation's Swin or Twins, mmaction2's Video Swin, or in the official
+    repositories, loads as it is (`load_from`, `load_checkpoint`, `init_detector`), and the numbers agree.
 
     Args:
         name: a name of `list_models()`.
         pretrained: True for the first weights of the model, a tag ("in22k"), or what `load_weights` takes: a path, a
-            URL, "hf-hub:org/name", in any layout. As everything in MMEngine they are loaded by `init_weights`, which
+            URL, "hf-hub:org/name", in any layout; for a video model also the name of an image model to inflate, such as
+            "swin_tiny" or "swin_base.in22k". As everything in MMEngine they are loaded by `init_weights`, which
             training calls, so that a detector built for testing downloads nothing.
-        out_indices: the stages that are returned, from 0.
+        out_indices: the stages that are returned, from 0; by default all, of a video model the last.
         frozen_stages: -1 for none; 0 freezes the patch embedding and the absolute position embedding; `n` also the
             first n stages with the norms of their outputs. As in mmdetection's Swin, the layer that downsamples from a
             frozen stage is frozen with it. What is frozen has no gradients and stays in eval mode.
@@ -103,7 +108,7 @@ class HVTBackbone(BaseModule):
         name: str,
         *,
         pretrained: bool | str | Path | None = False,
-        out_indices: Sequence[int] = ALL_STAGES,
+        out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -114,7 +119,11 @@ class HVTBackbone(BaseModule):
         super().__init__(init_cfg)
         if style not in STYLES:
             raise InputError(f"style is {style!r}: choose one of {', '.join(STYLES)}")
-        family = find_variant(name)[0].family
+        variant = find_variant(name)[0]
+        family, self._video = variant.family, variant.frames is not None
+        if out_indices is None:
+            depths = arguments.get("depths", variant.arch["depths"])
+            out_indices = (len(depths) - 1,) if self._video else ALL_STAGES
         arguments = {**STYLES[style].get(family, {}), **arguments}
         self.model = create_backbone(name, out_indices=out_indices, **arguments)
         self.channels = self.model.channels
@@ -129,10 +138,11 @@ class HVTBackbone(BaseModule):
         self.model.set_grad_checkpointing(with_cp)
         self._frozen_layers = self._freeze()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> (B, channels[i], H / strides[i], W / strides[i]) each, finest first."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """(B, C, [T,] H, W) -> (B, channels[i], [T',] H / strides[i], W / strides[i]) each, finest first."""
         # Convolutions of the neck keep the memory format, and mmcv's RoIAlign takes channels-last memory for NCHW.
-        return tuple(stage.contiguous() for stage in self.model(images))
+        maps = tuple(stage.contiguous() for stage in self.model(images))
+        return maps[0] if self._video and len(maps) == 1 else maps
 
     def train(self, mode: bool = True) -> HVTBackbone:
         super().train(mode)
@@ -215,7 +225,7 @@ class HVTBackbone(BaseModule):
         for key in given.keys() - set(report.unexpected):
             del state_dict[prefix + key]
         state_dict.update({f"{prefix}model.{name}": tensor for name, tensor in fitted.items()})
-        if report.resized or report.adapted or report.dropped:
+        if report.resized or report.inflated or report.adapted or report.dropped:
             print_log(f"{self.name}: {report}", logger="current")
         style = LAYOUT_STYLES.get(report.layout, self.style)
         if style != self.style and STYLES["openmmlab"].get(report.family):
@@ -243,9 +253,9 @@ def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> bool 
     return pretrained
 
 
-def _published(name: str, pretrained: bool | str):
+def _published(name: str, pretrained: bool | str) -> PublishedWeights:
     variant, tag = find_variant(name)
-    return variant.published(tag if pretrained is True else pretrained)
+    return published_weights(variant, tag if pretrained is True else pretrained)
 
 
 def check_checkpoint(source: str | Path) -> Path:

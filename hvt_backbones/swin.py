@@ -37,6 +37,7 @@ class WindowAttention(nn.Module):
         qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
         small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
             side and do not shift (the official classifier), or "pad" the map and keep both (the dense code).
+            `VideoSwinTransformer` shrinks each axis by itself.
 
     Shape: (B, *spatial, C) -> (B, *spatial, C).
     """
@@ -58,6 +59,8 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.shift_size = tuple(side // 2 if shifted else 0 for side in window_size)
+        if small_map not in SMALL_MAP:
+            raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
         self.small_map = small_map
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
@@ -146,12 +149,12 @@ def windows_per_stage(
 
 
 class ShiftedWindowBackbone(Backbone):
-    """What Swin and SwinV2 share: patch embedding, stages of shifted-window blocks, patch merging, output norms.
+    """What Swin, SwinV2 and Video Swin share: patch embedding, stages of shifted-window blocks, merging, output norms.
 
     Args:
         attention: one per stage, called as `attention(dim, num_heads, window, shifted=..., **options)`.
         post_norm: norm after attention, MLP and patch merging instead of before.
-        patch_size: (height, width).
+        patch_size: (height, width), or (frames, height, width).
 
     The other arguments are those of `SwinTransformer`.
     """
@@ -182,7 +185,6 @@ class ShiftedWindowBackbone(Backbone):
         patch_norm: bool,
         norm_eps: float,
         out_indices: Sequence[int],
-        small_map: str,
     ) -> None:
         depths = tuple(depths)
         check_numbers(
@@ -193,8 +195,6 @@ class ShiftedWindowBackbone(Backbone):
         dims = [embed_dim * 2**i for i in range(len(depths))]
         check_stages(out_indices, depths=depths, num_heads=num_heads, windows=windows)
         check_heads(dims, num_heads)
-        if small_map not in SMALL_MAP:
-            raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
         rates = drop_path_rates(drop_path_rate, depths)
 
         def block(i: int, j: int) -> Block:
@@ -203,7 +203,6 @@ class ShiftedWindowBackbone(Backbone):
                 num_heads[i],
                 windows[i],
                 shifted=j % 2 == 1,
-                small_map=small_map,
                 qkv_bias=qkv_bias,
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,
@@ -305,7 +304,7 @@ class SwinTransformer(ShiftedWindowBackbone):
         small_map: str = "pad",
     ) -> None:
         super().__init__(
-            [functools.partial(WindowAttention, qk_scale=qk_scale)] * len(depths),
+            [functools.partial(WindowAttention, qk_scale=qk_scale, small_map=small_map)] * len(depths),
             post_norm=False,
             in_chans=in_chans,
             patch_size=sides(patch_size, 2, "patch_size"),
@@ -322,7 +321,6 @@ class SwinTransformer(ShiftedWindowBackbone):
             patch_norm=patch_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
-            small_map=small_map,
         )
 
 
@@ -361,7 +359,10 @@ class SwinTransformerV2(ShiftedWindowBackbone):
     ) -> None:
         pretrained = windows_per_stage(pretrained_window_size, len(depths), 2, name="pretrained_window_size", least=0)
         super().__init__(
-            [functools.partial(CosineWindowAttention, pretrained_window_size=window) for window in pretrained],
+            [
+                functools.partial(CosineWindowAttention, pretrained_window_size=window, small_map=small_map)
+                for window in pretrained
+            ],
             post_norm=True,
             in_chans=in_chans,
             patch_size=sides(patch_size, 2, "patch_size"),
@@ -378,5 +379,4 @@ class SwinTransformerV2(ShiftedWindowBackbone):
             patch_norm=patch_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
-            small_map=small_map,
         )

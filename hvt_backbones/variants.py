@@ -1,8 +1,9 @@
 """Every named model as a row of data: architecture, weights, published figures, other names.
 
 Figures are those that the authors publish: Swin and SwinV2 in the README and MODELHUB of microsoft/Swin-Transformer,
-PVTv2 in whai362/PVT (FLOPs: arXiv:2106.13797, Table 2), Twins in Meituan-AutoML/Twins; those of torchvision's own
-trainings in torchvision's weight tables.
+PVTv2 in whai362/PVT (FLOPs: arXiv:2106.13797, Table 2), Twins in Meituan-AutoML/Twins, Video Swin in
+SwinTransformer/Video-Swin-Transformer and in mmaction2's README; those of torchvision's own trainings and evaluations
+in torchvision's weight tables.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ class Variant:
         family: `family` of the class that builds it.
         arch: constructor arguments of that class; only what the paper fixes. Tuples have one entry per stage.
         input_size: side of the square images it was trained on, in pixels.
-        params_m: published parameters with 1000 classes, in millions.
+        frames: of the clips it was trained on; None for images.
+        params_m: published parameters with 1000 classes (of video models with theirs), in millions.
         flops_g: published multiply-adds at `input_size`, in units of 10^9 (the papers call them FLOPs).
         weights: tag -> where the weights lie: `timm:NAME` or `torchvision:ENUM.MEMBER`, names in the tables of those
-            packages. The first tag is what `pretrained=True` takes.
-        top1: tag -> published top-1 accuracy on ImageNet-1K, in percent, single crop at `input_size`.
+            packages; `official:NAME` or `mmaction2:NAME`, of files of video models. The first tag is what
+            `pretrained=True` takes.
+        top1: tag -> published top-1 accuracy, in percent: on ImageNet-1K, single crop at `input_size`; of video models
+            on the data set that the tag ends with, 4 clips x 3 crops (torchvision: 5 clips; SSv2: 1 clip x 3 crops).
         aliases: other name -> tag of `weights` that the name speaks of, None if of none.
     """
 
@@ -41,6 +45,7 @@ class Variant:
     family: str
     arch: Mapping[str, Any]
     input_size: int
+    frames: int | None = None
     params_m: float
     flops_g: float | None = None
     weights: Mapping[str, str]
@@ -65,7 +70,7 @@ class Variant:
         if tag not in self.weights:
             raise WeightsError(f"{self.name} has no weights {tag!r}; it has {', '.join(self.tags)}")
         library, _, entry = self.weights[tag].partition(":")
-        return {"timm": published.timm_weights, "torchvision": published.torchvision_weights}[library](entry)
+        return published.LIBRARIES[library](entry)
 
 
 # Suffixes of the names in timm's tables and of the official configuration files.
@@ -232,6 +237,32 @@ def twins_svt(size: str, embed_dim: int, depths: tuple[int, ...], **figures: flo
     return twins("svt", size, depths=depths, **arch, **figures)
 
 
+def video_swin(
+    size: str,
+    *,
+    window: int = 8,
+    params_m: float,
+    flops_g: float,
+    weights: Mapping[str, str],
+    top1: Mapping[str, float],
+    aliases: Mapping[str, str | None],
+) -> Variant:
+    """Video Swin (arXiv:2106.13230, Sec. 3.3) at 32 frames of 224 x 224: the sizes of Swin, tubes of 2 x 4 x 4."""
+    name = f"video_swin_{size}" + ("" if window == 8 else f"_window{window}")
+    return Variant(
+        name=name,
+        family="video_swin",
+        arch=swin_arch(size, patch_size=(2, 4, 4), window_size=(window, 7, 7)),
+        input_size=224,
+        frames=32,
+        params_m=params_m,
+        flops_g=flops_g,
+        weights=weights,
+        top1=top1,
+        aliases=aliases,
+    )
+
+
 def _in1k(top1: float, finetuned: float | None = None) -> dict[str, float]:
     return {"in1k": top1} if finetuned is None else {"in1k": top1, "in22k_ft_in1k": finetuned}
 
@@ -278,6 +309,89 @@ VARIANTS: dict[str, Variant] = {
         twins_svt("small", 64, (2, 2, 10, 4), params_m=24.0, flops_g=2.8, top1=81.7),
         twins_svt("base", 96, (2, 2, 18, 2), params_m=56.0, flops_g=8.3, top1=83.2),
         twins_svt("large", 128, (2, 2, 18, 2), params_m=99.2, flops_g=14.8, top1=83.7),
+        video_swin(
+            "tiny",
+            params_m=28,
+            flops_g=87.9,
+            weights={
+                "in1k_ft_k400": "torchvision:Swin3D_T_Weights.KINETICS400_V1",
+                "official_in1k_ft_k400": "official:swin_tiny_patch244_window877_kinetics400_1k",
+                "mmaction2_in1k_ft_k400": "mmaction2:swin-tiny_in1k_kinetics400",
+            },
+            top1={"in1k_ft_k400": 77.715, "official_in1k_ft_k400": 78.8, "mmaction2_in1k_ft_k400": 78.9},
+            aliases={
+                "swin3d_t": None,
+                "video_swin_t": None,
+                "video_swin_tiny_k400": None,
+                "swin_tiny_patch244_window877_kinetics400_1k": "official_in1k_ft_k400",
+            },
+        ),
+        video_swin(
+            "small",
+            params_m=50,
+            flops_g=165.9,
+            weights={
+                "in1k_ft_k400": "torchvision:Swin3D_S_Weights.KINETICS400_V1",
+                "official_in1k_ft_k400": "official:swin_small_patch244_window877_kinetics400_1k",
+                "mmaction2_in1k_ft_k400": "mmaction2:swin-small_in1k_kinetics400",
+            },
+            top1={"in1k_ft_k400": 79.521, "official_in1k_ft_k400": 80.6, "mmaction2_in1k_ft_k400": 80.54},
+            aliases={
+                "swin3d_s": None,
+                "video_swin_s": None,
+                "video_swin_small_k400": None,
+                "swin_small_patch244_window877_kinetics400_1k": "official_in1k_ft_k400",
+            },
+        ),
+        video_swin(
+            "base",
+            params_m=88,
+            flops_g=281.6,
+            weights={
+                "in22k_ft_k400": "torchvision:Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1",
+                "in1k_ft_k400": "torchvision:Swin3D_B_Weights.KINETICS400_V1",
+                "official_in22k_ft_k400": "official:swin_base_patch244_window877_kinetics400_22k",
+                "official_in1k_ft_k400": "official:swin_base_patch244_window877_kinetics400_1k",
+                "official_in22k_ft_k600": "official:swin_base_patch244_window877_kinetics600_22k",
+                "mmaction2_in1k_ft_k400": "mmaction2:swin-base_in1k_kinetics400",
+            },
+            top1={
+                "in22k_ft_k400": 81.643,
+                "in1k_ft_k400": 79.427,
+                "official_in22k_ft_k400": 82.7,
+                "official_in1k_ft_k400": 80.6,
+                "official_in22k_ft_k600": 84.0,
+                "mmaction2_in1k_ft_k400": 80.57,
+            },
+            aliases={
+                "swin3d_b": None,
+                "video_swin_b": None,
+                "video_swin_base_k400": None,
+                "swin_base_patch244_window877_kinetics400_1k": "official_in1k_ft_k400",
+                "swin_base_patch244_window877_kinetics400_22k": "official_in22k_ft_k400",
+                "swin_base_patch244_window877_kinetics600_22k": "official_in22k_ft_k600",
+            },
+        ),
+        video_swin(
+            "base",
+            window=16,
+            params_m=89,
+            flops_g=320.6,
+            weights={"k400_ft_ssv2": "official:swin_base_patch244_window1677_sthv2"},
+            top1={"k400_ft_ssv2": 69.6},
+            aliases={"video_swin_base_sthv2": None, "swin_base_patch244_window1677_sthv2": "k400_ft_ssv2"},
+        ),
+        video_swin(
+            "large",
+            params_m=197,
+            flops_g=604,
+            weights={
+                "in22k_ft_k400": "mmaction2:swin-large_in22k_kinetics400",
+                "in22k_ft_k700": "mmaction2:swin-large_in22k_kinetics700",
+            },
+            top1={"in22k_ft_k400": 83.46, "in22k_ft_k700": 75.92},
+            aliases={"video_swin_l": None, "video_swin_large_k400": None},
+        ),
     )
 }
 

@@ -60,7 +60,7 @@ class NamedVariant(Case):
 
     def __init__(self, name: str, row: dict[str, Any]) -> None:
         super().__init__(Path(name))
-        dense = name.endswith("_dense")
+        dense = name.endswith("_dense") or row["family"] == "video_swin"  # without a head
         self.__dict__["facts"] = {
             **row,
             "key_layout": "official",
@@ -99,7 +99,8 @@ def make_model(case: Case) -> nn.Module:
     if case.is_classifier:
         last = (len(arguments["depths"]) - 1,)
         return hvt.Classifier(cls(**arguments, out_indices=last), case.kwargs.get("num_classes", 1000))
-    given = case.facts.get("stages") or range(len(arguments["depths"]))
+    stages = range(len(arguments["depths"]))
+    given = case.facts.get("stages") or (stages[-1:] if case.family == "video_swin" else stages)
     return cls(**arguments, out_indices=tuple(given))
 
 
@@ -205,11 +206,18 @@ def _twins(case: Case) -> tuple[type[hvt.Backbone], dict[str, Any]]:
     return hvt.TwinsSVT, {**arguments, "window_sizes": tuple(windows), "mask_padding": masks}
 
 
+def _video_swin(case: Case) -> tuple[type[hvt.Backbone], dict[str, Any]]:
+    kwargs = {**case.kwargs, **case.kwargs.get("arch", {})}
+    arguments = {name: kwargs[name] for name in (*SAME, "patch_size", "embed_dim", "window_size") if name in kwargs}
+    return hvt.VideoSwinTransformer, {"embed_dim": kwargs.get("embed_dims"), **arguments}
+
+
 BUILDERS = {
     **{(family, layout): _swin for family in ("swin", "swinv2") for layout in ("official", "mmpretrain", "timm")},
     ("swin", "mmdet"): _swin,
     **{("pvt_v2", layout): _pvt_v2 for layout in ("official", "mmdet", "timm")},
     **{("twins", layout): _twins for layout in ("official", "mmpretrain", "timm")},
+    **{("video_swin", layout): _video_swin for layout in ("official", "mmaction2")},
 }
 
 
@@ -240,9 +248,10 @@ def outputs(case: Case, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         found |= {f"stage{i}": raw[f"{kind}{i}"].movedim(-1, 1) for i in range(count)}
     else:
         found |= {f"stage{i}": x for i, x in zip(backbone.out_indices, result, strict=True)}
+        found["features"] = result[-1]
     for i in range(count):
         layer = raw[f"down{i + 1}"] if i + 1 < count else raw[f"blocks{i}"]
-        found[f"layer{i}"] = layer.flatten(1, -2)
+        found[f"layer{i}"] = layer.movedim(-1, 1) if case.family == "video_swin" else layer.flatten(1, -2)
     return found
 
 

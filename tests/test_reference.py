@@ -10,16 +10,16 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import hvt_backbones as hvt
 
 from .conftest import reference_dir
-from .reference_cases import Case, NamedVariant, build, empty_model, find_cases, gradients, loss, outputs
+from .reference_cases import Case, NamedVariant, build, empty_model, find_cases, gradients, loss, make_model, outputs
 
 CASES = find_cases(reference_dir())
 LATER = {
-    "video_swin": "Video Swin is not built yet",
     "simmim": "SimMIM is not built yet",
 }
 
@@ -90,3 +90,18 @@ def test_named_variant(variant: NamedVariant) -> None:
         key.endswith(("relative_position_index", "relative_coords_table", "attn_mask"))
         for key in accounted & variant.buffers
     )
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES if "inflation" in case.facts])
+def test_inflation_is_the_official_one(case: Case) -> None:
+    images = load_file(case.folder / "weights2d.safetensors")
+    inflated = hvt.inflate(images, window_size=case.kwargs["window_size"], patch_frames=case.kwargs["patch_size"][0])
+    ours = hvt.convert_state_dict(inflated, to=case.layout, window_size=case.kwargs["window_size"])
+    assert ours.keys() == case.weights.keys()
+    assert max(error(ours[key].double(), stored) for key, stored in case.weights.items()) < 1e-6
+
+    model = make_model(case)
+    report = hvt.load_weights(model, images)
+    assert not report.initialised
+    assert len(report.inflated) == 1 + sum(case.kwargs["depths"])
+    assert all(torch.equal(tensor, inflated[key]) for key, tensor in model.state_dict().items())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, linear
 
 
 def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -34,16 +34,34 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return conv(maps).movedim(1, -1)
 
 
+class TubeProjection(nn.Conv3d):
+    """A convolution whose stride is its kernel, as one matrix product over tubes of frames x height x width.
+
+    Conv3d is slow on CPUs and lacks bfloat16 on Ascend; a matrix product is fast everywhere.
+
+    Shape: (B, in_dim, T, H, W) -> (B, dim, T', H', W'), a view of channels-last memory; the kernel divides T, H and W.
+    """
+
+    def __init__(self, in_dim: int, dim: int, patch_size: Sequence[int]) -> None:
+        super().__init__(in_dim, dim, tuple(patch_size), tuple(patch_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames, height, width = self.kernel_size
+        x = x.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
+        tubes = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, T', H', W', in_dim * frames * height * width)
+        return linear(tubes, self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patch embedding (Swin, arXiv:2103.14030, Sec. 3.1; Twins, arXiv:2104.13840, Sec. 3.1).
 
     Args:
         in_dim, dim: channels in and out.
-        patch_size: (height, width).
+        patch_size: (height, width), or (frames, height, width).
         norm_eps: eps of the LayerNorm after it; None for no norm.
         pad: zero-pad sizes that the patch does not divide (Swin's dense code), or drop the rest (Twins).
 
-    Shape: (B, H, W, in_dim) -> (B, H', W', dim).
+    Shape: (B, [T,] H, W, in_dim) -> (B, [T',] H', W', dim).
     """
 
     def __init__(
@@ -52,12 +70,17 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.pad = pad
-        self.proj = nn.Conv2d(in_dim, dim, self.patch_size, self.patch_size)
+        if len(self.patch_size) == 3:
+            self.proj: nn.Module = TubeProjection(in_dim, dim, self.patch_size)
+        else:
+            self.proj = nn.Conv2d(in_dim, dim, self.patch_size, self.patch_size)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad:
             x = pad_to_multiple(x, self.patch_size)
+        if len(self.patch_size) == 3:
+            return self.norm(self.proj(x.movedim(-1, 1)).movedim(1, -1))
         return self.norm(convolve(x, self.proj))
 
 

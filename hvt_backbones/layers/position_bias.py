@@ -83,8 +83,7 @@ class PositionBias(nn.Module):
     def compute(self, window: tuple[int, ...]) -> Tensor:
         raise NotImplementedError
 
-    def _gather(self, table: Tensor, window: tuple[int, ...], table_window: tuple[int, ...]) -> Tensor:
-        index = relative_position_index(window, table_window, table.device)
+    def _gather(self, table: Tensor, index: Tensor, window: tuple[int, ...]) -> Tensor:
         size = math.prod(window)
         return table.index_select(0, index).view(size, size, self.num_heads).permute(2, 0, 1).contiguous()
 
@@ -102,7 +101,11 @@ class RelativePositionBias(PositionBias):
 
     def compute(self, window: tuple[int, ...]) -> Tensor:
         table = self.table if self.table.dtype == torch.float64 else self.table.float()
-        return self._gather(table, window, self.window_size)
+        return self._gather(table, self._index(window), window)
+
+    def _index(self, window: tuple[int, ...]) -> Tensor:
+        """The row of the table for each pair of tokens, (N * N,)."""
+        return relative_position_index(window, self.window_size, self.table.device)
 
 
 class LogPositionBias(PositionBias):
@@ -131,4 +134,4 @@ class LogPositionBias(PositionBias):
         with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             x = F.relu(F.linear(x, weight.to(dtype), self.mlp[0].bias.to(dtype)))
             table = 16 * torch.sigmoid(F.linear(x, self.mlp[2].weight.to(dtype)))
-        return self._gather(table, window, window)
+        return self._gather(table, relative_position_index(window, window, table.device), window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,12 +74,12 @@ def convert_state_dict(
         state_dict: key -> tensor, of a backbone, a classifier or a larger model around it; also under `model`,
             `state_dict` and the like, or behind prefixes such as `module.` and `backbone.`. It is not changed, and
             the result shares memory with it where a tensor stays as it is.
-        to: "hvt" (this library), "official", "timm", "mmpretrain", "mmdet" (or "mmseg"), "torchvision" or
-            "huggingface" (the modules of transformers 5).
+        to: "hvt" (this library), "official", "timm", "mmpretrain", "mmdet" (or "mmseg"), "mmaction2", "torchvision"
+            or "huggingface" (the modules of transformers 5).
         layout: what `state_dict` is; recognised by its keys by default.
-        window_size: of the model, one side, (height, width), or one of these per stage. Without it the buffers of
-            SwinV2 are taken over where the state dict has them, those of Swin follow from its tables where the
-            windows are square, and others are left out.
+        window_size: of the model, one side, (height, width), for video (frames, height, width), or one of these per
+            stage. Without it the buffers of SwinV2 are taken over where the state dict has them, those of Swin follow
+            from its tables where the windows are square, and others are left out.
         pretrained_window_size: of SwinV2, given alike, for the same buffers.
         ape_size: grid of an absolute position embedding that is stored as tokens and is not square.
         whole: keep a detector's or segmentor's other parts as they are, and the backbone under its prefix there. By
@@ -115,12 +116,17 @@ def _other_parts(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[
     }
 
 
-def recognise(keys: Iterable[str], name: str = "auto", layouts: Sequence[Layout] = ALL) -> tuple[Layout, str]:
+def recognise(
+    keys: Iterable[str] | Mapping[str, Tensor], name: str = "auto", layouts: Sequence[Layout] = ALL
+) -> tuple[Layout, str]:
     """The layout of these keys, and the prefix before those of the backbone ("" for none).
+
+    Where they are given with tensors, those tell video from images, whose keys are the same.
 
     Raises:
         WeightsError: no layout has such keys, or the prefix is not unique.
     """
+    tensors = keys if isinstance(keys, Mapping) else {}
     keys = set(keys)
     if name != "auto":
         name = canonical_name(name)
@@ -130,6 +136,7 @@ def recognise(keys: Iterable[str], name: str = "auto", layouts: Sequence[Layout]
         for layout in layouts
         for prefix in sorted(key.removesuffix(layout.anchor) for key in keys if key.endswith(layout.anchor))
         if (not prefix or prefix.endswith(".")) and all(prefix + key in keys for key in layout.requires)
+        if _has_axes(tensors.get(prefix + layout.anchor), layout.axes)
     }
     # marks tell layouts apart that share their other keys; a layout that was named needs no telling apart
     chosen = [match for match, marked in found.items() if marked] or (list(found) if name != "auto" else [])
@@ -142,6 +149,10 @@ def recognise(keys: Iterable[str], name: str = "auto", layouts: Sequence[Layout]
             "pass the keys of one of them"
         )
     return chosen[0]
+
+
+def _has_axes(kernel: Tensor | None, axes: int) -> bool:
+    return kernel is None or (kernel.dim() == 5) == (axes == 3)
 
 
 def _is_marked(layout: Layout, prefix: str, keys: set[str]) -> bool:
@@ -159,7 +170,7 @@ def _unrecognised(keys: set[str], name: str) -> str:
     if not keys:
         return "there are no tensors in the weights: pass a model's state_dict()"
     wanted = f"not in the {name} layout" if name != "auto" else f"in none of the layouts {', '.join(LAYOUTS)}"
-    return f"the keys are {wanted} of Swin, SwinV2, PVTv2 or Twins: {some(sorted(keys))}"
+    return f"the keys are {wanted} of Swin, SwinV2, PVTv2, Twins or Video Swin: {some(sorted(keys))}"
 
 
 def read_checkpoint(
@@ -296,7 +307,7 @@ def _computed_buffers(
             table_shape = (1, *(2 * side - 1 for side in window), 2)
             coordinates = relative_coordinates(window, pretrained, torch.device("cpu")).view(table_shape)
         index = relative_position_index(window, window, torch.device("cpu"))
-        tokens = window[0] * window[1]
+        tokens = math.prod(window)
         tensors = {"index": index.view(tokens, tokens), "flat index": index, "coordinates": coordinates}
         for buffer in layout.buffers:
             yield template(buffer.theirs).fill(values), tensors[buffer.kind].clone().to(weight.device)
@@ -309,7 +320,7 @@ def _window(
     table = checkpoint.tensors.get(f"stages.{stage}.blocks.{block}.attn.position_bias.table")
     if windows is not None:
         window = tuple(windows[stage])
-        rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+        rows = math.prod(2 * side - 1 for side in window)
         if table is not None and len(table) != rows:
             raise WeightsError(
                 f"window_size {window} in stage {stage}: its position table would have {rows} rows, the weights have "
@@ -318,7 +329,7 @@ def _window(
         return window
     if coordinates is not None:
         return tuple((side + 1) // 2 for side in coordinates.shape[1:3])
-    return None if table is None else square_window(len(table))
+    return None if table is None or checkpoint.layout.axes == 3 else square_window(len(table))
 
 
 def _windows(checkpoint: Checkpoint, window_size: int | Sequence[Any] | None) -> list[tuple[int, ...]] | None:
@@ -326,4 +337,4 @@ def _windows(checkpoint: Checkpoint, window_size: int | Sequence[Any] | None) ->
         return None
     from ..swin import windows_per_stage
 
-    return windows_per_stage(window_size, checkpoint.stages, 2, least=0)
+    return windows_per_stage(window_size, checkpoint.stages, checkpoint.layout.axes, least=0)

@@ -14,15 +14,21 @@ from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
 from .convert import Checkpoint, find_tensors, read_checkpoint
+from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .layouts import ALL, OURS, our_layout
 from .report import LoadReport, some
-from .resize import adapt_input_channels, resize_position_embedding, resize_position_table, square_window
+from .resize import (
+    adapt_input_channels,
+    resize_position_embedding,
+    resize_position_table,
+    square_window,
+    video_window,
+)
 from .rules import template
 
 Source = Mapping[str, Any] | str | os.PathLike
 ClassMap = Sequence[int] | Tensor | str | os.PathLike
 
-PATCH_PROJECTION = "stages.0.downsample.proj.weight"
 STAGE_NORM = template("stages.{s}.norm.{p}")
 # their dense models add norms that also feed the next stage to weights trained without them
 FAMILIES_THAT_ADD_NORMS = ("twins_pcpvt", "twins_svt")
@@ -35,7 +41,8 @@ def load_weights(
 
     Either kind of model takes either kind of checkpoint, also a detector's or segmentor's. Position tables are resized
     to the model's windows, the patch embedding is adapted to its input channels; a head of another class count is
-    left out. Values are stored in the dtype of the model's parameters.
+    left out. Weights of a 2-D Swin are inflated for a Video Swin, see `inflate`. Values are stored in the dtype of the
+    model's parameters.
 
     Args:
         model: changed in place; on any error it stays as it was.
@@ -54,10 +61,9 @@ def load_weights(
     """
     if not isinstance(model, Backbone | Classifier):
         raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
-    tensors = find_tensors(source) if isinstance(source, Mapping) else _read_source(source)
+    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source)
     backbone = model.backbone if isinstance(model, Classifier) else model
     checkpoint = read_checkpoint(tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
-    _check_family(checkpoint, backbone)
     plan = _Plan(model, backbone, checkpoint)
     if class_map is not None:
         plan.map_classes(class_map)
@@ -80,22 +86,27 @@ def fit_tensors(backbone: Backbone, tensors: Mapping[str, Tensor]) -> tuple[dict
         WeightsError: the layout is not recognised, its rules do not fit the tensors, or the family is another one.
     """
     checkpoint = read_checkpoint(tensors, layouts=_layouts(backbone), grid=_grid(backbone))
-    _check_family(checkpoint, backbone)
     plan = _Plan(backbone, backbone, checkpoint)
     plan.match()
     unfitted = {plan.names[key]: tensor for key, tensor in checkpoint.tensors.items() if key in plan.names}
     return {**unfitted, **plan.copies}, plan.report
 
 
-def _check_family(checkpoint: Checkpoint, backbone: Backbone) -> None:
+def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, str]:
+    """Inflate images' weights for video; what changed, and how."""
+    if (checkpoint.layout.family, backbone.family) == ("swin", "video_swin"):
+        windows = [stage.blocks[0].attn.window_size for stage in backbone.stages]
+        return inflate_checkpoint(checkpoint, windows, backbone.stages[0].downsample.patch_size[0])
     if checkpoint.layout.family != backbone.family:
         raise WeightsError(
             f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
             f"the model is a {type(backbone).__name__}: build the model that they belong to"
         )
+    return {}
 
 
-def _read_source(source: str | os.PathLike) -> dict[str, Tensor]:
+def read_source(source: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a path, a URL or "hf-hub:org/name"."""
     from .fetch import fetch
     from .files import read_state_dict
 
@@ -122,6 +133,7 @@ class _Plan:
         self.model = model
         self.backbone = backbone
         self.checkpoint = checkpoint
+        self.inflated = _fit_family(checkpoint, backbone)
         self.report = LoadReport(checkpoint.layout.name, checkpoint.layout.family)
         self.report.add("recomputed", checkpoint.computed)
         self.report.add("unexpected", checkpoint.unknown)
@@ -224,6 +236,8 @@ class _Plan:
                 self.misfits.append(f"{name} is {shapes}")
                 return
             tensor = fitted
+        elif key in self.inflated:
+            row, reason = "inflated", self.inflated[key]
         elif key.startswith("head.") and self.mapped:
             row, reason = "adapted", self.mapped
         self.copies[name] = tensor
@@ -232,10 +246,10 @@ class _Plan:
     def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:
         """The tensor in the parameter's shape, the row of the report and the reason; None if they have no relation."""
         if key.endswith(".position_bias.table") and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
-            old = square_window(len(tensor))
             new = self.backbone.get_submodule(key.rpartition(".")[0]).window_size
-            if old is not None and len(new) == 2:
-                sizes = " to ".join(f"{h}x{w}" for h, w in (old, new))
+            old = square_window(len(tensor)) if len(new) == 2 else video_window(len(tensor), new)
+            if old is not None:
+                sizes = " to ".join("x".join(map(str, window)) for window in (old, new))
                 return resize_position_table(tensor, old, new), "resized", f"window {sizes}"
         if key == "absolute_pos_embed" and tensor.dim() == 4 and tensor.shape[-1] == parameter.shape[-1]:
             size = parameter.shape[1:-1]

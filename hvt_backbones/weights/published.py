@@ -1,4 +1,4 @@
-"""What timm and torchvision say about the weights they publish: where they lie and how images are to be prepared."""
+"""What is said about published weights by those who publish them: where they lie and how images are to be prepared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PublishedWeights:
     """One set of published weights; `fetch(weights.source, filename=weights.filename)` brings the file."""
 
     name: str
-    layout: str  # "timm" or "torchvision"
+    layout: str  # "timm", "torchvision", "official" or "mmaction2"
     source: str  # "hf-hub:org/name" or a URL
     filename: str | None  # in the repository, where it is not one of the usual names
     num_classes: int
@@ -25,6 +25,61 @@ class PublishedWeights:
     crop_pct: float  # side of the centre crop over the shorter side of the resized image
     interpolation: str  # "bicubic", "bilinear", ...
     license: str | None
+
+
+OFFICIAL_VIDEO = "https://github.com/SwinTransformer/storage/releases/download/v1.0.4/{}.pth"
+MMACTION2 = "https://download.openmmlab.com/mmaction/v1.0/recognition/swin/{0}/{0}_{1}.pth"
+# our short name -> configuration, and date with the beginning of the file's SHA-256
+MMACTION2_FILES = {
+    "swin-tiny_in1k_kinetics400": (
+        "swin-tiny-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-241016b2",
+    ),
+    "swin-small_in1k_kinetics400": (
+        "swin-small-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-e91ab986",
+    ),
+    "swin-base_in1k_kinetics400": (
+        "swin-base-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-182ec6cc",
+    ),
+    "swin-large_in22k_kinetics400": (
+        "swin-large-p244-w877_in22k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+        "20220930-78ad8b11",
+    ),
+    "swin-large_in22k_kinetics700": (
+        "swin-large-p244-w877_in22k-pre_16xb8-amp-32x2x1-30e_kinetics700-rgb",
+        "20220930-f8d74db7",
+    ),
+}
+VIDEO_CLASSES = {"kinetics400": 400, "kinetics600": 600, "kinetics700": 700, "sthv2": 174}
+
+
+def official_weights(name: str) -> PublishedWeights:
+    """The file of this name among the releases of SwinTransformer/Video-Swin-Transformer."""
+    return _video_weights(name, "official", OFFICIAL_VIDEO.format(name))
+
+
+def mmaction2_weights(name: str) -> PublishedWeights:
+    """A file of `MMACTION2_FILES`."""
+    return _video_weights(name, "mmaction2", MMACTION2.format(*MMACTION2_FILES[name]))
+
+
+def _video_weights(name: str, layout: str, url: str) -> PublishedWeights:
+    """Both code bases prepare frames alike: the shorter side to 256 pixels, bilinear; ImageNet's mean and deviation."""
+    return PublishedWeights(
+        name=name,
+        layout=layout,
+        source=url,
+        filename=None,
+        num_classes=next(count for data, count in VIDEO_CLASSES.items() if data in name),
+        input_size=(3, 224, 224),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        crop_pct=224 / 256,
+        interpolation="bilinear",
+        license="apache-2.0",  # of either repository
+    )
 
 
 def timm_weights(name: str) -> PublishedWeights:
@@ -85,6 +140,15 @@ def torchvision_weights(name: str) -> PublishedWeights:
         interpolation=transforms.interpolation.value,
         license=None,  # torchvision states none for weights
     )
+
+
+# what stands before the colon in `Variant.weights`
+LIBRARIES = {
+    "timm": timm_weights,
+    "torchvision": torchvision_weights,
+    "official": official_weights,
+    "mmaction2": mmaction2_weights,
+}
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ class LoadReport:
         layout, family: how the checkpoint's keys are named, and its family of models.
         loaded: taken as they are.
         resized: position tables and embeddings brought to another window or grid.
+        inflated: an image model's patch embedding and position tables spread over time.
         adapted: the patch embedding of another number of input channels, the head's rows by a class map.
         recomputed: buffers that the model computes itself.
         dropped: left out on purpose.
@@ -34,6 +35,7 @@ class LoadReport:
     family: str
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    inflated: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
     recomputed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -42,7 +44,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    ROWS = ("loaded", "resized", "adapted", "recomputed", "dropped", "initialised", "missing", "unexpected")
+    ROWS = ("loaded", "resized", "inflated", "adapted", "recomputed", "dropped", "initialised", "missing", "unexpected")
 
     def add(self, row: str, keys: Iterable[str], reason: str = "") -> None:
         """Put keys into the list named `row`."""
@@ -54,7 +56,11 @@ class LoadReport:
     @property
     def ok(self) -> bool:
         """Every key is accounted for, and something was taken."""
-        return not self.missing and not self.unexpected and bool(self.loaded or self.resized or self.adapted)
+        return (
+            not self.missing
+            and not self.unexpected
+            and bool(self.loaded or self.resized or self.inflated or self.adapted)
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.layout} checkpoint of the family {self.family}"]

@@ -15,15 +15,26 @@ def square_window(rows: int) -> tuple[int, int] | None:
     return ((width + 1) // 2,) * 2 if width % 2 and width * width == rows else None
 
 
+def video_window(rows: int, like: Sequence[int]) -> tuple[int, int, int] | None:
+    """The window (frames, height, width) whose position table has this many rows, with `like`'s height and width."""
+    _, height, width = like
+    offsets, rest = divmod(rows, (2 * height - 1) * (2 * width - 1))
+    return None if rest or offsets % 2 == 0 else ((offsets + 1) // 2, height, width)
+
+
 def resize_position_table(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Resize a table of relative position biases to another window, bicubically per axis, as the official Swin code.
 
+    A window of three axes is resized in time alone, linearly.
+
     Args:
         table: ((2 * old[0] - 1) * (2 * old[1] - 1), num_heads).
-        old, new: windows, (height, width).
+        old, new: windows, (height, width) or (frames, height, width).
     """
     image = table.float().T.unflatten(1, [2 * side - 1 for side in old])[None]
     size = [2 * side - 1 for side in new]
+    if len(size) == 3:
+        return F.interpolate(image.flatten(3), size=(size[0], image[0, 0, 0].numel()), mode="bilinear").flatten(2)[0].T
     return F.interpolate(image, size=size, mode="bicubic").flatten(2)[0].T
 
 

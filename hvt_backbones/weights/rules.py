@@ -137,6 +137,7 @@ class Layout:
 
     Attributes:
         anchor: a key that every model of it has; what stands before it in a file is the wrapper.
+        axes: of the convolution at the anchor: 3 for video, whose keys are otherwise those of images.
         requires: further templates that tell the families of a code base apart; each must match a key.
         marks, unlike: one of the first must be there and none of the second for the layout to be recognised among
             those that share its other keys; not asked where it is named.
@@ -158,3 +159,4 @@ class Layout:
     ignored: Mapping[str, str] | None = None
     wrapper: Mapping[str, str] | None = None
     reads_only: bool = False
+    axes: int = 2

@@ -4,8 +4,9 @@ Left in a rule is their key, right is ours, without the `backbone.` that `Classi
 stage as we count it, `{b}` the block, `{n}` a number, `{p}` weight or bias, `{last}` the last stage.
 
 The names are those of microsoft/Swin-Transformer and the detection and segmentation repositories of its authors,
-whai362/PVT, Meituan-AutoML/Twins, timm 1.0, mmpretrain 1, mmdetection 3, mmsegmentation 1, torchvision 0.26 and
-transformers 5 (read also: the files it writes, which keep the names of version 4).
+SwinTransformer/Video-Swin-Transformer, whai362/PVT, Meituan-AutoML/Twins, timm 1.0, mmpretrain 1, mmdetection 3,
+mmsegmentation 1, mmaction2 1, torchvision 0.26 and transformers 5 (read also: the files it writes, which keep the names
+of version 4).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from ..rules import Layout
 from .pvt_v2 import PVT_V2
 from .swin import SWIN, SWINV2
 from .twins import TWINS
+from .video_swin import VIDEO_SWIN
 
 # family -> keys, in our own layout, that no other family has together
 OURS = {
     "swinv2": ("attn.logit_scale",),
     "swin": ("attn.position_bias.table",),
+    "video_swin": ("attn.position_bias.table",),
     "pvt_v2": ("mlp.dwconv.weight",),
     "twins_svt": ("attn.qkv.weight", "position.weight"),
     "twins_pcpvt": ("attn.q.weight", "position.weight"),
@@ -28,7 +31,8 @@ OURS = {
 
 def our_layout(family: str, anchor: str, requires: tuple[str, ...] = ()) -> Layout:
     """The layout of this library's own models: every key stays as it is."""
-    return Layout("hvt", family, anchor, requires, rules=None, wrapper={"classifier": "backbone."})
+    axes = 3 if family == "video_swin" else 2
+    return Layout("hvt", family, anchor, requires, rules=None, wrapper={"classifier": "backbone."}, axes=axes)
 
 
 ALL = [
@@ -40,10 +44,11 @@ ALL = [
     *SWINV2,
     *PVT_V2,
     *TWINS,
+    *VIDEO_SWIN,
 ]
 ALIASES = {"mmseg": "mmdet"}
 # the names that `layout=` and `to=` take
-LAYOUTS = ("hvt", "official", "timm", "mmpretrain", "mmdet", "mmseg", "torchvision", "huggingface")
+LAYOUTS = ("hvt", "official", "timm", "mmpretrain", "mmdet", "mmseg", "mmaction2", "torchvision", "huggingface")
 
 
 def canonical_name(name: str) -> str:

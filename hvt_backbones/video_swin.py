@@ -1,0 +1,106 @@
+"""Video Swin (arXiv:2106.13230): Swin over time, height and width; here is only what the third axis adds."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .backbone import sides
+from .layers.position_bias import RelativePositionBias, relative_position_index
+from .swin import ShiftedWindowBackbone, Window, WindowAttention, windows_per_stage
+
+
+class CornerPositionBias(RelativePositionBias):
+    """A learned table whose smaller windows of N tokens take the biases of the first N tokens of the whole window.
+
+    The official code does so: along an axis that shrinks other than the first, these are not the same offsets.
+    """
+
+    def _index(self, window: tuple[int, ...]) -> Tensor:
+        whole, tokens = math.prod(self.window_size), math.prod(window)
+        index = relative_position_index(self.window_size, self.window_size, self.table.device)
+        return index.view(whole, whole)[:tokens, :tokens].flatten()
+
+
+class VideoWindowAttention(WindowAttention):
+    """Attention in (shifted) windows over three axes (Video Swin, arXiv:2106.13230, Sec. 3.2).
+
+    Along each axis on which the map is not larger than the window, the window shrinks to the map and is not shifted.
+
+    Shape: (B, T, H, W, C) -> (B, T, H, W, C).
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, ...], **options: Any) -> None:
+        super().__init__(dim, num_heads, window_size, small_map="shrink", **options)
+        self.position_bias = CornerPositionBias(window_size, num_heads)
+
+    def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        fits = [n > side for n, side in zip(spatial, self.window_size, strict=True)]
+        window = tuple(side if fit else n for n, side, fit in zip(spatial, self.window_size, fits, strict=True))
+        return window, tuple(shift if fit else 0 for shift, fit in zip(self.shift_size, fits, strict=True))
+
+
+class VideoSwinTransformer(ShiftedWindowBackbone):
+    """Video Swin Transformer (arXiv:2106.13230): clips (B, C, T, H, W) of any length and size.
+
+    Time is cut into tubes once, by the patch embedding, and merged no further. A length or a side that the patches do
+    not divide is zero-padded; one frame alone is a clip too.
+
+    Args:
+        patch_size: (frames, height, width) of a tube, or one side for all three.
+        window_size: (frames, height, width) of a window in tokens, or one of these per stage. Where a map is not
+            larger along an axis, the window shrinks to it there.
+        out_indices: the stages whose normed maps (B, C_i, T_i, H_i, W_i) are returned; later stages are not built.
+
+    The other arguments, and the errors, are those of `SwinTransformer`, which has the same blocks.
+    """
+
+    family = "video_swin"
+    axes = 3
+
+    @classmethod
+    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
+        return {}
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] = (2, 4, 4),
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: Window | Sequence[Window] = (8, 7, 7),
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        patch_norm: bool = True,
+        norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+    ) -> None:
+        super().__init__(
+            [functools.partial(VideoWindowAttention, qk_scale=qk_scale)] * len(depths),
+            post_norm=False,
+            in_chans=in_chans,
+            patch_size=sides(patch_size, 3, "patch_size"),
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            windows=windows_per_stage(window_size, len(depths), 3),
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            ape_size=None,
+            patch_norm=patch_norm,
+            norm_eps=norm_eps,
+            out_indices=out_indices,
+        )
