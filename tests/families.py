@@ -1,11 +1,11 @@
-"""One tiny model per family, for tests that hold for all of them."""
+"""One tiny model per family, and images or clips for it, for tests that hold for all of them."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hvt_backbones as hvt
 
@@ -18,7 +18,15 @@ TINY = {
     "pvt_v2_linear": partial(hvt.PyramidVisionTransformerV2, **PYRAMID, mlp_ratios=(4, 4, 2, 2), linear=True),
     "twins_pcpvt": partial(hvt.TwinsPCPVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2)),
     "twins_svt": partial(hvt.TwinsSVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2), window_sizes=(4, 4, 4, 4)),
+    "video_swin": partial(hvt.VideoSwinTransformer, **{**WINDOWED, "window_size": (2, 4, 4)}),
 }
+FRAMES = 5  # of clips: tubes of two frames pad them, windows of two tubes are shifted over them
+
+
+def images(family: str, *size: int, batch: int = 2, channels: int = 3) -> Tensor:
+    """Images (B, C, H, W), for a video family clips (B, C, T, H, W)."""
+    time = (FRAMES,) if family.startswith("video") else ()
+    return torch.randn(batch, channels, *time, *size, generator=torch.Generator().manual_seed(3))
 
 
 def tiny(family: str, **arguments) -> hvt.Backbone:

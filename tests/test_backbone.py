@@ -11,13 +11,9 @@ from torch import Tensor, nn
 
 import hvt_backbones as hvt
 
-from .families import TINY, tiny, tiny_classifier
+from .families import FRAMES, TINY, images, tiny, tiny_classifier
 
 families = pytest.mark.parametrize("family", TINY)
-
-
-def images(*size: int, batch: int = 2, channels: int = 3) -> Tensor:
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(3))
 
 
 @families
@@ -25,13 +21,13 @@ def images(*size: int, batch: int = 2, channels: int = 3) -> Tensor:
 def test_maps_have_the_stated_channels_and_strides(family: str, size: tuple[int, int]) -> None:
     model = tiny(family).eval()
     assert model.strides == (4, 8, 16, 32)
-    maps = model(images(*size))
+    maps = model(images(family, *size))
     assert tuple(x.shape[1] for x in maps) == model.channels
     assert model.num_features == maps[-1].shape[1]
     for x, stride in zip(maps, model.strides, strict=True):
         assert x.shape[0] == 2
         assert x.isfinite().all()
-        for found, side in zip(x.shape[2:], size, strict=True):
+        for found, side in zip(x.shape[-2:], size, strict=True):
             assert found in {side // stride, -(-side // stride), max(side // stride, 1)}
 
 
@@ -41,7 +37,7 @@ def test_out_indices_choose_stages_and_later_ones_are_not_built(family: str) -> 
     assert len(part.stages) == 3
     assert (part.channels, part.strides) == ((8, whole.channels[2]), (4, 16))
     part.load_state_dict({k: v for k, v in whole.state_dict().items() if k in part.state_dict()})
-    x = images(64, 64)
+    x = images(family, 64, 64)
     expected = whole(x)
     for ours, theirs in zip(part(x), (expected[0], expected[2]), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -59,24 +55,25 @@ def test_wrong_out_indices(family: str, indices: tuple[int, ...]) -> None:
 @families
 def test_other_input_channels(family: str) -> None:
     model = tiny(family, in_chans=5).eval()
-    assert len(model(images(32, 32, channels=5))) == 4
+    assert len(model(images(family, 32, 32, channels=5))) == 4
     with pytest.raises(hvt.InputError, match="3 channels, the model takes 5.*in_chans=3"):
-        model(images(32, 32))
+        model(images(family, 32, 32))
 
 
 @families
 def test_wrong_images(family: str) -> None:
     model = tiny(family)
-    with pytest.raises(hvt.InputError, match=r"\(B, C, H, W\), got \(3, 32, 32\)"):
-        model(images(32, 32)[0])
+    time, length = ("T, ", f"{FRAMES}, ") if model.axes == 3 else ("", "")
+    with pytest.raises(hvt.InputError, match=rf"\(B, C, {time}H, W\), got \(3, {length}32, 32\)"):
+        model(images(family, 32, 32)[0])
     with pytest.raises(hvt.InputError, match="3x40, smaller than one 4x4 patch"):
-        model(images(3, 40))
+        model(images(family, 3, 40))
 
 
 @families
 def test_a_sample_does_not_depend_on_its_batch(family: str) -> None:
     model = tiny(family).double().eval()
-    x = images(49, 61, batch=3).double()
+    x = images(family, 49, 61, batch=3).double()
     for alone, together in zip(model(x[1:2]), model(x), strict=True):
         torch.testing.assert_close(alone, together[1:2], rtol=1e-9, atol=1e-10)
 
@@ -89,7 +86,7 @@ def test_checkpointing_changes_memory_not_numbers(family: str) -> None:
     def run() -> tuple[list[Tensor], int]:
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            loss = sum(y.square().sum() for y in model(images(64, 64).double()))
+            loss = sum(y.square().sum() for y in model(images(family, 64, 64).double()))
         kept = sum(saved)
         return torch.autograd.grad(loss, list(model.parameters())), kept
 
@@ -108,7 +105,7 @@ def test_frozen_stages_get_no_gradient_and_stay_in_eval_mode(family: str) -> Non
     model.freeze_stages(2)
     model.train()
     assert [stage.training for stage in model.stages] == [False, False, True, True]
-    sum(y.sum() for y in model(images(64, 64))).backward()
+    sum(y.sum() for y in model(images(family, 64, 64))).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith(("stages.0.", "stages.1.")), name
     model.freeze_stages(0)
@@ -159,7 +156,7 @@ def test_param_groups_leave_frozen_parameters_out(family: str) -> None:
 @families
 def test_models_are_copied_pickled_and_moved(family: str) -> None:
     model = tiny(family).eval()
-    x = images(40, 40)
+    x = images(family, 40, 40)
     with torch.inference_mode():
         expected = model(x)[-1]
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -174,21 +171,21 @@ def test_a_model_built_on_meta_needs_only_its_state_dict(family: str) -> None:
         empty = TINY[family]()
     empty = empty.to_empty(device="cpu").eval()
     empty.load_state_dict(model.state_dict())
-    torch.testing.assert_close(empty(images(40, 40)), model(images(40, 40)))
+    torch.testing.assert_close(empty(images(family, 40, 40)), model(images(family, 40, 40)))
 
 
 @families
 def test_inference_before_training_does_no_harm(family: str) -> None:
     model = tiny(family).eval()
     with torch.inference_mode():
-        model(images(40, 40))
-    sum(y.sum() for y in model.train()(images(40, 40))).backward()
+        model(images(family, 40, 40))
+    sum(y.sum() for y in model.train()(images(family, 40, 40))).backward()
 
 
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
 def test_the_kept_position_bias_follows_the_weights(family: str) -> None:
     model = tiny(family).eval()
-    x = images(40, 40)
+    x = images(family, 40, 40)
     parameter = next(p for name, p in model.named_parameters() if "position_bias" in name)
     with torch.no_grad():
         first = model(x)[0]
@@ -207,7 +204,7 @@ def test_the_kept_position_bias_follows_the_weights(family: str) -> None:
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
 def test_windows_may_be_oblong_and_differ_by_stage(family: str) -> None:
     model = tiny(family, window_size=((4, 2), (2, 4), (3, 3), (1, 1))).eval()
-    assert [x.shape[-2:] for x in model(images(36, 52))] == [(9, 13), (5, 7), (3, 4), (2, 2)]
+    assert [x.shape[-2:] for x in model(images(family, 36, 52))] == [(9, 13), (5, 7), (3, 4), (2, 2)]
     for wrong in ((4, 2, 3), 0, ((4, 2), 3, 3, (1,)), 2.5):
         with pytest.raises((hvt.InputError, TypeError)):
             tiny(family, window_size=wrong)
@@ -216,16 +213,18 @@ def test_windows_may_be_oblong_and_differ_by_stage(family: str) -> None:
 @families
 def test_classifier(family: str) -> None:
     model = tiny_classifier(family).eval()
-    x = images(64, 64)
+    x = images(family, 64, 64)
     features = model.forward_features(x)
-    assert features.shape == (2, model.num_features, 2, 2)
-    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean((2, 3)))
-    torch.testing.assert_close(model(x), model.head(features.mean((2, 3))))
+    assert features.shape[:2] == (2, model.num_features)
+    assert features.shape[-2:] == (2, 2)
+    pooled = features.flatten(2).mean(-1)
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), pooled)
+    torch.testing.assert_close(model(x), model.head(pooled))
     model.reset_head(7)
     assert model(x).shape == (2, 7)
     model.reset_head(0)
     assert isinstance(model.head, nn.Identity)
-    torch.testing.assert_close(model(x), features.mean((2, 3)))
+    torch.testing.assert_close(model(x), pooled)
 
 
 @families

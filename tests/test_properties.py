@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
 
-from .families import TINY, tiny, tiny_classifier
+from .families import TINY, images, tiny, tiny_classifier
 
 side = st.integers(min_value=32, max_value=90)
 quick = settings(max_examples=12, deadline=None, derandomize=True)
@@ -22,14 +22,14 @@ def test_any_size_gives_finite_maps_of_the_same_shapes_for_each_sample(
     family: str, height: int, width: int, batch: int
 ) -> None:
     model = tiny(family).eval()
-    x = torch.randn(batch, 3, height, width)
+    x = images(family, height, width, batch=batch)
     with torch.inference_mode():
         maps, alone = model(x), model(x[-1:])
     for one, many, stride in zip(alone, maps, model.strides, strict=True):
         assert many.shape[0] == batch
         assert one.shape[1:] == many.shape[1:]
         assert all(
-            max(n // stride, 1) <= m <= -(-n // stride) for n, m in zip((height, width), many.shape[2:], strict=True)
+            max(n // stride, 1) <= m <= -(-n // stride) for n, m in zip((height, width), many.shape[-2:], strict=True)
         )
         torch.testing.assert_close(one, many[-1:], rtol=1e-3, atol=1e-4)
         assert many.isfinite().all()
@@ -88,7 +88,7 @@ def test_implementations_agree_on_any_map(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_autocast_stays_finite_with_inputs_a_thousand_times_too_large(family: str, dtype: torch.dtype) -> None:
     model = tiny_classifier(family)
-    x = 1000 * torch.randn(2, 3, 64, 64)
+    x = 1000 * images(family, 64, 64)
     for implementation in IMPLEMENTATIONS:
         with torch.autocast("cpu", dtype), use_attention(implementation):
             loss = model(x).float().square().mean()
@@ -97,7 +97,7 @@ def test_autocast_stays_finite_with_inputs_a_thousand_times_too_large(family: st
         assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@pytest.mark.parametrize("family", ["swin", "swinv2", "video_swin"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_softmax_and_position_bias_are_float32_under_autocast(family: str, dtype: torch.dtype) -> None:
     model = tiny_classifier(family).eval()
@@ -113,7 +113,7 @@ def test_softmax_and_position_bias_are_float32_under_autocast(family: str, dtype
             return function(*args, **(kwargs or {}))
 
     with torch.autocast("cpu", dtype), Watch():
-        model(torch.randn(1, 3, 64, 64))
+        model(images(family, 64, 64, batch=1))
     assert set(biases) == {torch.float32}
     assert set(softmaxes) == {torch.float32}
 
@@ -121,7 +121,7 @@ def test_softmax_and_position_bias_are_float32_under_autocast(family: str, dtype
 @pytest.mark.parametrize("family", TINY)
 def test_a_last_stage_of_one_token_gives_no_nan(family: str) -> None:
     model = tiny_classifier(family)
-    loss = model(torch.randn(2, 3, 32, 32)).square().sum()
+    loss = model(images(family, 32, 32)).square().sum()
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 import hvt_backbones as hvt
 
-from .families import TINY, tiny, tiny_classifier
+from .families import TINY, images, tiny, tiny_classifier
 
 families = pytest.mark.parametrize("family", TINY)
 
@@ -40,7 +40,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 @families
 def test_what_takes_a_layers_place_is_used(family: str) -> None:
     model = tiny(family).eval()
-    x = torch.randn(2, 3, 40, 40)
+    x = images(family, 40, 40)
     expected = model(x)
     for name, layer in linear_layers(model).items():
         owner, _, attribute = name.rpartition(".")
@@ -63,7 +63,7 @@ def test_hooks_on_linear_layers_see_every_call(family: str, gradients: bool) -> 
     for name, layer in layers.items():
         layer.register_forward_hook(lambda _m, _a, y, name=name: seen.add((name, y.shape[-1])))
     with torch.set_grad_enabled(gradients):
-        model(torch.randn(1, 3, 40, 40))
+        model(images(family, 40, 40, batch=1))
     assert seen == {(name, layer.out_features) for name, layer in layers.items()}
 
 
@@ -73,29 +73,29 @@ def test_pruned_layers_train(family: str) -> None:
     for layer in linear_layers(model).values():
         prune.l1_unstructured(layer, "weight", 0.5)
     for _ in range(2):
-        sum(y.sum() for y in model(torch.randn(1, 3, 40, 40))).backward()
+        sum(y.sum() for y in model(images(family, 40, 40, batch=1))).backward()
 
 
 @families
 def test_an_empty_batch_gives_empty_maps(family: str) -> None:
-    assert [x.shape[0] for x in tiny(family).eval()(torch.zeros(0, 3, 40, 40))] == [0, 0, 0, 0]
+    assert [x.shape[0] for x in tiny(family).eval()(images(family, 40, 40, batch=0))] == [0, 0, 0, 0]
 
 
 @families
 @pytest.mark.filterwarnings("ignore")
 def test_traced_models_are_the_same(family: str) -> None:
     model = tiny_classifier(family).eval()
-    x = torch.randn(1, 3, 64, 64)
+    x = images(family, 64, 64, batch=1)
     traced = torch.jit.trace(model, x, check_trace=False)
     torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["swin", "swinv2", "twins_svt"])
+@pytest.mark.parametrize("family", ["swin", "swinv2", "twins_svt", "video_swin"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
     model = tiny_classifier(family).train(mode == "train")
-    x = torch.randn(2, 3, 64, 64)
+    x = images(family, 64, 64)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(mode == "train"):
@@ -110,7 +110,7 @@ def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
 def test_gradients_per_sample_by_vmap(family: str) -> None:
     model = tiny_classifier(family).eval()
     parameters = dict(model.named_parameters())
-    x = torch.randn(2, 3, 64, 64)
+    x = images(family, 64, 64)
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         return torch.func.functional_call(model, parameters, (image[None],)).square().sum()
@@ -141,7 +141,7 @@ def test_arguments_out_of_range(change: dict, message: str) -> None:
         hvt.create_backbone("swin_tiny", **change)
 
 
-@pytest.mark.parametrize("images", [torch.zeros(1, 3, 40, 40, dtype=torch.uint8), [[1.0]]], ids=["uint8", "list"])
-def test_images_that_are_no_float_tensor(images: object) -> None:
+@pytest.mark.parametrize("given", [torch.zeros(1, 3, 40, 40, dtype=torch.uint8), [[1.0]]], ids=["uint8", "list"])
+def test_images_that_are_no_float_tensor(given: object) -> None:
     with pytest.raises(hvt.InputError, match="floating-point tensor"):
-        tiny("swin")(images)
+        tiny("swin")(given)

@@ -10,29 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvt_backbones.ops.dispatch import IMPLEMENTATIONS, _default, use_attention
-from tests.families import TINY, tiny_classifier
+from tests.families import TINY, images, tiny_classifier
 from tests.npu.only_on import OnlyOn
 
 ATTENTION = [None, "reference", "sdpa"]  # None: what the device gets by default
 TARGETS = torch.tensor([1, 3])
 
 
-def batch(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 3, 72, 64, generator=torch.Generator().manual_seed(1)).to(dtype)  # 72: odd windows pad
+def batch(family: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    return images(family, 72, 64).to(dtype)  # 72: odd windows pad
 
 
 def step(
-    model: nn.Module, images: Tensor, device: str, *, watched: bool = False, autocast: bool = False
+    model: nn.Module, given: Tensor, device: str, *, watched: bool = False, autocast: bool = False
 ) -> list[Tensor]:
     """Logits and all gradients, as float64 on the CPU."""
     model.zero_grad()
-    images, targets = images.to(device), TARGETS.to(device)
+    given, targets = given.to(device), TARGETS.to(device)
     with OnlyOn("npu") if watched else contextlib.nullcontext():
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
-            logits = model(images)
+            logits = model(given)
             loss = F.cross_entropy(logits, targets)
         loss.backward()
-    assert logits.dtype == (torch.bfloat16 if autocast else images.dtype)
+    assert logits.dtype == (torch.bfloat16 if autocast else given.dtype)
     assert {parameter.grad.device.type for parameter in model.parameters()} == {device}
     return [tensor.detach().to("cpu", torch.float64) for tensor in (logits, *(p.grad for p in model.parameters()))]
 
@@ -58,9 +58,9 @@ def test_default_attention_is_not_the_cpus() -> None:
 def test_float32_training_step(family: str, attention: str | None) -> None:
     model, on_npu = tiny_classifier(family), tiny_classifier(family).to("npu")
     with chosen(attention):
-        expected = step(model, batch(), "cpu")
-        actual = step(on_npu, batch(), "npu")
-        watched = step(on_npu, batch(), "npu", watched=True)
+        expected = step(model, batch(family), "cpu")
+        actual = step(on_npu, batch(family), "npu")
+        watched = step(on_npu, batch(family), "npu", watched=True)
     assert relative_error(actual[:1], expected[:1]) < 1e-5
     assert relative_error(actual[1:], expected[1:]) < 1e-5
     assert all(map(torch.equal, watched, actual))
@@ -69,8 +69,8 @@ def test_float32_training_step(family: str, attention: str | None) -> None:
 @pytest.mark.parametrize("family", TINY)
 def test_every_gradient(family: str) -> None:
     """In float64, where a wrong gradient of a small tensor does not hide behind rounding."""
-    expected = step(tiny_classifier(family).double(), batch(torch.float64), "cpu")
-    actual = step(tiny_classifier(family).double().to("npu"), batch(torch.float64), "npu")
+    expected = step(tiny_classifier(family).double(), batch(family, torch.float64), "cpu")
+    actual = step(tiny_classifier(family).double().to("npu"), batch(family, torch.float64), "npu")
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-9 * e.abs().max().item())
 
@@ -78,29 +78,30 @@ def test_every_gradient(family: str) -> None:
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("family", TINY)
 def test_bfloat16_autocast(family: str, attention: str | None) -> None:
-    expected = step(tiny_classifier(family), batch(), "cpu")
+    expected = step(tiny_classifier(family), batch(family), "cpu")
     with chosen(attention):
-        actual = step(tiny_classifier(family).to("npu"), batch(), "npu", autocast=True, watched=True)
+        actual = step(tiny_classifier(family).to("npu"), batch(family), "npu", autocast=True, watched=True)
     assert 1e-4 < relative_error(actual, expected) < 0.03  # 2 ** -8 is 0.004; no difference: nothing was cast
 
 
 @pytest.mark.parametrize("family", TINY)
 def test_channels_last(family: str) -> None:
-    expected = step(tiny_classifier(family), batch(), "cpu")
-    model = tiny_classifier(family).to("npu", memory_format=torch.channels_last)
-    actual = step(model, batch().contiguous(memory_format=torch.channels_last), "npu", watched=True)
+    expected = step(tiny_classifier(family), batch(family), "cpu")
+    channels_last = torch.channels_last_3d if batch(family).dim() == 5 else torch.channels_last
+    model = tiny_classifier(family).to("npu", memory_format=channels_last)
+    actual = step(model, batch(family).contiguous(memory_format=channels_last), "npu", watched=True)
     assert relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("family", TINY)
 def test_inference(family: str) -> None:
-    model, images = tiny_classifier(family).eval(), batch()
+    model, given = tiny_classifier(family).eval(), batch(family)
     with torch.inference_mode():
-        expected = model(images)
+        expected = model(given)
     model.to("npu")
-    images = images.to("npu")
+    given = given.to("npu")
     with torch.inference_mode(), OnlyOn("npu"):
-        first, again = model(images), model(images)  # the second reads position biases that the first kept
+        first, again = model(given), model(given)  # the second reads position biases that the first kept
     assert first.device.type == "npu"
     torch.testing.assert_close(first.cpu(), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(first, again)
@@ -109,12 +110,12 @@ def test_inference(family: str) -> None:
 @pytest.mark.parametrize("family", TINY)
 def test_randomness_is_the_devices(family: str) -> None:
     model = tiny_classifier(family, drop_path_rate=0.5, drop_rate=0.5).to("npu").train()
-    images, host_state = batch().to("npu"), torch.get_rng_state()
+    given, host_state = batch(family).to("npu"), torch.get_rng_state()
     torch.npu.manual_seed(7)
     with OnlyOn("npu"):
-        first, second = model(images), model(images)
+        first, second = model(given), model(given)
     torch.npu.manual_seed(7)
-    assert torch.equal(model(images), first)
+    assert torch.equal(model(given), first)
     assert not torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), host_state)
 
@@ -123,12 +124,12 @@ def test_randomness_is_the_devices(family: str) -> None:
 def test_optimiser_steps(fused: bool) -> None:
     models = {"cpu": tiny_classifier("swinv2"), "npu": tiny_classifier("swinv2").to("npu")}
     for device, model in models.items():
-        images, targets = batch().to(device), TARGETS.to(device)
+        given, targets = batch("swinv2").to(device), TARGETS.to(device)
         optimizer = torch.optim.AdamW(model.param_groups(weight_decay=0.05), lr=1e-3, fused=fused)
         with OnlyOn(device):
             for _ in range(3):
                 optimizer.zero_grad()
-                F.cross_entropy(model(images), targets).backward()
+                F.cross_entropy(model(given), targets).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
     for on_npu, on_cpu in zip(models["npu"].parameters(), models["cpu"].parameters(), strict=True):
