@@ -18,6 +18,7 @@ from torch import nn
 
 from hvt_backbones import Classifier, InputError, create_classifier
 from hvt_backbones.create import is_file_or_url
+from hvt_backbones.predict import image_variant
 from hvt_backbones.variants import find_variant
 
 from .config import Config
@@ -150,7 +151,7 @@ def _weights_of(config: Config) -> str:
 def _check_weights(config: Config) -> None:
     """A tag that the model has; whether a file fits shows when it is read."""
     try:
-        variant, _ = find_variant(config.model.name)
+        variant, _ = image_variant(config.model.name)
     except InputError as error:
         raise InputError(f"model.name: {error}") from None
     pretrained = config.model.pretrained

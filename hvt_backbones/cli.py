@@ -120,7 +120,8 @@ def _as_row(variant: Variant) -> tuple[str, ...]:
     """Published figures; top-1 is of the first weights that have one."""
     figures = [variant.params_m, variant.flops_g, next(iter(variant.top1.values()), None)]
     cells = ("-" if figure is None else str(figure) for figure in figures)
-    return variant.name, str(variant.input_size), *cells, ", ".join(variant.weights)
+    size = str(variant.input_size) if variant.frames is None else f"{variant.frames}x{variant.input_size}"
+    return variant.name, size, *cells, ", ".join(variant.weights)
 
 
 def _as_data(variant: Variant) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def _as_data(variant: Variant) -> dict[str, Any]:
         "name": variant.name,
         "family": variant.family,
         "input_size": variant.input_size,
+        "frames": variant.frames,
         "params_m": variant.params_m,
         "flops_g": variant.flops_g,
         "top1": dict(variant.top1),
@@ -144,6 +146,7 @@ def run_predict(args: argparse.Namespace) -> None:
     images = predict.find_images(args.images)
     device = select_device(args.device)
     model_file = predict.open_model(args.source, args.model)
+    predict.image_variant(model_file.name)
     model = model_file.classifier().to(device)
     probabilities = predict.predict(model, predict.image_batches(images, model_file.preprocessing, device))
     names = model_file.class_names or predict.class_names(model_file.num_classes)
@@ -182,9 +185,11 @@ def run_features(args: argparse.Namespace) -> None:
     if args.random_weights:
         if is_file_or_url(args.source):
             raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
-        backbone, preprocessing = create_backbone(args.source, **stages).eval(), predict.data_config(args.source)
+        preprocessing = predict.data_config(args.source)
+        backbone = create_backbone(args.source, **stages).eval()
     else:
         model_file = predict.open_model(args.source, args.model)
+        predict.image_variant(model_file.name)
         backbone, preprocessing = model_file.backbone(**stages), model_file.preprocessing
     if args.size:
         height, width = args.size if len(args.size) == 2 else args.size * 2

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .atomic import whole_file
 from .backbone import Backbone
 from .classifier import Classifier
 from .create import create_backbone, create_classifier, is_file_or_url
@@ -54,9 +53,21 @@ class Preprocessing:
         return create_transform(**asdict(self), is_training=False)
 
 
+def image_variant(name: str) -> tuple[Variant, str | None]:
+    """`find_variant`, which refuses a video model: pictures are no clips.
+
+    Raises:
+        InputError: no such model, or one of clips.
+    """
+    variant, tag = find_variant(name)
+    if variant.frames is not None:
+        raise InputError(f"{variant.name} takes clips, not pictures: video/ trains it and predicts with it")
+    return variant, tag
+
+
 def data_config(name: str, tag: str | None = None) -> Preprocessing:
     """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one."""
-    variant, name_tag = find_variant(name)
+    variant, name_tag = image_variant(name)
     return _published_preprocessing(variant.published(tag or name_tag))
 
 
@@ -128,7 +139,7 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
     if is_file_or_url(source):
         path = fetch(source)
         return describe_weights(source, read_state_dict(path), read_metadata(path), model)
-    variant, tag = find_variant(source)
+    variant, tag = image_variant(source)
     if model is not None:
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)
@@ -307,6 +318,9 @@ def write_features(path: Path, maps: Mapping[str, Tensor], images: Sequence[Path
     """Write feature maps to `path`, by its suffix as safetensors or as NumPy's npz; whole or not at all.
 
     The pictures' paths, in the order of the first axis, are the JSON list `images`.
+
+    Raises:
+        InputError: it cannot be written.
     """
     from .weights.files import save_state_dict
 
@@ -316,14 +330,5 @@ def write_features(path: Path, maps: Mapping[str, Tensor], images: Sequence[Path
         return
     import numpy
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            numpy.savez(file, images=names, **{name: stage.numpy() for name, stage in maps.items()})
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path} was not written ({error.strerror}): free room or choose another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        numpy.savez(file, images=names, **{name: stage.numpy() for name, stage in maps.items()})

@@ -252,7 +252,7 @@ def video_swin(
     return Variant(
         name=name,
         family="video_swin",
-        arch=swin_arch(size, patch_size=(2, 4, 4), window_size=(window, 7, 7)),
+        arch=swin_arch(size, window_size=((window, 7, 7),) * 4),
         input_size=224,
         frames=32,
         params_m=params_m,
@@ -377,7 +377,10 @@ VARIANTS: dict[str, Variant] = {
             window=16,
             params_m=89,
             flops_g=320.6,
-            weights={"k400_ft_ssv2": "official:swin_base_patch244_window1677_sthv2"},
+            weights={
+                "k400_ft_ssv2": "official:swin_base_patch244_window1677_sthv2",
+                "in22k_ft_k400": "official:swin_base_patch244_window1677_kinetics400_22k",  # where the former starts
+            },
             top1={"k400_ft_ssv2": 69.6},
             aliases={"video_swin_base_sthv2": None, "swin_base_patch244_window1677_sthv2": "k400_ft_ssv2"},
         ),

@@ -325,6 +325,8 @@ BAD = {
     "unknown model": ("predict swin_tinny PICTURE", "swin_tiny"),
     "ambiguous model": ("predict swinv2_tiny PICTURE", "swinv2_tiny_window8 or swinv2_tiny_window16"),
     "unknown tag": ("predict swin_large.in1k PICTURE", "in22k_ft_in1k, in22k"),
+    "model of clips": ("predict video_swin_tiny PICTURE", "takes clips, not pictures"),
+    "features of clips": ("features swin3d_t PICTURE --output maps.npz --random-weights", "takes clips, not pictures"),
     "missing checkpoint": ("predict missing.pth PICTURE", "missing.pth does not exist"),
     "missing picture": ("predict TINY missing.png", "missing.png does not exist"),
     "empty folder": ("predict TINY empty", "holds no pictures"),

@@ -24,7 +24,7 @@ def test_the_model_table_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert table[1] == capsys.readouterr().out, "put the output of `hvt models --markdown` between the markers"
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["neck", "tune", "load"])
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["neck", "tune", "video", "load"])
 def test_the_examples_run(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,6 +43,7 @@ def test_the_examples_run(
     detector = hvt.convert_state_dict(hvt.create_backbone("swin_tiny").state_dict(), to="mmdet")
     detector = {f"backbone.{key}": tensor for key, tensor in detector.items()} | {"neck.fpn.weight": torch.zeros(3)}
     torch.save({"state_dict": detector, "meta": {}}, "mask_rcnn_swin_tiny.pth")
+    torch.save(hvt.create_classifier("swin_tiny").state_dict(), "my_swin_tiny.pth")
 
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out

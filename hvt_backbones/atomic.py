@@ -1,0 +1,70 @@
+"""Files and folders that appear whole or not at all, whatever interrupts their writing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, beside `path` and with its suffix, that becomes `path` when all is written.
+
+    Until then, and if an exception ends it, `path` is what it was before. Its folder is made.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path | None]:
+    """A folder to write into that becomes `folder` when all is written; None where `folder` holds something already.
+
+    Where another process was first, `folder` is what that one wrote.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        there = folder.exists() and any(folder.iterdir())
+        if not there:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    if there:
+        yield None
+        return
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's own are for this user alone
+        os.replace(staging, folder)
+    except OSError as error:
+        if not (folder.is_dir() and any(folder.iterdir())):  # else another process was first
+            raise _not_written(folder, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    # Pillow's and NumPy's own errors have no number, and so no text for it
+    reason = error.strerror or error
+    return InputError(f"{path} was not written ({reason}): free room or choose another folder")
