@@ -21,6 +21,7 @@ from .video_swin import VIDEO_SWIN
 # family -> keys, in our own layout, that no other family has together
 OURS = {
     "swinv2": ("attn.logit_scale",),
+    "video_swinv2": ("attn.logit_scale",),
     "swin": ("attn.position_bias.table",),
     "video_swin": ("attn.position_bias.table",),
     "pvt_v2": ("mlp.dwconv.weight",),
@@ -31,7 +32,7 @@ OURS = {
 
 def our_layout(family: str, anchor: str, requires: tuple[str, ...] = ()) -> Layout:
     """The layout of this library's own models: every key stays as it is."""
-    axes = 3 if family == "video_swin" else 2
+    axes = 3 if family.startswith("video") else 2
     return Layout("hvt", family, anchor, requires, rules=None, wrapper={"classifier": "backbone."}, axes=axes)
 
 
