@@ -105,6 +105,17 @@ def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["swin", "swinv2", "video_swin"])
+def test_exported_programs_take_any_batch(family: str) -> None:
+    model = tiny_classifier(family).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (images(family, 64, 64),), dynamic_shapes=({0: batch},))
+    x = images(family, 64, 64, batch=5)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @families
 def test_gradients_per_sample_by_vmap(family: str) -> None:
