@@ -10,7 +10,7 @@ from .backbone import Backbone, param_groups
 
 
 class Classifier(nn.Module):
-    """Global average pooling and a linear layer over the last map, as all five families classify.
+    """Global average pooling and a linear layer over the last map, as all families classify.
 
     Args:
         backbone: built with its last stage as the only output.
@@ -35,16 +35,16 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, num_features, H', W'), the last normed map."""
+        """(B, C, [T,] H, W) images or clips -> (B, num_features, [T',] H', W'), the last normed map."""
         return self.backbone(images)[-1]
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, num_features, H', W') -> (B, num_classes), or the pooled features (B, num_features)."""
+        """(B, num_features, [T',] H', W') -> (B, num_classes), or the pooled features (B, num_features)."""
         pooled = features.flatten(2).mean(-1)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, num_classes) logits."""
+        """(B, C, [T,] H, W) images or clips -> (B, num_classes) logits."""
         return self.forward_head(self.forward_features(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
