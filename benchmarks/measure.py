@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler import profile, record_function
 
+from hvt_backbones.atomic import whole_file
 from hvt_backbones.doctor import installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,10 +237,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, budget: float = 1.0
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write all or nothing."""
-    partial_file = path.with_name(path.name + ".part")
-    partial_file.write_text(json.dumps(report, indent=1) + "\n")
-    partial_file.replace(path)
+    """Write all or nothing.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole_file(path) as partial_file:
+        partial_file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -155,10 +155,9 @@ def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, 
 
 
 def _loading(dataset: Pictures, workers: int, pin: bool) -> dict[str, Any]:
-    forks = getattr(getattr(dataset, "reader", None), "forks", True)
     return {
         "num_workers": workers,
-        "multiprocessing_context": None if forks or not workers else "spawn",
+        "multiprocessing_context": None if dataset.forks or not workers else "spawn",
         "pin_memory": pin,
         "collate_fn": _collate,
         "worker_init_fn": _leave_signals_to_the_parent,

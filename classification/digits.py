@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hvt_backbones import InputError
+from hvt_backbones.atomic import whole_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "val")
@@ -28,39 +30,42 @@ def lay_out_digits(folder: Path) -> Path:
     Raises:
         InputError: scikit-learn is missing, or the folder holds something else or cannot be written.
     """
-    if all((folder / split / name).is_dir() for split in SPLITS for name in CLASS_NAMES):
+    if _is_complete(folder):
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    scans = _read_scans()
+    try:
+        with whole_folder(folder) as staging:
+            if staging is not None:
+                _write_pictures(staging, *scans)
+    except InputError as error:
+        raise InputError(f"data.dir: {error}.") from error
+    if not _is_complete(folder):
         raise InputError(f"data.dir: {folder} exists and is not a layout of the digits; name an empty or new folder.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        reason = f"cannot write the digits to {folder} ({error.strerror})"
-        raise InputError(f"data.dir: {reason}; give another folder.") from None
-    try:
-        _write_pictures(staging)
-        staging.chmod(0o755)  # mkdtemp's own are for this user alone
-        os.replace(staging, folder)
-    except OSError as error:
-        if not (folder / SPLITS[-1] / CLASS_NAMES[-1]).is_dir():  # else another process was first
-            raise InputError(f"data.dir: cannot write the digits to {folder} ({error.strerror}).") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
-def _write_pictures(folder: Path) -> None:
+def _is_complete(folder: Path) -> bool:
+    return all((folder / split / name).is_dir() for split in SPLITS for name in CLASS_NAMES)
+
+
+def _read_scans() -> tuple[NDArray, NDArray, list[NDArray]]:
+    """The scans, (1797, 64), their digits, (1797,), and the indices of those of each split."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
         raise InputError("data.kind: digits needs scikit-learn; run `pip install scikit-learn`.") from None
     import numpy as np
-    from PIL import Image
 
     scans, labels = load_digits(return_X_y=True)
     indices = train_test_split(np.arange(len(labels)), test_size=1 / 3, stratify=labels, random_state=HELD_OUT_SEED)
+    return scans, labels, indices
+
+
+def _write_pictures(folder: Path, scans: NDArray, labels: NDArray, indices: list[NDArray]) -> None:
+    import numpy as np
+    from PIL import Image
+
     for split, members in zip(SPLITS, indices, strict=True):
         for name in CLASS_NAMES:
             (folder / split / name).mkdir(parents=True)

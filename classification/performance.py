@@ -12,6 +12,7 @@ import torch
 from .config import Config
 from .data import Batch, batches
 from .log import peak_memory
+from .parallel import precision
 from .trainer import Trainer
 
 WARMUP_STEPS = 10
@@ -35,8 +36,8 @@ def measure(trainer: Trainer) -> dict[str, dict[str, float]]:
     devices = accelerator.num_processes
     accelerator.print(
         f"{trainer.description['hvt.model']}, {devices} x {accelerator.device.type}, precision "
-        f"{trainer.precision}, global batch {trainer.global_batch}, {config.train.benchmark_steps} steps after "
-        f"{WARMUP_STEPS} of warm-up"
+        f"{precision(accelerator)}, global batch {trainer.progress.global_batch}, "
+        f"{config.train.benchmark_steps} steps after {WARMUP_STEPS} of warm-up"
     )
     for kind, figures in results.items():
         accelerator.print(
@@ -68,23 +69,23 @@ def real_batches(trainer: Trainer) -> Iterator[Batch]:
 
 
 def _measure(trainer: Trainer, stream: Iterator[Batch]) -> dict[str, float]:
-    accelerator, config = trainer.accelerator, trainer.config
+    accelerator, config, learner = trainer.accelerator, trainer.config, trainer.learner
     device = accelerator.device
-    trainer.wrapped.train()
+    learner.wrapped.train()
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
     seconds = []
     for _ in range(WARMUP_STEPS + config.train.benchmark_steps):
         begin = time.perf_counter()
-        outcome = trainer.train_step(list(islice(stream, config.train.accumulation)))
-        if trainer.ema is not None and outcome.applied:
-            trainer.ema.update(trainer.model)
+        outcome = learner.train_step(list(islice(stream, config.train.accumulation)))
+        if learner.ema is not None and outcome.applied:
+            learner.ema.update(learner.model)
         if device.type != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - begin)
     # the mean: workers deliver in bursts, so that the median step of a run that waits for data has not waited
     mean = sum(seconds[WARMUP_STEPS:]) / config.train.benchmark_steps
-    rate = trainer.global_batch / mean
+    rate = trainer.progress.global_batch / mean
     return {
         "ms_per_step": 1000 * mean,
         "images_per_second": rate,

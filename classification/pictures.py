@@ -62,6 +62,11 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.reader)
 
+    @property
+    def forks(self) -> bool:
+        """Whether forked workers may read the pictures."""
+        return getattr(self.reader, "forks", True)  # timm's readers do not say so, and may
+
     def filename(self, index: int) -> str:
         """How a message names the picture: its path, or its shard and the name therein."""
         return self.reader.filename(index)
@@ -160,6 +165,7 @@ def seeded_generators(seed: int) -> Iterator[None]:
 class Noise(Pictures):
     """Constant noise per index without decoding, to measure how fast a device trains; classes follow the index."""
 
+    forks = True
     POOL = 4096  # different pictures: windows at successive offsets into one piece of noise
 
     def __init__(self, images: int, classes: int, input_size: tuple[int, ...], seed: int = 0) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hvt_backbones.shapes import KINDS, PICTURE_SIZES, Item, draw_scene, scene_generator, whole_folder
+from hvt_backbones.atomic import whole_folder
+from hvt_backbones.shapes import KINDS, PICTURE_SIZES, Item, draw_scene, scene_generator
 
 CATEGORIES = {name: number for number, name in enumerate(sorted(KINDS), 1)}
 EMPTY_EVERY = 20  # pictures, of which one has no object
@@ -21,7 +22,7 @@ def write_coco(folder: Path, *, train: int, val: int, seed: int = 0) -> Path:
     """Write so many pictures as `folder/{train2017,val2017}/*.jpg`, `folder/annotations/instances_*.json`.
 
     Returns:
-        `folder`; one that exists is used as it is.
+        `folder`; one that holds something is used as it is.
 
     Raises:
         InputError: it cannot be written.

@@ -47,7 +47,7 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.dwconv(self.relu(self.fc1(x)))
         if self.drop.p == 0.0 or not self.training:
-            return gelu_linear(x, self.fc2)
+            return self.drop(gelu_linear(x, self.fc2))
         return self.drop(self.fc2(self.drop(F.gelu(x))))
 
 

@@ -10,12 +10,8 @@ from __future__ import annotations
 import colorsys
 import itertools
 import math
-import os
-import shutil
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .errors import InputError
+from .atomic import whole_folder
 
 Generator = np.random.Generator
 SUPERSAMPLING = 4  # lines per pixel, for smooth edges
@@ -252,7 +248,10 @@ def write_crops(folder: Path, *, train: int, val: int, side: int = 64, seed: int
     """Write crops as `folder/{train,val}/NAME/*.png`, so many of each kind of shape and of ground.
 
     Returns:
-        `folder`; one that exists is used as it is.
+        `folder`; one that holds something is used as it is.
+
+    Raises:
+        InputError: it cannot be written.
     """
     with whole_folder(folder) as staging:
         if staging is None:
@@ -269,31 +268,6 @@ def write_crops(folder: Path, *, train: int, val: int, side: int = 64, seed: int
 def scene_generator(seed: int, series: str, index: int) -> Generator:
     """The generator of one picture of a series, so that each can be drawn without the others."""
     return np.random.default_rng([seed, zlib.crc32(series.encode()), index])
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path | None]:
-    """A folder to write into that becomes `folder` when all is written; None where `folder` exists.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    if folder.is_dir():
-        yield None
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): give another folder") from None
-    try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp's own are for this user alone
-        os.replace(staging, folder)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): free room or give another folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _draw_size(rng: Generator, largest: float) -> float:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hvt_backbones.shapes import GROUNDS, PICTURE_SIZES, Scene, draw_scene, scene_generator, whole_folder
+from hvt_backbones.atomic import whole_folder
+from hvt_backbones.shapes import GROUNDS, PICTURE_SIZES, Scene, draw_scene, scene_generator
 
 # what is drawn -> number and name of its class in ADE20K's objectInfo150.txt
 CLASSES = {
@@ -27,7 +28,7 @@ def write_ade(folder: Path, *, train: int, val: int, seed: int = 0) -> Path:
     """Write so many pictures as `folder/images/{training,validation}/*.jpg`, and their labels below `annotations`.
 
     Returns:
-        `folder`; one that exists is used as it is.
+        `folder`; one that holds something is used as it is.
 
     Raises:
         InputError: it cannot be written.

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from hvt_backbones.openmmlab_commands import run_command
+from hvt_backbones.openmmlab_commands import command
 
+from .application import SEGMENTATION
 
-def run(argv: Sequence[str] | None) -> None:
-    from hvt_backbones.openmmlab_commands.run import train
-
-    from .application import SEGMENTATION
-
-    train(argv, SEGMENTATION)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
+main = command("train", SEGMENTATION)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hvt_backbones import InputError
 from hvt_backbones.shapes import (
     GROUNDS,
     KINDS,
@@ -18,7 +16,6 @@ from hvt_backbones.shapes import (
     draw_scene,
     draw_shape,
     scene_generator,
-    whole_folder,
     write_crops,
 )
 
@@ -90,13 +87,3 @@ def test_crops_lie_in_class_folders_and_are_drawn_once(tmp_path: Path) -> None:
     assert len({path.read_bytes() for path in before}) == len(before)
     write_crops(folder, train=2, val=1)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == before
-
-
-def test_a_folder_is_complete_or_not_there(tmp_path: Path) -> None:
-    with contextlib.suppress(RuntimeError), whole_folder(tmp_path / "data") as staging:
-        (staging / "half").touch()
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file"), whole_folder(tmp_path / "file" / "data"):
-        pass

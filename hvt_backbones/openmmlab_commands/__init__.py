@@ -1,4 +1,4 @@
-"""What `python -m detection.*` and `python -m segmentation.*` share: MMEngine's Runner, told what to do by a command.
+"""What `python -m detection.*`, `segmentation.*` and `video.*` share: MMEngine's Runner, told what to do by a command.
 
 Only the commands import it; its modules need the packages of OpenMMLab.
 """
@@ -6,10 +6,28 @@ Only the commands import it; its modules need the packages of OpenMMLab.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from hvt_backbones.errors import InputError, exit_on_input_error
 
-OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg")
+if TYPE_CHECKING:
+    from .application import Application
+
+OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg", "mmaction")
+
+
+def command(name: Literal["train", "test", "info"], application: Application) -> Callable[..., int]:
+    """The `main(argv=None)` of `python -m APPLICATION.NAME`: it imports what it needs when it is called."""
+
+    def run(argv: Sequence[str] | None) -> None:
+        from . import run as commands
+
+        getattr(commands, name)(argv, application)
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(run, argv)
+
+    return main
 
 
 def run_command(run: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:

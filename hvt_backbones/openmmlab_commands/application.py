@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from .shims import prepare_imports
+
+
+def _as_it_is(cfg: Any) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +19,13 @@ class Application:
     """
     Attributes:
         name: of the package of commands: "detection".
-        scope: of the framework: "mmdet" or "mmseg".
+        scope: of the framework: "mmdet", "mmseg" or "mmaction".
         configs: the folder of the shipped configurations.
         layout: of the standard data set, in words.
         amp_part: the submodule that bf16 is for, "" for the whole model.
-        shape: (height, width) at which FLOPs are published.
+        shape: (height, width) at which FLOPs are published; of a video (frames, height, width).
+        prepare: imports the framework, whatever is in the way.
+        adapt: changes a configuration that was read, for train and test.
     """
 
     name: str
@@ -23,4 +33,6 @@ class Application:
     configs: Path
     layout: str
     amp_part: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    prepare: Callable[[], None] = prepare_imports
+    adapt: Callable[[Any], None] = _as_it_is

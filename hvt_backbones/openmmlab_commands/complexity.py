@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a detector or segmentor, by part."""
+"""Parameters and floating-point operations of a detector, segmentor or recognizer, by part."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 TOTAL = "total"
 
 
-def measure(model: nn.Module, shape: tuple[int, int]) -> dict[str, dict[str, int]]:
-    """Count in one forward pass over one image.
+def measure(model: nn.Module, shape: tuple[int, ...]) -> dict[str, dict[str, int]]:
+    """Count in one forward pass over one image or clip.
 
     FLOPs are multiply-adds of convolutions and matrix products, those of attention among them, as papers count. A
     two-stage detector runs its second stage on the proposals that the first one makes of noise, 1000 as a rule, and its
     mask head on 100 of them; what only training uses (an auxiliary head) has parameters and no FLOPs.
 
     Args:
-        model: of mmdet or mmseg, in eval mode, on any device.
-        shape: (height, width) of the image; the model pads it as it does any other.
+        model: of mmdet, mmseg or mmaction, in eval mode, on any device.
+        shape: (height, width) of the image, (frames, height, width) of the clip; the model pads it as any other.
 
     Returns:
         name of the part -> {"params": ..., "flops": ...}; the last is "total".
@@ -29,9 +29,13 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> dict[str, dict[str, int
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the one that PyTorch does not count
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
-        data = model.data_preprocessor({"inputs": [torch.randint(256, (3, *shape))], "data_samples": [_sample(shape)]})
+        images = torch.randint(256, (3, *shape))
+        clip = len(shape) == 3
+        inputs = [images[None] if clip else images]  # of a clip, views of it
+        data = model.data_preprocessor({"inputs": inputs, "data_samples": [_sample(shape)]})
         with FlopCounterMode(display=False, custom_mapping={attention: _attention_flops}) as counter:
-            model(data["inputs"], data["data_samples"], mode="tensor")
+            # a recognizer stops after its backbone if it is not told
+            model(data["inputs"], data["data_samples"], mode="tensor", **({"stage": "head"} if clip else {}))
     counts = counter.get_flop_counts()
     parts = {
         name: {"params": _parameters(part), "flops": _flops(counts, f"{type(model).__name__}.{name}")}
@@ -42,7 +46,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> dict[str, dict[str, int
     return parts
 
 
-def _sample(shape: tuple[int, int]) -> Any:
+def _sample(shape: tuple[int, ...]) -> Any:
     from mmengine.structures import BaseDataElement
 
     sizes = {"img_shape": shape, "ori_shape": shape, "pad_shape": shape, "scale_factor": (1.0, 1.0)}

@@ -76,7 +76,7 @@ def watch_data() -> None:
             if not any(Path(file).name == "loading.py" for file in files):
                 raise
             sample = dataset.get_data_info(index)
-            names = " or ".join(sample[key] for key in ("img_path", "seg_map_path") if sample.get(key))
+            names = " or ".join(sample[key] for key in ("img_path", "seg_map_path", "filename") if sample.get(key))
             raise InputError(f"{names} cannot be loaded ({describe(error)}): replace it or leave it out") from error
 
     @functools.wraps(serialize_data)

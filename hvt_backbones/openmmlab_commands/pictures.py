@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import InputError
 from hvt_backbones.predict import find_images
 
 
-def plan_pictures(given: Sequence[str], folder: Path, suffix: str) -> list[tuple[Path, Path]]:
-    """(picture, file to draw into) for all pictures that files and folders name.
+def plan_pictures(
+    given: Sequence[str], folder: Path, suffix: str, find: Callable[[Sequence[str]], list[Path]] = find_images
+) -> list[tuple[Path, Path]]:
+    """(picture, file to draw into) for all pictures, or whatever `find` finds, that files and folders name.
 
     Below `folder` the files lie as the pictures do below the folder that they all have in common.
 
     Raises:
         InputError: a path that does not exist, two pictures for one file, or a file that is one of the pictures.
     """
-    pictures = list(dict.fromkeys(find_images(given)))
+    pictures = list(dict.fromkeys(find(given)))
     root = os.path.commonpath([path.absolute().parent for path in pictures])
     planned: dict[Path, Path] = {}
     for path in pictures:
@@ -35,11 +38,10 @@ def plan_pictures(given: Sequence[str], folder: Path, suffix: str) -> list[tuple
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write `picture`; afterwards `path` holds all of it, or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
+    """Write `picture`; afterwards `path` holds all of it, or what it held before.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole_file(path) as partial:
         picture.save(partial, quality=95)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

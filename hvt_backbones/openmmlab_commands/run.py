@@ -19,6 +19,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
+from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, InputError
 from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 
@@ -27,7 +28,6 @@ from .checkpoints import find_latest, guard_checkpoints
 from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
 from .devices import join_processes, leave_processes, use_amp, use_device
-from .shims import prepare_imports
 
 METRICS = "metrics.json"
 
@@ -130,10 +130,11 @@ def _use_tta(cfg: Config) -> None:
 
 
 def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config, torch.device]:
-    prepare_imports()
+    application.prepare()
     guard_checkpoints()
     watch_data()
     cfg = read_config(args.config, args.cfg_options, application)
+    application.adapt(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("outputs", Path(cfg.filename).stem)
     return cfg, use_device(args.device)
 
@@ -215,13 +216,13 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+def load_model(cfg: Config, checkpoint: str, device: torch.device, *, needs_classes: bool = True) -> nn.Module:
     """The model with the weights of a checkpoint, on the device, as the frameworks' `inference_*` functions take it.
 
     Its `dataset_meta` has classes and palette: the checkpoint's, else those of the configuration's test data.
 
     Raises:
-        InputError: the checkpoint is not of this model, or nothing names the classes.
+        InputError: the checkpoint is not of this model, or nothing names the classes and `needs_classes`.
     """
     path = str(check_checkpoint(checkpoint))
     model = build_model(cfg)
@@ -232,24 +233,24 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
     with building(cfg.filename):
         configured = DATASETS.build({**dataset, "lazy_init": True}).metainfo
     meta = {**configured, **recorded}
-    if not meta.get("classes"):
+    if needs_classes and not meta.get("classes"):
         raise InputError(f"neither {checkpoint} nor the config names the classes: add metainfo to its test data set")
     model.dataset_meta, model.cfg = meta, cfg
     return model.to(device)
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+def add_prediction_arguments(parser: argparse.ArgumentParser, what: str = "picture") -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file or a URL")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, or folders of them")
+    parser.add_argument(f"{what}s", nargs="+", metavar=what.upper(), help=f"{what}s, or folders of them")
     parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="to write into")
 
 
-def open_model(args: argparse.Namespace, application: Application) -> nn.Module:
+def open_model(args: argparse.Namespace, application: Application, *, needs_classes: bool = True) -> nn.Module:
     """The model that CONFIG and CHECKPOINT of a parsed command line name, on its device."""
-    prepare_imports()
+    application.prepare()
     guard_checkpoints()
     cfg = read_config(args.config, args.cfg_options, application)
-    model = load_model(cfg, args.checkpoint, use_device(args.device))
+    model = load_model(cfg, args.checkpoint, use_device(args.device), needs_classes=needs_classes)
     make_folder("--out-dir", args.out_dir)
     return model
 
@@ -258,26 +259,27 @@ def info(argv: Sequence[str] | None, application: Application) -> None:
     """Print parameters and FLOPs of a configuration's model."""
     from .complexity import measure
 
-    height, width = application.shape
+    axes = ("T", "H", "W")[-len(application.shape) :]
+    published = " ".join(map(str, application.shape))
     parser = build_parser(application, "info", "Print parameters and FLOPs of a model and of its parts.")
     parser.add_argument(
         "--shape",
         type=_side,
-        nargs=2,
+        nargs=len(axes),
         default=application.shape,
-        metavar=("H", "W"),
-        help=f"of the image, after resizing (default {height} {width})",
+        metavar=axes,
+        help=f"of the input, after resizing (default {published})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    prepare_imports()
+    application.prepare()
     cfg = read_config(args.config, args.cfg_options, application)
     device = use_device(args.device)
     parts = measure(build_model(cfg).to(device), tuple(args.shape))
     if args.json:
         print(json.dumps({"config": args.config, "shape": list(args.shape), "parts": parts}, indent=2))
         return
-    print(f"{args.config}, image {args.shape[0]} x {args.shape[1]}")
+    print(f"{args.config}, input {' x '.join(map(str, args.shape))}")
     print(f"{'part':<20}{'params (M)':>12}{'FLOPs (G)':>12}")
     for name, figures in parts.items():
         print(f"{name:<20}{figures['params'] / 1e6:>12.2f}{figures['flops'] / 1e9:>12.1f}")
@@ -290,15 +292,14 @@ def _side(text: str) -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content`; afterwards `path` holds all of it, or what it held before."""
+    """Write `content`; afterwards `path` holds all of it, or what it held before.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     if isinstance(content, list):  # a line each
         text = "[\n" + ",\n".join(json.dumps(item) for item in content) + "\n]\n"
     else:
         text = json.dumps(content, indent=1, default=float) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -46,6 +47,21 @@ def small_data(tmp_path: Path) -> Path:
             folder.mkdir(parents=True)
             for index in range(count):
                 Image.new("RGB", (40, 36), (level + 5 * index, level, level + 3 * index)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noise, of different brightness: 24 training and 12 held-out pictures."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for level, name in enumerate("abc"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 150, (36, 40, 3)) + 40 * level
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     return root
 
 

@@ -1,7 +1,7 @@
 """Runs that are killed, told to stop or fed with nonsense: `python forked_runs.py SCENARIO DATA FOLDER [NUMBER ...]`.
 
 PyTorch and the trainer are imported once, every run is a fork of this process (two for two ranks), and signals are
-real ones. Prints what happened as JSON; test_trainer_faults.py says what should have.
+real ones. Prints what happened as JSON; the tests that start them say what should have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import matplotlib.figure  # noqa: F401
 import torch
 
 import classification.performance  # noqa: F401
-from classification import checkpoint, trainer
+from classification import checkpoint, saver, trainer
 from classification.engine import TrainStep
 from classification.pictures import Pictures
 from classification.train import main
@@ -38,7 +38,7 @@ PHASES = {
     "run": (trainer.Trainer, "_run"),
     "load": (Pictures, "load"),
     "step": (TrainStep, "__call__"),
-    "save": (trainer.Trainer, "save"),
+    "save": (saver.Saver, "save"),
     "seal": (checkpoint, "seal_checkpoint"),
     "validation": (trainer, "evaluate"),
     "weights": (checkpoint, "save_weights"),

@@ -232,6 +232,29 @@ def test_hugging_face_datasets_have_the_pictures_of_the_folders(
     assert "0.png" in " ".join(data.filename(index) for index in range(len(data)))
 
 
+def test_workers_of_hugging_face_datasets_are_started_afresh(
+    small_data: Path, tmp_path: Path, hugging_face_cache: Path
+) -> None:
+    """Forked, they now and then wait for ever for threads of Arrow that they do not have."""
+
+    def start_method(root: Path, kind: str) -> str | None:
+        config = DataConfig(kind=kind, dir=str(root), input_size=(3, 24, 24), batch_size=4, workers=1)
+        train, val = open_data(config, AugmentationConfig())
+        loaders = (
+            train_loader(train, config, seed=0, rank=0, world=1, pin=False),
+            eval_loader(val, 4, 1, rank=0, world=1, pin=False),
+        )
+        contexts = [loader.multiprocessing_context for loader in loaders]
+        first, second = (None if context is None else context.get_start_method() for context in contexts)
+        assert first == second
+        return first
+
+    saved_together(small_data, tmp_path / "hf", hugging_face_cache)
+    assert start_method(tmp_path / "hf", "hfds") == "spawn"
+    assert start_method(small_data, "imagefolder") is None  # the platform's own
+    assert start_method(tmp_path, "synthetic") is None
+
+
 @pytest.mark.slow
 def test_hugging_face_faults(small_data: Path, tmp_path: Path, hugging_face_cache: Path) -> None:
     def refused(path: Path, match: str, split: str | None = "train") -> None:

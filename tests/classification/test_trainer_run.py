@@ -67,7 +67,7 @@ def test_every_family_learns_the_digits(class_name: str, digits: Path, tmp_path:
          "--data.workers", "0", "--device", "cpu"]
     )  # fmt: skip
     trainer = Trainer(config)
-    assert type(trainer.model.backbone).__name__ == class_name
+    assert type(trainer.learner.model.backbone).__name__ == class_name
     metrics = trainer.run()
     rows = list(csv.DictReader((tmp_path / checkpoint.LOG).open()))
     assert metrics["best"]["top1"] > 60
@@ -313,7 +313,7 @@ def test_finetuning_starts_from_given_weights(
     config = parse_command_line(["digits", *quick, *options])
     trainer = Trainer(config)
     for key, value in load_file(weights).items():
-        assert torch.equal(trainer.model.state_dict()[key], value), key
+        assert torch.equal(trainer.learner.model.state_dict()[key], value), key
 
 
 def test_mixing_and_erasing_run(quick_run: Run) -> None:

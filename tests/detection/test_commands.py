@@ -21,6 +21,7 @@ from detection.predict import category_ids
 from detection.predict import main as predict
 from detection.test import main as evaluate
 from detection.train import main as train
+from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
 from hvt_backbones.ops import use_attention
 from tests.dense_runs import CATEGORY_IDS, ROOT, SIDE, error_line, logged, write_config, write_program
 from tests.detection.conftest import settings
@@ -37,7 +38,7 @@ def test_training_learns_at_the_scaled_rate_and_saves(trained: Path) -> None:
     steps = [entry for entry in logged(trained) if "loss" in entry]
     assert steps[-1]["lr"] == pytest.approx(1e-3 * 2 / 16)
     assert {"loss_rpn_cls", "loss_bbox", "loss_mask"} <= steps[-1].keys()
-    saved = torch.load(checkpoint(trained), weights_only=False)  # our own file
+    saved = read_checkpoint(checkpoint(trained))
     assert saved["meta"]["iter"] == 3
     assert {tensor.dtype for tensor in saved["state_dict"].values() if tensor.is_floating_point()} == {torch.float32}
 
@@ -164,7 +165,7 @@ def test_a_pickle_that_runs_a_program_is_refused(
 def test_weights_of_another_model_are_no_test(
     config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    saved = torch.load(checkpoint(trained), weights_only=False)
+    saved = read_checkpoint(checkpoint(trained))
     del saved["state_dict"]["neck.fpn_convs.0.conv.weight"]
     torch.save(saved, tmp_path / "short.pth")
     assert evaluate([str(config), str(tmp_path / "short.pth"), "--work-dir", str(tmp_path), *CPU]) == 2
@@ -215,7 +216,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 def test_weights_alone_are_nothing_to_resume(
     config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    weights = torch.load(checkpoint(trained), weights_only=False)["state_dict"]
+    weights = read_checkpoint(checkpoint(trained))["state_dict"]
     torch.save({"state_dict": weights}, tmp_path / "weights.pth")
     arguments = [str(config), "--work-dir", str(tmp_path / "run"), *CPU, "--resume", str(tmp_path / "weights.pth")]
     assert train(arguments) == 2

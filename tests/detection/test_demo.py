@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 from detection import demo
 from detection.shapes import CROWD_EVERY, EMPTY_EVERY, run_lengths, write_coco
+from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
 from tests.dense_demos import check_pictures, quick_demo, quick_demo_of_a_broken_backbone
 
 
@@ -77,13 +77,13 @@ def test_it_learns(quick: tuple[Path, int, str]) -> None:
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert set(metrics) == {"pretrained"}
     check_pictures(folder / "run")
-    saved = torch.load(next((folder / "run" / "pretrained").glob("epoch_*.pth")), weights_only=False)
+    saved = read_checkpoint(next((folder / "run" / "pretrained").glob("epoch_*.pth")))
     assert any(key.startswith("backbone.") for key in saved["state_dict"])
 
 
 @pytest.mark.slow
 def test_a_broken_backbone_does_not(quick: tuple[Path, int, str]) -> None:
-    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0], demo)
+    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0])
     assert status == 1, printed
     assert re.search(r"bbox AP50 0\.\d+ is below", printed)
     assert re.search(r"segm AP50 0\.\d+ is below", printed)

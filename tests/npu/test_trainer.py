@@ -97,7 +97,7 @@ def test_the_optimiser_is_fused(small_data: Path, tmp_path: Path) -> None:
 
     options = ("--output-dir", str(tmp_path / "run"), "--benchmark-steps", "2")
     trainer = Trainer(parse_command_line([*NPU, "--data-dir", str(small_data), *options]))
-    assert trainer.raw_optimizer.defaults["fused"]
+    assert trainer.learner.raw_optimizer.defaults["fused"]
     results = measure(trainer)
     assert results.keys() == {"synthetic", "real"}
     assert all(figures["ms_per_step"] > 0 and figures["peak_memory_gib"] > 0 for figures in results.values())

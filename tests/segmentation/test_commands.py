@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
+from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
 from hvt_backbones.openmmlab_commands.devices import Bf16OptimWrapper
 from segmentation.info import main as info
 from segmentation.predict import main as predict
@@ -73,7 +74,7 @@ def test_two_processes_train_evaluate_and_resume(config: Path, tmp_path: Path) -
     together = logged(tmp_path / "run")[-1]
     assert together["mIoU"] == pytest.approx(alone["mIoU"], abs=0.05)
 
-    whole = torch.load(tmp_path / "run" / "iter_4.pth", weights_only=False)
+    whole = read_checkpoint(tmp_path / "run" / "iter_4.pth")
     shutil.rmtree(next((tmp_path / "run").glob("2*")))
     (tmp_path / "run" / "iter_4.pth").unlink()
     (tmp_path / "run").rename(tmp_path / "moved")  # the record of the last checkpoint names the folder of before
@@ -81,7 +82,7 @@ def test_two_processes_train_evaluate_and_resume(config: Path, tmp_path: Path) -
     arguments = [str(config), "--work-dir", str(tmp_path / "moved"), "--resume", *group_norm]
     assert in_two_processes(train, [*arguments, *CPU, "--launcher", "pytorch"]) == [0, 0]
     assert [entry["step"] for entry in logged(tmp_path / "moved") if "loss" in entry] == [3, 4]
-    resumed = torch.load(tmp_path / "moved" / "iter_4.pth", weights_only=False)
+    resumed = read_checkpoint(tmp_path / "moved" / "iter_4.pth")
     assert resumed["meta"]["iter"] == 4
     torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=1e-4, atol=1e-5)
 
@@ -100,7 +101,7 @@ def test_a_run_with_the_frameworks_own_backbone_goes_on(config: Path, tmp_path: 
     saved = tmp_path / "theirs" / "iter_2.pth"
     assert train([str(config), "--work-dir", str(tmp_path / "ours"), *CPU, "--resume", str(saved)]) == 0
     assert [entry["step"] for entry in logged(tmp_path / "ours") if "loss" in entry] == [3, 4]
-    moments = torch.load(tmp_path / "ours" / "iter_4.pth", weights_only=False)["optimizer"]["state"]
+    moments = read_checkpoint(tmp_path / "ours" / "iter_4.pth")["optimizer"]["state"]
     assert {int(values["step"]) for values in moments.values()} == {4}
 
 

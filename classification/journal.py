@@ -1,0 +1,201 @@
+"""What a run says while it goes, and what it leaves beside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint, parallel
+from .build import lr_scale, warmup_epochs
+from .config import Config
+from .curves import plot_curves
+from .engine import Evaluation, Outcome
+from .learner import Learner
+from .log import EventWriter, duration, peak_memory, write_log
+from .pictures import Pictures
+from .progress import Progress, count_unreadable
+from .report import write_report
+
+
+class Journal:
+    """Tells of a run on the terminal and in TensorBoard, and writes the files of its epochs and of its end.
+
+    Args:
+        config: of the run.
+        accelerator: accelerate's.
+        learner, progress: what is told of.
+        description: of the model, as its weights carry it.
+        train_data, val_data: for training and for evaluation.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, learner: Learner, progress: Progress, *,
+        description: Mapping[str, str], train_data: Pictures, val_data: Pictures,
+    ) -> None:  # fmt: skip
+        self.config, self.accelerator = config, accelerator
+        self.learner, self.progress = learner, progress
+        self.description = description
+        self.train_data, self.val_data = train_data, val_data
+        self.folder = Path(config.output.dir)
+        wanted = accelerator.is_main_process and config.output.tensorboard
+        self.events = EventWriter(self.folder, wanted=wanted, step=progress.step)
+
+    def announce(self) -> None:
+        """What is about to be trained, and from where."""
+        config, accelerator, progress = self.config, self.accelerator, self.progress
+        millions = sum(parameter.numel() for parameter in self.learner.model.parameters()) / 1e6
+        stated = config.optimizer.lr_batch_size
+        peak = config.optimizer.lr * lr_scale(config, progress.global_batch)
+        scaling = "" if stated is None else f" ({config.optimizer.lr:g} for {stated}, scaled linearly)"
+        shared = f", {config.parallel.mode}" if accelerator.num_processes > 1 else ""
+        accelerator.print(
+            f"{self.description['hvt.model']}, {millions:.2f} M parameters, on {accelerator.num_processes} x "
+            f"{accelerator.device.type}{shared}, precision {parallel.precision(accelerator)}\n"
+            f"{len(self.train_data)} training and {len(self.val_data)} held-out pictures of "
+            f"{len(self.train_data.class_names)} classes, {config.data.input_size[1]}x{config.data.input_size[2]}\n"
+            f"global batch {progress.global_batch}, {progress.steps_per_epoch} steps per epoch, learning rate "
+            f"{peak:g}{scaling}, {warmup_epochs(config)} epochs of warm-up"
+        )
+        if progress.step:
+            epoch, done = divmod(progress.step, progress.steps_per_epoch)
+            within = f", {done} steps into epoch {epoch + 1}" if done else ""
+            accelerator.print(f"resumed after step {progress.step}{within}")
+
+    def show_step(self, bar: tqdm, outcome: Outcome) -> None:
+        """Move the bar on; every `output.log_steps` steps, and at the end of an epoch, with the figures of the step."""
+        bar.update()
+        progress = self.progress
+        if progress.step % self.config.output.log_steps and progress.step % progress.steps_per_epoch:
+            return
+        speed = progress.speed()
+        lr = self.learner.learning_rate
+        best = max((row["top1"] for row in progress.history), default=None)
+        line = (
+            f"loss {outcome.loss:.4f}, lr {lr:.2e}, {speed['images_per_second']:.0f} images/s, "
+            f"{speed['ms_per_step']:.0f} ms/step, {peak_memory(self.accelerator.device):.1f} GiB, "
+            f"{'' if best is None else f'best top-1 {best:.2f}, '}ETA {self._remaining(speed['ms_per_step'])}"
+        )
+        bar.set_postfix_str(line)
+        if bar.disable and progress.step % progress.steps_per_epoch:
+            # a log file; the epoch's own line follows its last step
+            self.accelerator.print(f"step {progress.step}: {line}", flush=True)
+        self.events.add(
+            progress.step, train__loss=outcome.loss, train__lr=lr, train__grad_norm=outcome.grad_norm, **{
+                f"speed__{name}": value for name, value in speed.items()
+            }
+        )  # fmt: skip
+
+    def end_epoch(self, result: Evaluation, val_seconds: float) -> None:
+        """Close an epoch of the progress: its row, its weights, its line; a collective call.
+
+        Args:
+            result: of the evaluation.
+            val_seconds: what that took.
+        """
+        progress, trained = self.progress, self.progress.epoch
+        passed_over = [count_unreadable(part) for part in (progress.unreadable, progress.unreadable_held_out)]
+        row = {
+            "epoch": len(progress.history) + 1,
+            "step": progress.step,
+            "train_loss": trained["loss"] / max(trained["steps"], 1),
+            "lr": self.learner.learning_rate,
+            **progress.speed(),
+            "peak_memory_gib": peak_memory(self.accelerator.device),
+            "val_loss": result.loss,
+            "top1": result.top1,
+            "top5": result.top5,
+            "val_images": result.images,
+            "val_correct": result.correct1,
+            "val_seconds": val_seconds,
+            "seconds": trained["seconds"] + val_seconds,
+            "skipped_steps": progress.skipped_steps,
+            "unreadable": sum(map(len, passed_over)),
+        }
+        improved = all(row["top1"] > earlier["top1"] for earlier in progress.own)
+        progress.end_epoch(row)
+        weights = self.learner.weights(self.learner.evaluated)
+        if self.accelerator.is_main_process:
+            self._write(weights, row, improved)
+        width = len(str(progress.epochs))
+        passed = f"  {row['unreadable']} unreadable pictures" if row["unreadable"] else ""
+        self.accelerator.print(
+            f"epoch {row['epoch']:{width}}/{progress.epochs}  loss {row['train_loss']:.4f}  lr {row['lr']:.2e}  "
+            f"held-out loss {result.loss:.4f}  top-1 {result.top1:.2f}  top-5 {result.top5:.2f}  "
+            f"{row['images_per_second']:.0f} images/s  {row['ms_per_step']:.0f} ms/step  "
+            f"{row['peak_memory_gib']:.1f} GiB  ETA {self._remaining(row['ms_per_step'])}{passed}"
+            f"{'  *' if improved else ''}",
+            flush=True,
+        )
+        self.events.add(
+            progress.step, train__epoch_loss=row["train_loss"], val__loss=result.loss, val__top1=result.top1,
+            val__top5=result.top5,
+        )  # fmt: skip
+        self.events.flush()
+
+    def _write(self, weights: Mapping[str, Tensor], row: Mapping[str, float], improved: bool) -> None:
+        """What an epoch leaves beside its checkpoint."""
+        described = {**self.description, "hvt.epoch": str(row["epoch"]), "hvt.top1": f"{row['top1']:.4f}"}
+        if improved:
+            checkpoint.save_weights(self.folder, checkpoint.BEST_WEIGHTS, weights, described)
+        checkpoint.save_weights(self.folder, checkpoint.LAST_WEIGHTS, weights, described)
+        write_log(self.folder, self.progress.history)
+        described_run = self.config.as_dict()
+        # a recipe that replaces a run without being asked would be a trap
+        described_run["output"] |= {"resume": None, "overwrite": False, "allow_changes": False}
+        settings = yaml.safe_dump(described_run, sort_keys=False)
+        checkpoint.write_atomically(self.folder / checkpoint.CONFIG, lambda path: path.write_text(settings))
+        if row["epoch"] == 1:  # --overwrite: what the old run wrote at its end would pass for this run's
+            for name in (checkpoint.METRICS, checkpoint.CURVES, checkpoint.REPORT):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """Write `metrics.json`, curves and report of a run that took so many `seconds` now; returns the metrics."""
+        history, progress = self.progress.history, self.progress
+        best = max(progress.own or history, key=lambda row: row["top1"])
+        metrics = {
+            "model": self.description["hvt.model"],
+            "epochs": len(history),
+            "steps": progress.step,
+            "best": _finite(best, "epoch", "top1", "top5", "val_loss", "val_correct", "val_images"),
+            "last": _finite(history[-1], "epoch", "top1", "top5", "val_loss"),
+            "train_seconds": sum(row["seconds"] for row in history),
+            "images_per_second": history[-1]["images_per_second"],
+            "ms_per_step": history[-1]["ms_per_step"],
+            "skipped_steps": progress.skipped_steps,
+            "unreadable": history[-1]["unreadable"],
+        }
+        if self.accelerator.is_main_process:
+            text = json.dumps(metrics, indent=2) + "\n"
+            checkpoint.write_atomically(self.folder / checkpoint.METRICS, lambda path: path.write_text(text))
+            title = f"{metrics['model']}, {len(self.train_data.class_names)} classes, seed {self.config.train.seed}"
+            plot_curves(history, self.folder / checkpoint.CURVES, title=title)
+            write_report(
+                self.folder,
+                metrics=metrics,
+                history=history,
+                config=self.config,
+                title=title,
+                unreadable=sorted(progress.unreadable.names | progress.unreadable_held_out.names),
+            )
+        self.accelerator.print(
+            f"best top-1 {best['top1']:.2f} % in epoch {best['epoch']}; {seconds:.0f} s; results are in {self.folder}"
+        )
+        return metrics
+
+    def close(self) -> None:
+        self.events.close()
+
+    def _remaining(self, ms_per_step: float) -> str:
+        return duration(self.progress.seconds_left(ms_per_step))
+
+
+def _finite(row: Mapping[str, float], *names: str) -> dict[str, float | None]:
+    return {name: row[name] if math.isfinite(row[name]) else None for name in names}  # JSON has no NaN

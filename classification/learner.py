@@ -1,0 +1,149 @@
+"""What learns: a model, the average of its weights, its optimiser and its schedule, on the devices of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from hvt_backbones import Classifier, InputError
+
+from . import parallel
+from .build import build_mixup, build_optimizer, build_scheduler
+from .config import Config
+from .engine import TrainStep
+
+# Of an optimiser's groups: those of this run, not of its checkpoint, which may have others or another device's kernels.
+OPTIMIZER_SETTINGS = {"lr", "initial_lr", "lr_scale", "weight_decay", "betas", "eps", "foreach", "fused"}
+
+
+class Learner:
+    """A model and all that changes its weights, moved to this process's device, sharded or wrapped for the others.
+
+    Args:
+        config: of the run.
+        model: the same on every process, on the CPU.
+        accelerator: accelerate's.
+        num_classes: of the targets.
+        global_batch: pictures of a step, of all processes.
+        steps_per_epoch: optimiser steps.
+
+    Attributes:
+        model: the classifier itself.
+        wrapped: what is called to train it.
+        ema: timm's average of its weights, or None.
+        raw_optimizer: PyTorch's.
+        optimizer: accelerate's.
+        scheduler: timm's, which counts steps.
+        train_step: trains on the batches of one step.
+    """
+
+    def __init__(
+        self, config: Config, model: Classifier, accelerator: Accelerator, *, num_classes: int, global_batch: int,
+        steps_per_epoch: int,
+    ) -> None:  # fmt: skip
+        self.config, self.model, self.accelerator = config, model, accelerator
+        device = accelerator.device
+        model.to(device)
+        self.ema = None
+        if config.train.ema_decay > 0:
+            self.ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True)
+        sharded = config.parallel.mode == "fsdp2" and accelerator.num_processes > 1
+        if config.train.compile:
+            # all blocks share one code, compiled anew for each width, shift and drop rate: PyTorch gives up after 8
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit
+            for stage in model.backbone.stages:
+                for block in stage.blocks:
+                    block.compile()
+        if sharded:
+            parallel.shard(model, device)
+            if self.ema is not None:
+                parallel.shard(self.ema.module, device)
+        self.raw_optimizer = build_optimizer(config, model, global_batch, device)
+        self.scheduler = build_scheduler(config, self.raw_optimizer, global_batch, steps_per_epoch)
+        if sharded:
+            self.wrapped, self.optimizer = model, accelerator.prepare(self.raw_optimizer)
+        else:
+            self.wrapped, self.optimizer = accelerator.prepare(model, self.raw_optimizer)
+        self.train_step = TrainStep(
+            self.wrapped,
+            self.optimizer,
+            accelerator,
+            label_smoothing=config.augmentation.label_smoothing,
+            mixup=build_mixup(config, num_classes),
+            clip_grad=config.optimizer.clip_grad,
+        )
+        # a DeepSpeed engine writes and reads its state itself
+        self.engine_steps = self.train_step.engine_steps
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model whose weights are evaluated and saved: the average where there is one."""
+        if self.ema is not None:
+            return self.ema.module
+        return self.wrapped if self.engine_steps else self.model
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest of the groups: that of the head, where layers decay."""
+        return max(group["lr"] for group in self.raw_optimizer.param_groups)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state dict of `model` or of its average; a collective call."""
+        if self.config.parallel.mode == "zero3":
+            return self.accelerator.get_state_dict(self.wrapped)
+        return parallel.whole_model_state(self.model if model is self.wrapped else model)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, beside what the engine writes; a collective call."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.weights(self.model),
+            "ema": None if self.ema is None else self.weights(self.ema.module),
+            "optimizer": (
+                None if self.engine_steps else parallel.whole_optimizer_state(self.model, self.raw_optimizer)
+            ),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def save_engine(self, folder: Path) -> None:
+        """Let the engine write its state, if there is one; a collective call."""
+        if self.engine_steps:
+            self.wrapped.save_checkpoint(str(folder), tag="deepspeed")
+
+    def restore(self, folder: Path, state: Mapping[str, Any], *, same_settings: bool) -> None:
+        """Go back to the `state` of the checkpoint `folder`; a collective call.
+
+        Args:
+            same_settings: else the schedule stays this run's, and the checkpoint does not bring old rates back.
+
+        Raises:
+            InputError: the state does not fit.
+        """
+        scaler = self.accelerator.scaler
+        own = [
+            {key: group[key] for key in OPTIMIZER_SETTINGS & group.keys()} for group in self.raw_optimizer.param_groups
+        ]
+        try:
+            if self.engine_steps:
+                self.wrapped.load_checkpoint(str(folder), tag="deepspeed")
+            else:
+                # before the weights: PyTorch makes a step, at a rate of 0, to have a state that it can fill
+                parallel.load_whole_optimizer_state(self.model, self.raw_optimizer, state["optimizer"])
+                parallel.load_whole_model_state(self.model, state["model"])
+            if self.ema is not None:
+                parallel.load_whole_model_state(self.ema.module, state["ema"] or state["model"])
+            for group, settings in zip(self.raw_optimizer.param_groups, own, strict=True):
+                group.update(settings)
+            if same_settings:
+                self.scheduler.load_state_dict(state["scheduler"])
+            if scaler is not None and state["scaler"]:
+                scaler.load_state_dict(state["scaler"])
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise InputError(f"output.resume: the checkpoint does not fit these settings: {error}") from None
