@@ -10,7 +10,7 @@ export PYTHONUNBUFFERED = 1
 # a process per core, each with one thread; a file's tests stay together, for they share what is costly
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # what needs the applications' packages; test-fast is of the library alone
-APPLICATION_TESTS := tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation
+APPLICATION_TESTS := tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 
 .PHONY: install install-all demo test test-fast lint format clean
 
@@ -38,7 +38,8 @@ $(VENV)/.installed-all: $(VENV)/.installed
 	MAX_JOBS=$$(nproc) $(CONSTRAINED) --no-build-isolation --no-deps onedl-mmcv
 	$(CONSTRAINED) --no-deps onedl-mmengine onedl-mmdetection onedl-mmsegmentation mmaction2
 	$(CONSTRAINED) numpy opencv-python-headless addict matplotlib pyyaml rich termcolor yapf packaging pillow scipy six \
-		shapely terminaltables tqdm pycocotools ftfy regex prettytable einops decord importlib_metadata av
+		shapely terminaltables tqdm pycocotools ftfy regex prettytable einops importlib_metadata av \
+		'decord; platform_machine == "x86_64"'
 	$(BIN)/python -c 'import torch, mmcv._ext'
 	touch $@
 

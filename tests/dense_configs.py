@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,24 +135,28 @@ def train_and_evaluate(cfg: Config) -> dict[str, float]:
 
 
 def check_decay(runner: Runner) -> None:
-    """What the configuration spares has no weight decay, and every other parameter has the optimiser's."""
+    """Every parameter has the optimiser's learning rate and weight decay, times what the configuration's keys say."""
     settings = runner.cfg.optim_wrapper
-    spared = tuple(settings.get("paramwise_cfg", {}).get("custom_keys", {}))
-    groups = runner.optim_wrapper.optimizer.param_groups
-    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
-    found = dict.fromkeys(spared, 0)
+    rules = settings.get("paramwise_cfg", {})
+    rules = rules.get("custom_keys", rules)
+    groups = {id(p): group for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]}
+    found = dict.fromkeys(rules, 0)
     for name, parameter in runner.model.named_parameters():
-        keys = [key for key in spared if key in name]
+        keys = [key for key in rules if key in name]
         for key in keys:
             found[key] += 1
-        assert decays[parameter] == (0.0 if keys else settings.optimizer.weight_decay), name
-    if spared:
+        group, optimizer = groups[id(parameter)], settings.optimizer
+        decay = math.prod([optimizer.weight_decay, *(rules[key].get("decay_mult", 1.0) for key in keys)])
+        lr = math.prod([optimizer.lr, *(rules[key].get("lr_mult", 1.0) for key in keys)])
+        assert (group["weight_decay"], group["initial_lr"]) == (decay, pytest.approx(lr)), name
+    if rules:
         assert found["norm"]
-        assert found.get("position") or runner.cfg.model.backbone.name.startswith("pvt")
+        positions = sum(count for key, count in found.items() if "position" in key)
+        assert positions or runner.cfg.model.backbone.name.startswith("pvt")
 
 
 def configs(folder: Path) -> list[Path]:
-    """Those for COCO and ADE20K."""
+    """Those for the published data sets."""
     return sorted(path for path in folder.rglob("*.py") if not {"_base_", "demo"} & set(path.parts))
 
 

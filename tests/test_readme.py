@@ -24,7 +24,10 @@ def test_the_model_table_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert table[1] == capsys.readouterr().out, "put the output of `hvt models --markdown` between the markers"
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["neck", "tune", "video", "load"])
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=["neck", "tune", "video", "load"])
 def test_the_examples_run(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,18 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = """
     import importlib
     import sys
-    from unittest.mock import MagicMock
     import hvt_backbones
     assert not {name for name in sys.modules if name.split(".")[0] in ("mmengine", "mmcv", "mmdet", "mmseg")}
 
-    import mmcv
-    mmcv.__version__ = "2.1.0"  # mmaction asks for one below 2.2 and works with later ones
-    # missing in mmaction's published package
-    sys.modules["mmaction.models.localizers.drn"] = MagicMock()
-    sys.modules["mmaction.models.localizers.drn.drn"] = MagicMock()
-    # needs an older transformers
-    sys.modules["mmaction.models.multimodal"] = MagicMock(__all__=[])
-    from hvt_backbones.openmmlab_commands.shims import prepare_imports
+    from video.shims import prepare_imports
     prepare_imports()
     from mmengine import Config
     from mmengine.optim import build_optim_wrapper

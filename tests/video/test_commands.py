@@ -1,0 +1,428 @@
+"""`python -m video.train`, `test`, `predict`, `info` and `check`, on a tiny recognizer and a tiny Kinetics."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
+from tests.dense_runs import ROOT, error_line, in_two_processes, logged, torchrun, write_program
+from tests.npu.standin_environment import standin_environment
+from tests.video.conftest import CLASSES, FRAMES, write_clip, write_list, write_sound
+from video import check as checking
+from video.check import main as check
+from video.info import main as info
+from video.predict import main as predict
+from video.test import main as evaluate
+from video.train import main as train
+
+CPU = ("--device", "cpu")
+COMMAND = (sys.executable, "-m", "video.train")
+
+
+def checkpoint(trained: Path) -> str:
+    return str(trained / "epoch_2.pth")
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())["metrics"]
+
+
+def log_text(work_dir: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(work_dir.glob("*/*.log")))
+
+
+def damaged(kinetics: Path, folder: Path, *names: str) -> Path:
+    """A copy of the data in which the clips `names` are empty."""
+    root = shutil.copytree(kinetics, folder / "kinetics")
+    for name in names:
+        (root / name).write_bytes(b"")
+    return root
+
+
+def at(root: Path, *parts: str, **others: Any) -> list[str]:
+    """--cfg-options for the data of these parts below `root`, with further settings of the data sets."""
+    options = []
+    for part in parts:
+        split, where = "train" if part == "train" else "val", f"{part}_dataloader.dataset"
+        options += [f"{where}.ann_file={root}/{split}.txt", f"{where}.data_prefix.video={root}/videos_{split}"]
+        options += [f"{where}.{key}={value}" for key, value in others.items()]
+    return ["--cfg-options", *options]
+
+
+@pytest.mark.slow
+def test_training_learns_at_the_scaled_rate_and_saves(trained: Path) -> None:
+    entries = [entry for entry in logged(trained) if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [3, 6]
+    assert entries[-1]["lr"] == pytest.approx(1e-3 * 2 / 16)
+    assert {"loss_cls", "top1_acc"} <= entries[-1].keys()
+    saved = torch.load(checkpoint(trained), weights_only=False)  # our own file
+    assert saved["meta"]["iter"] == 6
+    assert {tensor.dtype for tensor in saved["state_dict"].values() if tensor.is_floating_point()} == {torch.float32}
+    assert "clips are decoded by decord: it imports" in log_text(trained)
+
+
+@pytest.mark.slow
+def test_test_finds_what_the_evaluation_after_training_found(
+    config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    assert evaluate([str(config), checkpoint(trained), "--work-dir", str(tmp_path), *CPU]) == 0
+    expected = logged(trained)[-1]
+    found = metrics(tmp_path)
+    assert found.keys() == {"acc/top1", "acc/top2", "acc/mean1"}
+    assert found == {name: pytest.approx(expected[name], abs=1e-6) for name in found}
+    assert "acc/mean1" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_resume_goes_on_after_the_last_epoch(config: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "epoch_1.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_1.pth"))
+    assert train([str(config), "--work-dir", str(tmp_path), "--resume", *CPU]) == 0
+    assert [entry["step"] for entry in logged(tmp_path) if "loss" in entry] == [6]
+    assert read_checkpoint(tmp_path / "epoch_2.pth")["meta"]["iter"] == 6
+
+
+@pytest.mark.slow
+def test_predict_names_classes_and_draws(
+    config: Path, trained: Path, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    labels = write_list(tmp_path / "labels.txt", ["playing the flute", "jumping", "eating"])
+    arguments = [str(config), checkpoint(trained), str(kinetics / "videos_val"), *CPU, "--labels", str(labels)]
+    assert predict([*arguments, "--out-dir", str(tmp_path / "out")]) == 0
+    printed = capfd.readouterr().out
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [result["file_name"] for result in results] == ["000.mp4", "003.mp4", "001.mp4", "004.mp4", "002.mp4"]
+    evaluate([str(config), checkpoint(trained), "--work-dir", str(tmp_path / "test"), *CPU])
+    truth = [int(Path(result["path"]).parent.name.split()[1]) for result in results]
+    right = [result["top"][0]["label"] == label for result, label in zip(results, truth, strict=True)]
+    assert sum(right) / 5 == pytest.approx(metrics(tmp_path / "test")["acc/top1"])
+    for result in results:
+        scores = [one["score"] for one in result["top"]]
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1, abs=1e-4)
+        assert {one["class"] for one in result["top"]} == set(labels.read_text().splitlines())
+        assert f"{scores[0]:6.1%}  {result['top'][0]['class']}" in printed
+    strip = Image.open(tmp_path / "out" / "strips" / "class 1" / "001.jpg")
+    assert strip.size == (8 * 160, 160 + 18 * CLASSES + 8)
+    pixels = np.asarray(strip, dtype=int)
+    corner = [pixels[4, 160 * index + 155].mean() for index in range(8)]  # the background, brighter with each frame
+    assert all(later > sooner + 5 for sooner, later in itertools.pairwise(corner))
+    assert pixels[164:].max() > 200
+
+
+@pytest.mark.slow
+def test_predict_moves_numbers_classes_and_names_what_is_broken(
+    config: Path, trained: Path, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    clip = write_clip(tmp_path / "a clip.webm", codec="libvpx")
+    out = ["--out-dir", str(tmp_path / "out"), *CPU]
+    assert predict([str(config), checkpoint(trained), str(clip), "--gif", *out]) == 0
+    moving = Image.open(tmp_path / "out" / "strips" / "a clip.gif")
+    assert moving.n_frames == FRAMES
+    assert moving.info["duration"] == 100  # ms, at 10 frames per second
+    (result,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {one["class"] for one in result["top"]} == {"0", "1", "2"}
+    sound = write_sound(tmp_path / "sound.mp4")
+    assert predict([str(config), checkpoint(trained), str(sound), *out]) == 2
+    assert f"clip {sound} has no video stream (it holds audio)" in error_line(capfd)
+    labels = write_list(tmp_path / "labels.txt", ["one", "two"])
+    assert predict([str(config), checkpoint(trained), str(clip), "--labels", str(labels), *out]) == 2
+    assert "labels.txt names 2 classes, the model has 3" in error_line(capfd)
+    for name, message in {"gone.txt": "does not exist", "empty.txt": "is empty"}.items():
+        (tmp_path / "empty.txt").touch()
+        assert predict([str(config), "none.pth", str(clip), "--labels", str(tmp_path / name), *out]) == 2
+        assert message in error_line(capfd)
+    assert predict([str(config), "none.pth", str(tmp_path / "gone.mp4"), *out]) == 2
+    assert "gone.mp4 does not exist" in error_line(capfd)
+
+
+def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> None:
+    assert info([str(config), "--shape", "4", "32", "32", "--json", *CPU]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["shape"] == [4, 32, 32]
+    parts = report["parts"]
+    assert list(parts) == ["backbone", "cls_head", "total"]
+    assert parts["cls_head"] == {"params": 64 * CLASSES + CLASSES, "flops": 64 * CLASSES}
+    for figure in ("params", "flops"):
+        assert parts["total"][figure] == parts["backbone"][figure] + parts["cls_head"][figure]
+    assert info([str(config), "--shape", "4", "64", "64", "--json", *CPU]) == 0
+    larger = json.loads(capsys.readouterr().out)["parts"]["backbone"]
+    assert larger["params"] == parts["backbone"]["params"]
+    assert larger["flops"] > 3 * parts["backbone"]["flops"]
+    assert info([str(config), "--shape", "4", "32", "32", *CPU]) == 0
+    assert "input 4 x 32 x 32" in capsys.readouterr().out
+
+
+BAD = {
+    "test": (evaluate, ("BAD",)),
+    "predict": (predict, ("BAD", "CLIPS", "--out-dir", "OUT")),
+    "resume": (train, ("--resume", "BAD")),
+    "load_from": (train, ("--cfg-options", "load_from=BAD")),
+    "pretrained": (train, ("--cfg-options", "model.backbone.pretrained=BAD")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD)
+def test_a_pickle_that_runs_a_program_is_refused(
+    case: str, config: Path, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    main, options = BAD[case]
+    bad, proof = write_program(tmp_path)
+    for word, meant in {"BAD": bad, "CLIPS": kinetics / "videos_val", "OUT": tmp_path / "out"}.items():
+        options = tuple(option.replace(word, str(meant)) for option in options)
+    work_dir = () if main is predict else ("--work-dir", str(tmp_path / "run"))
+    assert main([str(config), *options, *work_dir, *CPU]) == 2
+    assert "can run any program" in error_line(capfd)
+    assert not proof.exists()
+
+
+OPTIONS = {
+    "no form": (["--cfg-options", "novalue"], "'novalue' is not KEY=VALUE"),
+    "above": (["--cfg-options", "model.backbon.name=x"], "the config has no model.backbon; did you mean backbone?"),
+    "class": (["--cfg-options", "model.cls_head.dropout=0.1"], "I3DHead: TypeError: BaseHead.__init__() got an"),
+    "type": (["--cfg-options", "model.cls_head.type=I4DHead"], "I4DHead is not in the mmaction::model registry"),
+    "data": (
+        ["--cfg-options", "train_dataloader.dataset.on_error=ignore"],
+        "on_error is 'ignore': choose fail or skip",
+    ),
+    "decoder": (["--cfg-options", "train_dataloader.dataset.decoder=cv2"], "decoder is 'cv2': choose one of"),
+    "classes": (["--cfg-options", "model.cls_head.num_classes=2"], "the label 2 of class 2/002.mp4 is not below 2"),
+    "option": (["--tta"], "unrecognized arguments: --tta"),
+    "fp16": (["--amp", "fp16"], "--amp fp16 needs an accelerator"),
+    "launcher": (["--launcher", "pytorch"], "the environment lacks RANK, LOCAL_RANK"),
+    "resume": (["--resume", "none.pth"], "none.pth does not exist"),
+    "list": (["--cfg-options", "train_dataloader.dataset.ann_file=gone.txt"], "gone.txt does not exist"),
+    "folder": (["--cfg-options", "val_dataloader.dataset.data_prefix.video=gone"], "videos_train/ and videos_val/"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_a_wrong_option_is_named_in_one_line(
+    case: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    options, expected = OPTIONS[case]
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU, *options]) == 2
+    assert expected in error_line(capfd)
+
+
+def test_a_config_of_another_framework_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "other.py").write_text("default_scope = 'mmdet'\nmodel = {}")
+    assert train([str(tmp_path / "other.py"), *CPU]) == 2
+    assert "is one of mmdet: video runs mmaction" in error_line(capfd)
+
+
+def test_without_mmaction_a_line_says_how_to_install_it(config: Path) -> None:
+    code = "import sys; sys.modules['mmaction'] = None; from video.train import main; sys.exit(main(['x']))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "error: the package mmaction is not installed: `make install-all` installs it\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_cannot_be_read_ends_the_run_with_its_name(
+    workers: int, config: Path, trained: Path, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    name = "videos_train/class 1/004.mp4"
+    root = damaged(kinetics, tmp_path, name, "videos_val/class 2/002.mp4")
+    work_dir = ("--work-dir", str(tmp_path / "run"), *CPU)
+    arguments = [*at(root, "train"), f"train_dataloader.num_workers={workers}"]
+    assert train([str(config), *work_dir, *arguments]) == 2
+    message = error_line(capfd)
+    assert message.startswith(f"error: clip {root / name} is empty (0 bytes): replace it")
+    arguments = [*at(root, "test"), f"test_dataloader.num_workers={workers}"]
+    assert evaluate([str(config), checkpoint(trained), *work_dir, *arguments]) == 2
+    assert f"{root}/videos_val/class 2/002.mp4 is empty (0 bytes)" in error_line(capfd)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skip_goes_on_and_says_so(
+    workers: int, config: Path, trained: Path, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    root = damaged(kinetics, tmp_path, "videos_train/class 1/004.mp4", "videos_val/class 2/002.mp4")
+    lenient = at(root, "train", "val", on_error="skip", max_errors=0.2)
+    workers_option = f"train_dataloader.num_workers={workers}"
+    assert train([str(config), "--work-dir", str(tmp_path / "run"), *CPU, *lenient, workers_option]) == 0
+    text = log_text(tmp_path / "run")
+    said = f"train data: 1 of 6 clips cannot be read, others took their place: {root}/videos_train/class 1/004.mp4"
+    assert text.count(said) == 2
+    said = (
+        f"val data: 1 of 5 clips cannot be read, they are left out of the accuracy: {root}/videos_val/class 2/002.mp4"
+    )
+    assert text.count(said) == 2
+    steps = [entry for entry in logged(tmp_path / "run") if "acc/top1" in entry]
+    assert [(entry["acc/clips"], entry["acc/left_out"]) for entry in steps] == [(4, 1), (4, 1)]
+    saved = read_checkpoint(tmp_path / "run" / "epoch_1.pth")
+    assert saved["message_hub"]["runtime_info"]["unreadable_clips"] == [f"{root}/videos_train/class 1/004.mp4"]
+
+    # as without this clip in the list
+    good = [line for line in (root / "val.txt").read_text().splitlines() if "002" not in line]
+    write_list(root / "good.txt", good)
+    found = []
+    for options in ([*at(root, "test", on_error="skip", max_errors=0.2), f"test_dataloader.num_workers={workers}"],
+                    [*at(root, "test"), f"test_dataloader.dataset.ann_file={root}/good.txt"]):  # fmt: skip
+        assert evaluate([str(config), checkpoint(trained), "--work-dir", str(tmp_path / "t"), *CPU, *options]) == 0
+        found.append(metrics(tmp_path / "t"))
+    assert found[0] == {**found[1], "acc/clips": 4, "acc/left_out": 1}
+
+    capfd.readouterr()
+    strict = at(root, "train", "val", on_error="skip", max_errors=0.1)
+    assert train([str(config), "--work-dir", str(tmp_path / "strict"), *CPU, *strict, workers_option]) == 2
+    assert "1 of 6 clips cannot be read, max_errors of the data set allows 0; the last is" in error_line(capfd)
+
+
+@pytest.mark.slow
+def test_several_broken_clips_are_counted_once_each(
+    config: Path, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Each by itself is within the share; both together are not."""
+    root = damaged(kinetics, tmp_path, "videos_train/class 1/004.mp4", "videos_train/class 2/002.mp4")
+    arguments = [str(config), *CPU, *at(root, "train", on_error="skip", max_errors=0.2)]
+    assert train([*arguments, "--work-dir", str(tmp_path / "run")]) == 2
+    assert "2 of 6 clips cannot be read, max_errors of the data set allows 1; the last is" in error_line(capfd)
+
+
+@pytest.mark.slow
+def test_two_processes_train_resume_and_test(config: Path, kinetics: Path, tmp_path: Path) -> None:
+    root = damaged(kinetics, tmp_path, "videos_val/class 0/000.mp4")
+    options = at(root, "train", "val", "test", on_error="skip", max_errors=0.2)
+    result = torchrun("video.train", [str(config), "--work-dir", str(tmp_path / "run"), *options])
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "GPU number: 2" in result.stdout + result.stderr  # MMEngine's word for processes
+    assert [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry] == [2, 4]
+    together = logged(tmp_path / "run")[-1]
+    assert (together["acc/clips"], together["acc/left_out"]) == (4, 1)
+    saved = str(tmp_path / "run" / "epoch_2.pth")
+    assert evaluate([str(config), saved, "--work-dir", str(tmp_path / "alone"), *CPU, *options]) == 0
+    assert metrics(tmp_path / "alone") == {
+        name: pytest.approx(together[name], abs=1e-6) for name in metrics(tmp_path / "alone")
+    }
+    for arguments, main in ((["--resume", str(tmp_path / "run" / "epoch_1.pth")], train), ([saved], evaluate)):
+        folder = tmp_path / main.__module__
+        command = [str(config), *arguments, "--work-dir", str(folder), *CPU, "--launcher", "pytorch", *options]
+        assert in_two_processes(main, command) == [0, 0]
+        if main is evaluate:
+            assert metrics(folder) == metrics(tmp_path / "alone")
+        else:
+            assert [entry["step"] for entry in logged(folder) if "loss" in entry] == [4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_workers_that_are_started_afresh(decoder: str, config: Path, tmp_path: Path) -> None:
+    options = ["env_cfg.mp_cfg.mp_start_method=spawn", "train_cfg.max_epochs=1"]
+    options += [f"{part}_dataloader.num_workers=1" for part in ("train", "val")]
+    options += [f"{part}_dataloader.dataset.decoder={decoder}" for part in ("train", "val")]
+    result = subprocess.run(
+        [*COMMAND, str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", *options],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "acc/top1" in logged(tmp_path)[-1]
+
+
+@pytest.mark.slow
+def test_it_trains_on_the_standin_npu(config: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, str(config), "--work-dir", str(tmp_path), "--device", "npu"]
+    result = subprocess.run(
+        [*command, "--amp", "bf16", "--cfg-options", "train_cfg.max_epochs=1"],
+        cwd=ROOT, env=standin_environment(), capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert [entry["step"] for entry in logged(tmp_path) if "loss" in entry] == [3]
+
+
+@pytest.fixture
+def flawed(kinetics: Path, tmp_path: Path) -> Path:
+    """A list of 9 lines, three of them good, beside the folder `videos_train`."""
+    root = damaged(kinetics, tmp_path, "videos_train/class 0/000.mp4")
+    write_sound(root / "videos_train" / "class 1" / "001.mp4")
+    write_clip(root / "videos_train" / "short.mp4", 5)
+    lines = (root / "train.txt").read_text().splitlines()
+    write_list(root / "train.txt", [*lines, "gone.mp4 1", "short.mp4 1", "class 2/005.mp4 two"])
+    return root
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_check_finds_and_leaves_out_what_is_bad(
+    decoder: str, workers: str, flawed: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    arguments = [str(flawed / "train.txt"), "--root", str(flawed / "videos_train"), "--decoder", decoder]
+    arguments += ["--min-frames", "8", "--classes", "4", "--workers", workers]
+    assert check([*arguments, "--json", str(tmp_path / "r.json"), "--write-clean", str(tmp_path / "c.txt")]) == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["clips"], report["good"], report["class_counts"]) == (9, 4, [1, 1, 2, 0])
+    assert [one["line"] for one in report["unreadable"]] == [1, 2]
+    assert report["unreadable"][0]["reason"] == "is empty (0 bytes)"
+    assert report["unreadable"][1]["reason"] == "has no video stream (it holds audio)"
+    assert [(one["line"], one["path"]) for one in report["missing"]] == [(7, "gone.mp4")]
+    assert [(one["line"], one["reason"]) for one in report["too_short"]] == [(8, "has 5 frames of at least 8")]
+    assert "train.txt line 9: the label 'two'" in report["wrong_lines"][0]
+    shown = capfd.readouterr()
+    assert "4 classes; good clips of each: 0 (class 3) to 2 (class 2), median 1" in shown.out
+    assert "1 classes without a good clip: 3" in shown.out
+    assert "line 2: class 1/001.mp4 has no video stream" in shown.out
+    assert "7/7" in shown.err  # of the progress bar
+    good = ["class 2/002.mp4 2", "class 0/003.mp4 0", "class 1/004.mp4 1", "class 2/005.mp4 2"]
+    assert (tmp_path / "c.txt").read_text().splitlines() == good
+    clean = [str(tmp_path / "c.txt"), "--root", str(flawed / "videos_train"), "--quick", "--workers", workers]
+    assert check(clean) == 0
+    assert "4 clips, 4 good" in capfd.readouterr().out
+
+
+def test_a_clip_that_ends_its_process_does_not_end_the_check(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders are C libraries."""
+    names = [str(path) for path in sorted((kinetics / "videos_train").rglob("*.mp4"))] * 8
+    fatal = {5, 30}
+    probe = checking.probe
+
+    def crash(path: str, decoder: str, *, quick: bool) -> int:
+        return os._exit(3) if path == "fatal" else probe(path, decoder, quick=quick)
+
+    monkeypatch.setattr(checking, "probe", crash)
+    paths = ["fatal" if index in fatal else name for index, name in enumerate(names)]
+    with pytest.raises(BrokenProcessPool):
+        list(checking._in_pool(paths, "pyav", True, 2, 8))
+    results = list(checking.probe_all(paths, "pyav", True, 2))
+    assert [index for index, result in enumerate(results) if isinstance(result, str)] == sorted(fatal)
+    assert results[5] == "ends pyav, and the process with it"
+    assert {result for index, result in enumerate(results) if index not in fatal} == {FRAMES}
+
+
+CHECKS = {
+    "gone": (["gone.txt"], "gone.txt"),
+    "root": (["LIST", "--root", "gone"], "--root gone is no folder"),
+    "itself": (["LIST", "--write-clean", "LIST"], "is the list itself: name another file"),
+    "workers": (["LIST", "--workers", "many"], "'many' is not a whole number"),
+    "frames": (["LIST", "--min-frames", "0"], "'0' is not a whole number from 1"),
+    "nothing good": (
+        ["LIST", "--root", "ROOT", "--min-frames", "99", "--write-clean", "OUT"],
+        "none of the clips is good",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHECKS)
+def test_wrong_arguments_of_check(case: str, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    arguments, expected = CHECKS[case]
+    words = {"LIST": kinetics / "val.txt", "ROOT": kinetics / "videos_val", "OUT": tmp_path / "clean.txt"}
+    assert check([str(words.get(word, word)) for word in arguments]) == 2
+    assert expected in error_line(capfd)
+    assert not (tmp_path / "clean.txt").exists()

@@ -1,0 +1,44 @@
+"""What the commands of video say to those that they share with detection and segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hvt_backbones.openmmlab_commands.application import Application
+
+from .shims import prepare_imports
+
+
+def adapt(cfg: Any) -> None:
+    """Let labels be checked against the model's classes, and clips that are left out be counted."""
+    from hvt_backbones.openmmlab_commands.data import datasets_of
+
+    from . import clips
+
+    count = (cfg.model.get("cls_head") or {}).get("num_classes")
+    for part in ("train", "val", "test"):
+        loader = cfg.get(f"{part}_dataloader")
+        for dataset in datasets_of(loader["dataset"]) if loader else ():
+            if count and clips.type_name(dataset) == clips.ClipDataset.__name__:
+                dataset.setdefault("num_classes", count)
+        evaluators = cfg.get(f"{part}_evaluator") or ()
+        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+            if clips.type_name(evaluator) == "AccMetric":
+                evaluator["type"] = clips.ClipAccMetric.__name__
+    hook = {"type": clips.UnreadableClipsHook.__name__}
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), hook]
+
+
+VIDEO = Application(
+    name="video",
+    scope="mmaction",
+    configs=Path(__file__).parent / "configs",
+    layout="Kinetics' layout: data/kinetics400 with kinetics400_{train,val}_list_videos.txt (a line `path label` for "
+    "each clip), videos_train/ and videos_val/",
+    amp_part="backbone",  # mmaction2's heads convert what they return to NumPy, which has no bf16
+    shape=(32, 224, 224),
+    prepare=prepare_imports,
+    adapt=adapt,
+)

@@ -1,0 +1,14 @@
+"""Parameters and FLOPs of a recognizer: `python -m video.info CONFIG`."""
+
+from __future__ import annotations
+
+import sys
+
+from hvt_backbones.openmmlab_commands import command
+
+from .application import VIDEO
+
+main = command("info", VIDEO)
+
+if __name__ == "__main__":
+    sys.exit(main())

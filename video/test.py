@@ -1,0 +1,14 @@
+"""Evaluate a recognizer: `python -m video.test CONFIG CHECKPOINT`."""
+
+from __future__ import annotations
+
+import sys
+
+from hvt_backbones.openmmlab_commands import command
+
+from .application import VIDEO
+
+main = command("test", VIDEO)
+
+if __name__ == "__main__":
+    sys.exit(main())

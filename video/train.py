@@ -1,0 +1,14 @@
+"""Train a recognizer: `python -m video.train CONFIG`."""
+
+from __future__ import annotations
+
+import sys
+
+from hvt_backbones.openmmlab_commands import command
+
+from .application import VIDEO
+
+main = command("train", VIDEO)
+
+if __name__ == "__main__":
+    sys.exit(main())
