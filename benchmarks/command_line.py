@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -44,6 +46,17 @@ def add_measuring(parser: argparse.ArgumentParser, *, batch: int, rounds: int) -
     parser.add_argument(
         "--out", type=output_file, metavar="FILE", help="write all numbers there as JSON, after every row"
     )
+
+
+def known_models(names: Iterable[str], models: Collection[str]) -> None:
+    """Raises:
+    InputError: a name that is none of `models`.
+    """
+    for name in names:
+        if name not in models:
+            near = difflib.get_close_matches(name, models, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"no peers are known for {name!r}: {hint}choose from {', '.join(models)}")
 
 
 def prepare(options: argparse.Namespace) -> torch.device:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 
 from . import measure
-from .command_line import DTYPES, add_measuring, prepare
+from .command_line import DTYPES, add_measuring, known_models, prepare
 from .competitors import check_equal
 from .dense_competitors import MODELS, build_competitors
 
@@ -74,7 +73,8 @@ def forward_and_backward(
     def call() -> None:
         with settings.autocast():
             maps = model(images)
-        torch.autograd.backward(list(maps), [y.to(x.dtype) for x, y in zip(maps, cotangents, strict=True)])
+        maps = [maps] if isinstance(maps, Tensor) else list(maps)
+        torch.autograd.backward(maps, [y.to(x.dtype) for x, y in zip(maps, cotangents, strict=True)])
         model.zero_grad(set_to_none=True)
 
     return call
@@ -86,23 +86,53 @@ def measure_model(
     """One row per mode: times and peak memory of all competitors."""
     torch.manual_seed(0)
     checked_size = MODELS[name].checked_size(image_size)
-    full_precision = torch.get_float32_matmul_precision() == "highest"
     errors = check_equal(
         build_competitors(name, checked_size)[0],
         torch.randn(1, 3, *checked_size).to(settings.device),
-        limit=1e-4 if full_precision else 2e-2,
+        limit=error_limit(),
         reference="hvt",
     )
     prototypes, missing = build_competitors(name, image_size)
-    rivals = [key for key in prototypes if key not in OURS]
     images = torch.randn(settings.batch, 3, *image_size).to(settings.device)
     model = prototypes["hvt"]
     shapes = [
         (channels, *(side // stride for side in image_size))
         for channels, stride in zip(model.channels, model.strides, strict=True)
     ]
-    cotangents = [torch.randn(settings.batch, *shape).to(settings.device) for shape in shapes]
+    for mode, best, figures in measure_modes(prototypes, images, shapes, modes, settings):
+        yield {
+            "model": name,
+            "image_size": list(image_size),
+            "mode": mode,
+            "batch": settings.batch,
+            "peer_best": best,
+            "missing": missing,
+            "competitors": {key: {**entry, "error_to_hvt": errors[key]} for key, entry in figures.items()},
+        }
 
+
+def error_limit() -> float:
+    """How far maps and gradients of competitors may differ: float32's rounding, or that of tf32."""
+    return 1e-4 if torch.get_float32_matmul_precision() == "highest" else 2e-2
+
+
+def measure_modes(
+    prototypes: Mapping[str, nn.Module],
+    images: Tensor,
+    shapes: Sequence[Sequence[int]],
+    modes: Sequence[str],
+    settings: Settings,
+) -> Iterator[tuple[str, str | None, dict[str, dict[str, Any]]]]:
+    """Times and peak memory of all competitors, mode by mode.
+
+    Args:
+        shapes: of the maps of one image, to which the gradients are given.
+
+    Yields:
+        The mode, the fastest peer, None where there is no peer, and name -> figures.
+    """
+    cotangents = [torch.randn(settings.batch, *shape).to(settings.device) for shape in shapes]
+    rivals = [key for key in prototypes if key not in OURS]
     for mode in modes:
 
         def build(key: str, mode: str = mode) -> measure.Work:
@@ -115,15 +145,7 @@ def measure_model(
         samples = measure.interleave(works, settings.clock, rounds=settings.rounds, warmup=settings.warmup)
         del works  # the models of this mode, before those of the next
         best, figures = measure.compare(samples, memory, rivals or ["hvt"], "peer")
-        yield {
-            "model": name,
-            "image_size": list(image_size),
-            "mode": mode,
-            "batch": settings.batch,
-            "peer_best": best if rivals else None,
-            "missing": missing,
-            "competitors": {key: {**entry, "error_to_hvt": errors[key]} for key, entry in figures.items()},
-        }
+        yield mode, best if rivals else None, figures
 
 
 def table(report: dict[str, Any]) -> str:
@@ -131,7 +153,8 @@ def table(report: dict[str, Any]) -> str:
         "model", "image", "mode", "competitor", "median ms", "min", "IQR", "x peer best", "(quartiles)", "peak MiB",
         "x peer",
     )  # fmt: skip
-    lines = [header]
+    rated = "matmul_rate" in report
+    lines = [(*header, "of rate") if rated else header]
     for row in report["rows"]:
         for name, entry in row["competitors"].items():
             low, high = entry["ratio_quartiles"]
@@ -146,6 +169,7 @@ def table(report: dict[str, Any]) -> str:
                     f"({low:.3f}-{high:.3f})",
                     f"{entry['peak_bytes'] / 2**20:.1f}",
                     f"{entry['memory_ratio_to_peer_lowest']:.3f}",
+                    *([f"{entry['fraction_of_matmul_rate']:.1%}"] if rated else []),
                 )
             )
     return measure.aligned(lines, left=4)
@@ -170,17 +194,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_measuring(parser, batch=1, rounds=10)
     options = parser.parse_args(argv)
-    for name in options.models:
-        if name not in MODELS:
-            near = difflib.get_close_matches(name, MODELS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"no peers are known for {name!r}: {hint}choose from {', '.join(MODELS)}")
+    known_models(options.models, MODELS)
     return options
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv)
+    return compare_all("dense", parse(argv), argv, measure_model)
+
+
+def compare_all(
+    benchmark: str,
+    options: argparse.Namespace,
+    argv: Sequence[str] | None,
+    measure_model: Callable[[str, tuple[int, ...], Sequence[str], Settings], Iterator[dict[str, Any]]],
+) -> int:
+    """Measure all models at all sizes, write the report after each row, and print it; the exit status.
+
+    Where rows have "flops", the rate of a large matrix product is measured beside each, and the fraction of it that
+    every competitor reaches is reported.
+    """
     device = prepare(options)
     settings = Settings(
         device=device,
@@ -190,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warmup=options.warmup,
         clock=measure.Clock(device, options.clock),
     )
-    command = ["python -m benchmarks.dense", *(sys.argv[1:] if argv is None else argv)]
+    command = [f"python -m benchmarks.{benchmark}", *(sys.argv[1:] if argv is None else argv)]
     report: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "revision": measure.revision(),
@@ -206,11 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure.write_json(options.out, report)
 
     for name in options.models:
-        for image_size in options.sizes:
-            label = f"{name} {image_size[0]}x{image_size[1]}"
+        for size in options.sizes:
+            label = f"{name} {'x'.join(map(str, size))}"
             try:
-                for row in measure_model(name, image_size, options.modes, settings):
+                for row in measure_model(name, size, options.modes, settings):
                     report["rows"].append(row)
+                    if "flops" in row:
+                        measure.add_rate(report, device, settings.dtype)
                     print(f"{label} {row['mode']}: done", file=sys.stderr)
                     save()
             except Exception as error:  # the other rows are wanted too

@@ -4,14 +4,16 @@
 #
 #   benchmarks/gpu_check.sh OUT_DIR
 #
-# Writes into OUT_DIR: doctor.json, tests.log, checks.log and .json, peers_*.log and .json, dense.log and .json, summary.txt.
+# Writes into OUT_DIR: doctor.json, tests.log, checks.log and .json, peers_*.log and .json, dense.log and .json,
+# video.log and .json, summary.txt.
 # Exit status: 0 all passed, 1 something failed or ran out of its time, 2 bad input.
 #
 # PYTHON             the interpreter that has PyTorch (python3)
 # HVT_CHECK_DEVICE   cuda, npu or cpu (cuda)
-# HVT_CHECK_PARTS    of "tests checks float32 bfloat16 dense", those to run (all)
+# HVT_CHECK_PARTS    of "tests checks float32 bfloat16 dense video", those to run (all)
 # HVT_CHECK_PEERS    arguments of benchmarks.peers (--batch 64 --rounds 10)
 # HVT_CHECK_DENSE    arguments of benchmarks.dense (--dtype bfloat16 --batch 2 --rounds 5)
+# HVT_CHECK_VIDEO    arguments of benchmarks.video (--dtype bfloat16 --batch 4 --rounds 5)
 # HVT_REFERENCE_DIR  the folder of reference cases (shared/reference in or beside the checkout, where there is one)
 set -u -o pipefail
 
@@ -23,12 +25,12 @@ if ! mkdir -p "$1" || ! [ -w "$1" ]; then
     echo "error: $1 is not a folder that can be written: name another" >&2
     exit 2
 fi
-parts=${HVT_CHECK_PARTS:-tests checks float32 bfloat16 dense}
+parts=${HVT_CHECK_PARTS:-tests checks float32 bfloat16 dense video}
 for name in $parts; do
     case $name in
-        tests | checks | float32 | bfloat16 | dense) ;;
+        tests | checks | float32 | bfloat16 | dense | video) ;;
         *)
-            echo "error: HVT_CHECK_PARTS has no part $name: choose from tests checks float32 bfloat16 dense" >&2
+            echo "error: HVT_CHECK_PARTS has no part $name: choose from tests checks float32 bfloat16 dense video" >&2
             exit 2
             ;;
     esac
@@ -44,6 +46,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 device=${HVT_CHECK_DEVICE:-cuda}
 read -r -a peers <<<"${HVT_CHECK_PEERS:---batch 64 --rounds 10}"
 read -r -a dense <<<"${HVT_CHECK_DENSE:---dtype bfloat16 --batch 2 --rounds 5}"
+read -r -a video <<<"${HVT_CHECK_VIDEO:---dtype bfloat16 --batch 4 --rounds 5}"
 if [ -z "${HVT_REFERENCE_DIR:-}" ] && [ -d shared/reference ]; then
     export HVT_REFERENCE_DIR="$PWD/shared/reference"
 fi
@@ -100,17 +103,20 @@ for name in $parts; do
                 say "left out  tests of the huggingface layout: $python has no transformers"
                 arguments+=(-k "not test_transformers and not (test_peer_and_back and huggingface) and not companion")
             fi
-            part tests 190 "$python" -m pytest "${arguments[@]}"
+            part tests 180 "$python" -m pytest "${arguments[@]}"
             ;;
         checks)
-            part checks 80 "$python" -m benchmarks.gpu_checks --device "$device" --out "$out/checks.json"
+            part checks 65 "$python" -m benchmarks.gpu_checks --device "$device" --out "$out/checks.json"
             ;;
         float32 | bfloat16)
-            part "peers_$name" 80 "$python" -m benchmarks.peers --device "$device" --dtype "$name" \
+            part "peers_$name" 70 "$python" -m benchmarks.peers --device "$device" --dtype "$name" \
                 --out "$out/peers_$name.json" "${peers[@]}"
             ;;
         dense)
-            part dense 80 "$python" -m benchmarks.dense --device "$device" --out "$out/dense.json" "${dense[@]}"
+            part dense 70 "$python" -m benchmarks.dense --device "$device" --out "$out/dense.json" "${dense[@]}"
+            ;;
+        video)
+            part video 55 "$python" -m benchmarks.video --device "$device" --out "$out/video.json" "${video[@]}"
             ;;
     esac
 done

@@ -49,7 +49,7 @@ MAPS = {
     "clip": ((4, 9, 6), (2, 4, 4), (1, 2, 2)),
 }
 FORMS = ("dot", "cosine", "mask_padding")
-WINDOWED = ("swin", "swinv2", "twins_svt")
+NOT_WINDOWED = ("pvt_v2", "pvt_v2_linear", "twins_pcpvt")
 SIZES = {"even": (64, 64), "odd": (70, 58)}
 
 
@@ -155,25 +155,26 @@ def _attention(
 def family_checks(device: torch.device) -> Iterator[Check]:
     families = _from_tests("families")
     for family in families.TINY:
-        chosen = ["default", *(IMPLEMENTATIONS if family in WINDOWED else ())]
+        chosen = ["default", *(() if family in NOT_WINDOWED else IMPLEMENTATIONS)]
+        odd = families.images(family, *SIZES["odd"])
         for size_name, size in SIZES.items():
             for implementation in chosen:
 
                 def run(family=family, size=size, implementation=implementation) -> Errors:
-                    return _family(families.tiny(family), size, implementation, device)
+                    return _family(families.tiny(family), families.images(family, *size), implementation, device)
 
                 yield "families", f"{family} {size_name} {implementation}", run
         for dtype in AUTOCAST_LIMITS:
             for implementation in chosen:
 
-                def run_autocast(family=family, implementation=implementation, dtype=dtype) -> Errors:
-                    return _autocast(families.tiny(family), implementation, device, dtype)
+                def run_autocast(family=family, images=odd, implementation=implementation, dtype=dtype) -> Errors:
+                    return _autocast(families.tiny(family), images, implementation, device, dtype)
 
                 kind = str(dtype).removeprefix("torch.")
                 yield "autocast", f"{family} {kind} {implementation}", run_autocast
 
-        def run_moved(family=family) -> Errors:
-            return _moved(families.tiny(family).eval(), device)
+        def run_moved(family=family, images=odd) -> Errors:
+            return _moved(families.tiny(family).eval(), images[:1], device)
 
         yield "families", f"{family} moved between devices", run_moved
 
@@ -190,8 +191,7 @@ def _maps_and_gradients(model: nn.Module, images: Tensor, cotangents: Sequence[T
     return [list(maps), [gradients[0]], list(gradients[1:])]
 
 
-def _family(model: nn.Module, size: tuple[int, int], implementation: str, device: torch.device) -> Errors:
-    images = torch.randn(2, 3, *size)
+def _family(model: nn.Module, images: Tensor, implementation: str, device: torch.device) -> Errors:
     with torch.no_grad():
         cotangents = [torch.randn_like(x) for x in model(images)]
     with use_attention("reference"):
@@ -199,7 +199,8 @@ def _family(model: nn.Module, size: tuple[int, int], implementation: str, device
     with _attention_named(implementation):
         on_device = copy.deepcopy(model).to(device)
         ours = _maps_and_gradients(on_device, images.to(device), [x.to(device) for x in cotangents])
-        last = on_device(images.to(device, memory_format=torch.channels_last))
+        channels_last = images.to(device).movedim(1, -1).contiguous().movedim(-1, 1)
+        last = on_device(channels_last)
         on_device.set_grad_checkpointing(True)
         again = _maps_and_gradients(on_device, images.to(device), [x.to(device) for x in cotangents])
     names = ("maps", "gradient of the images", "gradients of the weights")
@@ -209,8 +210,9 @@ def _family(model: nn.Module, size: tuple[int, int], implementation: str, device
     return errors
 
 
-def _autocast(model: nn.Module, implementation: str, device: torch.device, dtype: torch.dtype) -> Errors:
-    images = torch.randn(2, 3, 70, 58)
+def _autocast(
+    model: nn.Module, images: Tensor, implementation: str, device: torch.device, dtype: torch.dtype
+) -> Errors:
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(images.double())
         cotangents = [torch.randn_like(x, dtype=torch.float32).to(device) for x in truth]
@@ -223,9 +225,8 @@ def _autocast(model: nn.Module, implementation: str, device: torch.device, dtype
     return {"maps": (relative_error(maps, truth), AUTOCAST_LIMITS[dtype]), "values not finite": (infinite, 0.5)}
 
 
-def _moved(model: nn.Module, device: torch.device) -> Errors:
+def _moved(model: nn.Module, images: Tensor, device: torch.device) -> Errors:
     """What a model caches in eval mode must follow it."""
-    images = torch.randn(1, 3, 70, 58)
     with torch.inference_mode():
         first = model(images)
         second = model.to(device)(images.to(device))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS
 
 from . import measure
-from .command_line import DTYPES, add_measuring, positive, prepare
+from .command_line import DTYPES, add_measuring, known_models, positive, prepare
 from .competitors import CLASSES, MODELS, build_competitors, check_equal, count_flops
 
 MODES = ("inference", "train")
@@ -131,20 +130,10 @@ def summarise(
     best, figures = measure.compare(samples, memory, timms, "timm")
     for name, entry in figures.items():
         entry["images_per_s"] = batch / entry["median_s"]
-        entry["flops_per_s"] = flops / entry["median_s"]
         entry["error_to_timm"] = errors[name]
         if memory:
             entry["peak_training_bytes"] = entry.pop("peak_bytes")
     return {"flops": flops, "timm_best": best, "competitors": figures}
-
-
-def save(report: dict[str, Any], path: Path | None) -> None:
-    """Fill in the fraction of the matrix-product rate that every competitor reaches, and write all so far."""
-    for row in report["rows"]:
-        for entry in row["competitors"].values():
-            entry["fraction_of_matmul_rate"] = entry["flops_per_s"] / report["matmul_rate"]["flops_per_s"]
-    if path is not None:
-        measure.write_json(path, report)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -188,11 +177,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"also measure ours with these implementations of window attention: {', '.join(IMPLEMENTATIONS)}",
     )  # fmt: skip
     options = parser.parse_args(argv)
+    known_models(options.models, MODELS)
     for name in options.models:
-        if name not in MODELS:
-            near = difflib.get_close_matches(name, MODELS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"no peers are known for {name!r}: {hint}choose from {', '.join(MODELS)}")
         size, multiple = options.image_size, MODELS[name].multiple
         if size is not None and size % multiple:
             raise InputError(f"--image-size {size} does not suit {name}: give a multiple of {multiple}")
@@ -210,10 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "revision": measure.revision(),
         "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         "machine": measure.machine(device),
-        "matmul_rate": measure.matmul_rate(device, dtype),
+        "matmul_rate": measure.matmul_rate(device, dtype, kind=options.clock),
         "rows": [],
         "failures": [],
     }
+
+    def save() -> None:
+        if options.out is not None:
+            measure.write_json(options.out, report)
+
     for name in options.models:
         settings = Settings(
             device=device,
@@ -229,17 +220,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for row in measure_model(name, options.modes, settings):
                 report["rows"].append(row)
-                # again after each row: the machine may have been busy before
-                again = measure.matmul_rate(device, dtype)
-                report["matmul_rate"] = max(report["matmul_rate"], again, key=lambda rate: rate["flops_per_s"])
+                measure.add_rate(report, device, dtype)
                 print(f"{row['model']} {row['mode']}: done", file=sys.stderr)
-                save(report, options.out)
+                save()
         except InputError:
             raise
         except Exception as error:  # the rows of the other models are wanted too
             traceback.print_exc()
             report["failures"].append(f"{name}: {type(error).__name__}: {error}")
-            save(report, options.out)
+            save()
     print(measure.heading(report))
     print(table(report))
     print("* timm's best. Ratios are medians of the ratios within a round: below 1 is faster.")

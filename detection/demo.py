@@ -29,6 +29,7 @@ QUICK_EPOCHS = 3
 
 
 def run(argv: Sequence[str] | None) -> int:
+    from classification import train
     from hvt_backbones.openmmlab_commands.demo import Demo, Goal, run_demo
 
     from .application import DETECTION
@@ -40,7 +41,7 @@ def run(argv: Sequence[str] | None) -> int:
         config=CONFIGS / "mask-rcnn_swin-demo_fpn_shapes.py",
         recipe=CONFIGS / "pretrain.yaml",
         write_data=write_coco,
-        train_classifier=_train_classifier,
+        train_classifier=train.main,
         place_data=_place_data,
         shorten=_shorten,
         goals=(
@@ -51,13 +52,6 @@ def run(argv: Sequence[str] | None) -> int:
         colors=COLORS,
     )
     return run_demo(argv, demo)
-
-
-def _train_classifier(options: list[str]) -> Any:
-    from classification.command_line import parse_command_line
-    from classification.train import train
-
-    return train(parse_command_line(options))
 
 
 def _place_data(cfg: Config, folder: Path) -> None:

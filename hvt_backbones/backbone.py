@@ -163,6 +163,8 @@ class Backbone(nn.Module):
                 f"the {what} have {images.shape[1]} channels, the model takes {self.in_chans}: "
                 f"convert the {what}, or build the model with in_chans={images.shape[1]}"
             )
+        if 0 in images.shape[2:]:
+            raise InputError(f"the {what} have the shape {tuple(images.shape)}: there is nothing in them")
         if min(images.shape[-2:]) < self._patch:
             raise InputError(
                 f"the {what[:-1]} is {images.shape[-2]}x{images.shape[-1]}, smaller than one "

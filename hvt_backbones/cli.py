@@ -205,7 +205,7 @@ def run_features(args: argparse.Namespace) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     from . import predict
-    from .weights import convert_state_dict
+    from .weights import convert_state_dict, inflate
     from .weights.convert import recognise
     from .weights.files import read_classes, read_metadata, read_state_dict, save_state_dict
 
@@ -222,6 +222,8 @@ def run_convert(args: argparse.Namespace) -> None:
         arch = {**find_variant(metadata["hvt.model"])[0].arch, **arch}
     sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
     found, _ = recognise(state_dict, args.layout)
+    if args.model and found.family == "swin" and find_variant(args.model)[0].family == "video_swin":
+        state_dict, args.layout = inflate(state_dict, window_size=arch["window_size"], layout=args.layout), "hvt"
     converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
     metadata = {key: text for key, text in metadata.items() if key.startswith("hvt.")}
     if classes := read_classes(args.input):

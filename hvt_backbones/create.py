@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backbone import Backbone
 from .classifier import Classifier
-from .errors import InputError
+from .errors import InputError, WeightsError
 from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
@@ -34,13 +34,12 @@ FAMILY_CLASSES: dict[str, type[Backbone]] = {
         VideoSwinTransformer,
     )
 }
-ALL_STAGES = (0, 1, 2, 3)
 CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 logger = logging.getLogger(__name__)
 
 
 def create_backbone(
-    name: str, *, pretrained: bool | str | Path = False, out_indices: Sequence[int] = ALL_STAGES, **overrides: Any
+    name: str, *, pretrained: bool | str | Path = False, out_indices: Sequence[int] | None = None, **overrides: Any
 ) -> Backbone:
     """A backbone for dense prediction, as the official detection code builds it.
 
@@ -48,8 +47,7 @@ def create_backbone(
         name: a name of `list_models()`, or one of timm's, torchvision's or the papers'.
         pretrained: True for the first weights of the model, a tag ("in1k", "in22k", "in22k_ft_in1k"), a path or a URL;
             for a video model also the name of an image model to inflate ("swin_tiny", "swin_base.in22k").
-        out_indices: stages to return, from 0. Only the stages up to the last one are built. The default means
-            every stage, also where `depths` names fewer than four.
+        out_indices: stages to return, from 0; by default all. Only the stages up to the last one are built.
         **overrides: constructor arguments of the family's class, such as `in_chans`, `window_size`,
             `drop_path_rate`. Where `depths` has fewer stages than the model, the other per-stage arguments are cut.
 
@@ -60,9 +58,9 @@ def create_backbone(
     variant, tag = find_variant(name)
     arguments = _arguments(variant, overrides)
     stages = _num_stages(arguments)
-    if not isinstance(out_indices, Sequence):
+    if out_indices is not None and not isinstance(out_indices, Sequence):
         raise InputError(f"out_indices must be a tuple of stage numbers, such as (0, 1, 2, 3); got {out_indices!r}")
-    arguments["out_indices"] = ALL_STAGES[:stages] if tuple(out_indices) == ALL_STAGES else tuple(out_indices)
+    arguments["out_indices"] = tuple(range(stages)) if out_indices is None else tuple(out_indices)
     model = FAMILY_CLASSES[variant.family](**arguments)
     _load(model, variant, tag, pretrained)
     return model
@@ -71,7 +69,7 @@ def create_backbone(
 def create_classifier(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     pretrained: bool | str | Path = False,
     class_map: Sequence[int] | str | Path | None = None,
     **overrides: Any,
@@ -80,8 +78,8 @@ def create_classifier(
 
     Args:
         name: as in `create_backbone`.
-        num_classes: width of the output; 0 gives pooled features. Pretrained weights for other classes load without
-            their head.
+        num_classes: width of the output; 0 gives pooled features. By default 1000, of a video model the classes of
+            the weights' data set, 400 without. Pretrained weights for other classes load without their head.
         pretrained: as in `create_backbone`.
         class_map: which rows of the pretrained head the classes take, as in `load_weights`: from 22K to 1K.
         **overrides: as in `create_backbone`, without `out_indices`.
@@ -91,6 +89,9 @@ def create_classifier(
         WeightsError: weights that cannot be found or do not fit.
     """
     variant, tag = find_variant(name)
+    if num_classes is None:
+        wanted = tag if pretrained is True else pretrained
+        num_classes = 1000 if variant.frames is None else _video_classes(variant, wanted)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
     arguments = _arguments(variant, overrides)
@@ -100,6 +101,13 @@ def create_classifier(
     model = Classifier(family(**arguments, out_indices=(last,)), num_classes)
     _load(model, variant, tag, pretrained, class_map)
     return model
+
+
+def _video_classes(variant: Variant, tag: Any) -> int:
+    """Of the data set that the weights of this tag are for; of Kinetics-400 where it is none."""
+    if tag in (None, *variant.tags):
+        return variant.published(tag).num_classes
+    return 400
 
 
 def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +153,12 @@ def published_weights(variant: Variant, tag: str | None) -> PublishedWeights:
     Raises:
         InputError, WeightsError: neither is known.
     """
-    if variant.family == "video_swin" and tag is not None and tag not in variant.tags and "swin" in tag:
-        images, tag = find_variant(tag)
+    if variant.family == "video_swin" and tag is not None and tag not in variant.tags:
+        try:
+            images, tag = find_variant(tag)
+        except InputError as error:
+            known = f"{variant.name} has no weights {tag!r}; it has {', '.join(variant.tags)}"
+            raise WeightsError(f"{known}, and is inflated from a 2-D Swin, such as swin_tiny") from error
         if images.family != "swin":
             raise InputError(f"{variant.name} is inflated from a 2-D Swin, such as swin_tiny, not from {images.name}")
         return images.published(tag)

@@ -36,7 +36,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .backbone import NO_DECAY_NAMES
-from .create import ALL_STAGES, create_backbone, is_file_or_url, published_weights
+from .create import create_backbone, is_file_or_url, published_weights
 from .errors import InputError, WeightsError
 from .openmmlab_resume import translate_training_state
 from .variants import find_variant
@@ -123,7 +123,7 @@ class HVTBackbone(BaseModule):
         family, self._video = variant.family, variant.frames is not None
         if out_indices is None:
             depths = arguments.get("depths", variant.arch["depths"])
-            out_indices = (len(depths) - 1,) if self._video else ALL_STAGES
+            out_indices = (len(depths) - 1,) if self._video else None
         arguments = {**STYLES[style].get(family, {}), **arguments}
         self.model = create_backbone(name, out_indices=out_indices, **arguments)
         self.channels = self.model.channels

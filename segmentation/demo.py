@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ QUICK_ITERATIONS = 80
 
 
 def run(argv: Sequence[str] | None) -> int:
+    from classification import train
     from hvt_backbones.openmmlab_commands.demo import Demo, Goal, run_demo
 
     from .application import SEGMENTATION
@@ -40,22 +41,14 @@ def run(argv: Sequence[str] | None) -> int:
         config=CONFIGS / "upernet_pvtv2-demo_shapes-128x128.py",
         recipe=CONFIGS / "pretrain.yaml",
         write_data=write_ade,
-        train_classifier=_train_classifier,
+        train_classifier=train.main,
         place_data=_place_data,
         shorten=_shorten,
-        # over the classes that are on the pictures; one that is predicted and is on none counts too, as 0
         goals=[Goal(name="mIoU", key="mIoU", least=0.75, least_quick=0.33, unit=0.01)],
         show=_predictions,
         colors=COLORS,
     )
     return run_demo(argv, demo)
-
-
-def _train_classifier(options: list[str]) -> Any:
-    from classification.command_line import parse_command_line
-    from classification.train import train
-
-    return train(parse_command_line(options))
 
 
 def _place_data(cfg: Config, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the two demos share."""
+"""What the tests of the demos share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 from torch import Tensor
 
+from classification import train
 from hvt_backbones.openmmlab import HVTBackbone
 
 Main = Callable[[list[str]], int]
+Forward = Callable[[HVTBackbone, Tensor], tuple[Tensor, ...]]
 
 
 def quick_demo(main: Main, folder: Path) -> tuple[int, str]:
@@ -25,16 +26,18 @@ def quick_demo(main: Main, folder: Path) -> tuple[int, str]:
     return status, printed.getvalue()
 
 
-def quick_demo_of_a_broken_backbone(main: Main, folder: Path, demo: Any) -> tuple[int, str]:
-    """The same, from the weights of a run in `folder`, where things appear half a picture beside where they are."""
-    whole = HVTBackbone.forward
+def beside(forward: Forward) -> Forward:
+    """Things appear half a picture beside where they are."""
+    return lambda backbone, images: tuple(one.roll(one.shape[-1] // 2, -1) for one in forward(backbone, images))
 
-    def broken(self: HVTBackbone, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(one.roll(one.shape[-1] // 2, -1) for one in whole(self, images))
 
+def quick_demo_of_a_broken_backbone(
+    main: Main, folder: Path, breaking: Callable[[Forward], Forward] = beside
+) -> tuple[int, str]:
+    """The same, from the weights of a run in `folder`, with a backbone whose forward is broken so."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "_train_classifier", lambda options: None)
-        patch.setattr(HVTBackbone, "forward", broken)
+        patch.setattr(train, "main", lambda options: 0)
+        patch.setattr(HVTBackbone, "forward", breaking(HVTBackbone.forward))
         return quick_demo(main, folder)
 
 

@@ -103,7 +103,7 @@ def test_matmul_rate_is_counted_in_operations_per_second(monkeypatch: pytest.Mon
 @pytest.fixture
 def small_model(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(competitors.MODELS, "pvt_v2_b0", competitors.Peers("pvt_v2_b0", multiple=32))
-    monkeypatch.setattr(measure, "matmul_rate", lambda device, dtype: {"flops_per_s": 1e11, "side": 2048})
+    monkeypatch.setattr(measure, "matmul_rate", lambda device, dtype, *, kind: {"flops_per_s": 1e11, "side": 2048})
     return "pvt_v2_b0"
 
 
@@ -326,7 +326,7 @@ def test_what_fails_a_check(run: Callable, text: str) -> None:
 
 def test_a_family_that_is_wrong_on_the_device_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     families = gpu_checks._from_tests("families")
-    run = lambda: gpu_checks._family(families.tiny("pvt_v2"), (64, 64), "default", CPU)  # noqa: E731
+    run = lambda: gpu_checks._family(families.tiny("pvt_v2"), torch.randn(2, 3, 64, 64), "default", CPU)  # noqa: E731
     assert gpu_checks.judge("families", "pvt_v2", run).passed
     moved = nn.Module.to
 
@@ -376,24 +376,27 @@ def test_script_output_that_is_a_file(tmp_path: Path) -> None:
 def test_script_with_an_unknown_part(tmp_path: Path) -> None:
     result = run_script(str(tmp_path), HVT_CHECK_PARTS="float8")
     assert result.returncode == 2
-    assert "no part float8: choose from tests checks float32 bfloat16" in result.stderr
+    assert "no part float8: choose from tests checks float32 bfloat16 dense video" in result.stderr
 
 
 @pytest.mark.slow
 def test_script_runs_checks_and_peers(tmp_path: Path) -> None:
     result = run_script(
         str(tmp_path / "out"),
-        HVT_CHECK_PARTS="checks float32 dense",
+        HVT_CHECK_PARTS="checks float32 dense video",
         HVT_CHECK_PEERS="--models pvt_v2_b2 --image-size 32 --batch 1 --rounds 1 --warmup 1 --modes inference",
         HVT_CHECK_DENSE="--models pvt_v2_b2 --sizes 32x32 --rounds 1 --warmup 1 --modes forward",
+        HVT_CHECK_VIDEO="--sizes 4x32x32 --rounds 1 --warmup 1 --modes forward",
         HVT_REFERENCE_DIR=str(tmp_path),  # no cases: they have a test of their own
     )
     assert result.returncode == 0, result.stdout + result.stderr
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
-    assert [line.split()[:2] for line in summary] == [["passed", name] for name in ("checks", "peers_float32", "dense")]
+    parts = ("checks", "peers_float32", "dense", "video")
+    assert [line.split()[:2] for line in summary] == [["passed", name] for name in parts]
     assert json.loads((tmp_path / "out" / "checks.json").read_text())["failed"] == 0
     assert json.loads((tmp_path / "out" / "peers_float32.json").read_text())["rows"]
     assert json.loads((tmp_path / "out" / "dense.json").read_text())["rows"]
+    assert json.loads((tmp_path / "out" / "video.json").read_text())["rows"]
     assert json.loads((tmp_path / "out" / "doctor.json").read_text())["packages"]["timm"]
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torchvision.models.video.swin_transformer import PatchMerging, SwinTransformer3d
 
 import hvt_backbones as hvt
+from hvt_backbones.cli import main
 from hvt_backbones.layers.patch import PatchEmbed, TubeProjection
 from hvt_backbones.weights import fetch as fetch_module
+from hvt_backbones.weights.files import find_tensors
 
 from .families import images, randomise, tiny, tiny_classifier
 
@@ -76,7 +78,9 @@ def test_clips_of_any_length(length: int) -> None:
     assert all(x.isfinite().all() for x in maps)
 
 
-def test_a_picture_is_no_clip() -> None:
+def test_what_is_no_clip() -> None:
+    with pytest.raises(hvt.InputError, match=r"shape \(1, 3, 0, 40, 40\): there is nothing in them"):
+        tiny("video_swin")(torch.zeros(1, 3, 0, 40, 40))
     with pytest.raises(hvt.InputError, match=r"expected clips of shape \(B, C, T, H, W\), got \(2, 3, 40, 40\)"):
         tiny("video_swin")(images("swin", 40, 40))
 
@@ -225,6 +229,10 @@ def test_what_cannot_be_inflated() -> None:
         hvt.inflate(tiny_classifier("swinv2").state_dict())
     with pytest.raises(hvt.WeightsError, match="only 2-D Swin is inflated to video, the weights are of video_swin"):
         hvt.inflate(tiny_classifier("video_swin").state_dict())
+    with pytest.raises(hvt.WeightsError, match="absolute position embedding, which Video Swin has not"):
+        hvt.inflate(image_model(ape_size=8).state_dict())
+    with pytest.raises(hvt.InputError, match="patch_frames is 0"):
+        hvt.inflate(image_model().state_dict(), patch_frames=0)
     oblong = image_model(window_size=(4, 3))
     with pytest.raises(hvt.WeightsError, match="35 rows, of no square window"):
         hvt.inflate(oblong.state_dict())
@@ -252,8 +260,49 @@ def test_names_of_image_models_are_inflated(tmp_path: Path, monkeypatch: pytest.
         hvt.InputError, match="inflated from a 2-D Swin, such as swin_tiny, not from swinv2_tiny_window8"
     ):
         hvt.create_backbone("video_swin_tiny", pretrained="swinv2_tiny_window8", **arguments)
-    with pytest.raises(hvt.WeightsError, match="video_swin_tiny has no weights 'k400'; it has in1k_ft_k400"):
+    with pytest.raises(hvt.InputError, match="inflated from a 2-D Swin, such as swin_tiny, not from pvt_v2_b0"):
+        hvt.create_backbone("video_swin_tiny", pretrained="pvt_v2_b0", **arguments)
+    with pytest.raises(hvt.WeightsError, match="no weights 'k400'; it has in1k_ft_k400.*inflated from a 2-D Swin"):
         hvt.create_backbone("video_swin_tiny", pretrained="k400", **arguments)
+
+
+def test_a_classifier_has_the_classes_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {**SIZES, "window_size": (2, 4, 4)}
+
+    def fetch(source: str | Path, **_: object) -> Path:
+        if not isinstance(source, Path):
+            path = tmp_path / "weights.pth"
+            classes = next((n for word, n in (("600", 600), ("sthv2", 174)) if word in source), 400)
+            torch.save(hvt.create_classifier("video_swin_tiny", num_classes=classes, **arguments).state_dict(), path)
+            return path
+        return source
+
+    monkeypatch.setattr(fetch_module, "fetch", fetch)
+    for pretrained, name, classes in [
+        (True, "video_swin_tiny", 400),
+        (True, "swin_base_patch244_window877_kinetics600_22k", 600),
+        ("official_in22k_ft_k600", "video_swin_base", 600),
+        (True, "video_swin_base_window16", 174),
+        (False, "video_swin_tiny", 400),
+    ]:
+        model = hvt.create_classifier(name, pretrained=pretrained, **arguments)
+        assert model.num_classes == classes
+    assert hvt.create_classifier("video_swin_tiny", num_classes=3, **arguments).num_classes == 3
+
+
+def test_hvt_convert_inflates_for_a_video_model(tmp_path: Path) -> None:
+    images = hvt.create_classifier("swin_tiny", num_classes=3)
+    torch.save(hvt.convert_state_dict(images.state_dict(), to="official"), tmp_path / "images.pth")
+    output = tmp_path / "video.pth"
+    command = ["convert", str(tmp_path / "images.pth"), str(output), "--to", "mmaction2", "--model", "video_swin_tiny"]
+    assert main(command) in (0, None)
+    written = find_tensors(torch.load(output, weights_only=True))
+    assert written["patch_embed.proj.weight"].shape == (96, 3, 2, 4, 4)
+    assert written["layers.0.blocks.0.attn.relative_position_index"].shape == (392, 392)
+    expected = hvt.inflate(images.state_dict())
+    report = hvt.load_weights(model := hvt.create_backbone("video_swin_tiny", out_indices=(3,)), written)
+    assert report.layout == "mmaction2"
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
 
 
 # other windows

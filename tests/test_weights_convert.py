@@ -17,6 +17,8 @@ from hvt_backbones import (
     SwinTransformerV2,
     TwinsPCPVT,
     TwinsSVT,
+    VideoSwinTransformer,
+    VideoSwinTransformerV2,
     WeightsError,
     convert_state_dict,
     load_weights,
@@ -236,13 +238,31 @@ def test_transformers_files(name: str, tmp_path) -> None:
     assert_same_output(logits(again, images), logits(peer, images))
 
 
-FAMILIES = {"swin": swin, "swinv2": swinv2, "pvt_v2": pvt_v2, "twins_pcpvt": twins_pcpvt, "twins_svt": twins_svt}
+def video_swin(**more) -> Backbone:
+    return VideoSwinTransformer(**{**SWIN, "window_size": (2, 4, 4), "out_indices": (1,), **more})
+
+
+def video_swinv2(**more) -> Backbone:
+    return VideoSwinTransformerV2(**{**SWIN, "window_size": (2, 4, 4), "out_indices": (1,), **more})
+
+
+FAMILIES = {
+    "swin": swin,
+    "swinv2": swinv2,
+    "pvt_v2": pvt_v2,
+    "twins_pcpvt": twins_pcpvt,
+    "twins_svt": twins_svt,
+    "video_swin": video_swin,
+    "video_swinv2": video_swinv2,
+}
 DENSE = {
     "swin": {"out_indices": (0, 1), "ape_size": 16},
     "swinv2": {"out_indices": (0, 1), "ape_size": 16},
     "pvt_v2": {"out_indices": (0, 1, 2)},
     "twins_pcpvt": {"out_indices": (0, 1, 2), "norm_after_stage": False},
     "twins_svt": {"out_indices": (0, 1, 2), "norm_after_stage": True},
+    "video_swin": {"out_indices": (0, 1)},
+    "video_swinv2": {"out_indices": (0, 1)},
 }
 # what a code base's model of the family cannot hold: absolute embeddings, output norms
 LACKS = {
@@ -252,7 +272,11 @@ LACKS = {
     ("torchvision", "swin"),
     ("torchvision", "swinv2"),
     ("huggingface", "swinv2"),
+    ("official", "video_swin"),
+    ("torchvision", "video_swin"),
 }
+# of whose model the buffers do not tell the window
+WINDOWS = {"swinv2": 4, "video_swin": (2, 4, 4)}
 TABLES = sorted({(table.name, table.family) for table in ALL})
 
 
@@ -261,7 +285,7 @@ TABLES = sorted({(table.name, table.family) for table in ALL})
 def test_there_and_back_is_the_identity(layout: str, family: str, dense: bool) -> None:
     model = FAMILIES[family](**DENSE[family]) if dense else Classifier(FAMILIES[family](), CLASSES)
     ours = dict(randomised(model).state_dict())
-    window = 4 if family == "swinv2" else None
+    window = WINDOWS.get(family)
     if dense and (layout, family) in LACKS:
         with pytest.raises(WeightsError, match="has no place for"):
             convert_state_dict(ours, to=layout, window_size=window)

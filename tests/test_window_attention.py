@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hvt_backbones import InputError
-from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
+from hvt_backbones.ops import IMPLEMENTATIONS, bmm, use_attention, window_attention, windows
 
 # name: (spatial, window, shift, heads)
 MAPS = {
@@ -148,6 +148,140 @@ def test_windows_are_attended_in_parts_without_gradients(
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert found.is_contiguous(), "a linear layer would copy it"
     assert torch.equal(given, qkv), "the map of the caller was written to"
+
+
+@pytest.mark.parametrize("kept", [0, 100], ids=["made_again", "kept"])
+@pytest.mark.parametrize("logits", [1, 200, 2**19], ids=["one_window", "a_few", "all_at_once"])
+@pytest.mark.parametrize("options", [{}, {"cosine": True}, {"mask_padding": True, "bias": False}], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_windows_are_attended_in_parts_with_gradients(
+    name: str, options: dict, logits: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvt_backbones.ops.bmm.CHUNK", logits)
+    monkeypatch.setattr("hvt_backbones.ops.bmm.KEPT", kept)
+    qkv, arguments = make(name, **options)
+    with use_attention("reference"):
+        expected = run(window_attention, qkv, arguments)
+    with use_attention("bmm"):
+        found = run(window_attention, qkv, arguments)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("given", ["qkv", "bias", "logit_scale"])
+def test_a_gradient_of_one_alone(given: str) -> None:
+    qkv, arguments = make("padded", cosine=True)
+    leaves = {"qkv": qkv, **{key: value for key, value in arguments.items() if isinstance(value, Tensor)}}
+    for key, leaf in leaves.items():
+        leaf.requires_grad_(key == given)
+    found = []
+    for name in ("reference", "bmm"):
+        with use_attention(name):
+            found.append(torch.autograd.grad(window_attention(qkv, **arguments).square().sum(), leaves[given])[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("implementation", ["bmm"])
+@pytest.mark.parametrize("options", [{}, {"cosine": True}], ids=["dot", "cosine"])
+def test_gradients_of_gradients(options: dict, implementation: str) -> None:
+    qkv, arguments = make("shift_one_axis", **options)
+    leaves = [qkv, *(value for value in arguments.values() if isinstance(value, Tensor))]
+
+    def second(name: str) -> list[Tensor | None]:
+        with use_attention(name):
+            loss = window_attention(qkv, **arguments).pow(3).sum()
+            first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            return list(
+                torch.autograd.grad(sum(x.square().sum() for x in first if x is not None), leaves, allow_unused=True)
+            )
+
+    for ours, theirs in zip(second(implementation), second("reference"), strict=True):
+        assert (ours is None) == (theirs is None)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kept", [0, 100], ids=["made_again", "kept"])
+def test_dropout_drops_the_same_weights_in_backward(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is linear in the values: with queries and keys zero, it is their gradient's adjoint."""
+    monkeypatch.setattr("hvt_backbones.ops.bmm.KEPT", kept)
+    monkeypatch.setattr("hvt_backbones.ops.bmm.CHUNK", 200)
+    _, arguments = make("shifted")
+    values = torch.cat([torch.zeros(2, 8, 12, 16), torch.randn(2, 8, 12, 8)], dim=-1).double().requires_grad_()
+    with use_attention("bmm"):
+        out = window_attention(values, **arguments, dropout_p=0.5)
+    cotangent = torch.randn_like(out)
+    gradient = torch.autograd.grad(out, values, cotangent)[0][..., 16:]
+    torch.testing.assert_close((out * cotangent).sum(), (values[..., 16:] * gradient).sum(), rtol=1e-10, atol=1e-10)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("spatial", [(3, 5), (8, 13), (15, 16), (16, 17), (21, 30)])
+def test_masks_that_differ_make_up_all(spatial: tuple[int, int], shifted: bool, mask_padding: bool) -> None:
+    if not (shifted or mask_padding):
+        return
+    for window in ((4, 5), (1, 7)):
+        where = (spatial, window, tuple(side // 2 if shifted else 0 for side in window), mask_padding)
+        kind = (torch.float32, torch.device("cpu"))
+        masks, numbers = windows.distinct_masks(*where, *kind), windows.mask_numbers(*where)
+        everything = windows.window_mask(*where, *kind)
+        assert torch.equal(masks[list(numbers)], everything)
+        assert torch.equal(windows.every_mask(*where, *kind), everything)
+        assert len(masks) <= 9
+        runs = torch.zeros(len(numbers), dtype=torch.bool)
+        for first, end, number in windows.masked_runs(*where):
+            assert not runs[first:end].any()
+            runs[first:end] = True
+            assert set(numbers[first:end]) == {number}
+        assert torch.equal(runs, everything.flatten(1).any(1))
+
+
+def test_no_weight_is_a_denormal_number() -> None:
+    """Processors take them one by one, a hundred times as slowly; a mask of -100 would make them by the thousand."""
+    window, shift, kind = (4, 4), (2, 2), (torch.float32, torch.device("cpu"))
+    layout = windows.WindowLayout(torch.Size((1, 8, 8, 48)), window, shift, 1)
+    plan = bmm.Plan(layout, False, 0.25, *kind, 0.0)
+    q, k = torch.randn(2, 4, 16, 16)
+    weights = plan.weights(q, k, None, plan.everything())
+    plain = (0.25 * q @ k.mT + windows.window_mask((8, 8), window, shift, False, *kind)).softmax(-1)
+
+    def denormal(x: Tensor) -> int:
+        return int(((x != 0) & (x.abs() < torch.finfo(x.dtype).tiny)).sum())
+
+    assert denormal(plain) > 100
+    assert denormal(weights) == 0
+    torch.testing.assert_close(weights, plain, rtol=1e-6, atol=1e-34)
+
+
+def test_a_large_bias_is_felt_through_the_mask() -> None:
+    qkv, arguments = make("shifted")
+    arguments["bias"] = (arguments["bias"] + 150 * torch.eye(16).roll(8, 0)).detach()
+    found = []
+    for name in ("reference", "bmm"):
+        with use_attention(name):
+            found.append(window_attention(qkv, **arguments))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
+
+
+def test_memory_of_training_on_video() -> None:
+    """Weights are not kept: 512 numbers for each token and head, where queries, keys and values are 24."""
+    from benchmarks.measure import peak_memory
+
+    qkv, bias = torch.randn(1, 16, 16, 16, 3 * 2 * 8).requires_grad_(), torch.randn(2, 512, 512)
+
+    def build():
+        def work() -> None:
+            with use_attention("bmm"):
+                window_attention(qkv, bias, (8, 8, 8), (4, 4, 4), 2).sum().backward()
+            qkv.grad = None
+
+        return work
+
+    kept = 4 * 16**3 * 2 * 512  # bytes of all weights
+    # windows and result, with their gradients; logits, weights and their gradients of one window and head; masks
+    assert peak_memory(build, torch.device("cpu")) < kept / 2 + 8 * 4 * 512**2
 
 
 def test_memory_of_a_large_map_without_gradients() -> None:

@@ -12,11 +12,17 @@ from .shims import prepare_imports
 
 
 def adapt(cfg: Any) -> None:
-    """Let labels be checked against the model's classes, and clips that are left out be counted."""
+    """Let labels be checked against the model's classes, clips that are left out be counted, batches be of any size.
+
+    mmaction2 takes `max_testing_views`, which spares memory, for batches of one alone.
+    """
     from hvt_backbones.openmmlab_commands.data import datasets_of
 
     from . import clips
 
+    loaders = [cfg.get(f"{part}_dataloader") for part in ("val", "test")]
+    if cfg.model.get("test_cfg") and any(loader and loader.get("batch_size", 1) > 1 for loader in loaders):
+        cfg.model.test_cfg.pop("max_testing_views", None)
     count = (cfg.model.get("cls_head") or {}).get("num_classes")
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader")

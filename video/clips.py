@@ -21,7 +21,7 @@ from mmaction.evaluation import AccMetric
 from mmaction.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.runner import Runner
 
 from hvt_backbones.errors import InputError
@@ -33,7 +33,7 @@ from .lists import clip_path, find_missing, read_list
 OPENING, READING = (DecordInit, PyAVInit), (DecordInit, DecordDecode, PyAVInit, PyAVDecode)
 UNREADABLE = "unreadable"  # of a sample: the clips that were passed over for it
 LEFT_OUT = {"pred": None, "label": None}
-said: set[str] = set()
+said: dict[str, set[str]] = {}  # the name of a run's logger -> lines that need no second time
 
 
 @TRANSFORMS.register_module()
@@ -58,8 +58,9 @@ def decoding_steps(pipeline: Sequence[Any], decoder: str = "auto") -> list[Any]:
         InputError: see `find_decoder`.
     """
     chosen = find_decoder(decoder)
-    if (line := f"clips are decoded by {chosen.name}: {chosen.reason}") not in said:
-        said.add(line)
+    run = MMLogger.get_current_instance().instance_name
+    if (line := f"clips are decoded by {chosen.name}: {chosen.reason}") not in said.get(run, ()):
+        said.setdefault(run, set()).add(line)
         if is_main_process():
             print_log(line, logger="current")
     return [_decoding_step(step, chosen.name) for step in pipeline]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from hvt_backbones.errors import InputError
 
+MOST_CLASSES = 10**6  # of a list whose number of classes is not said
+
 
 class Entry(NamedTuple):
     """A line of a list: its number from 1, the path as it stands there, the class from 0."""
@@ -51,8 +53,11 @@ def read_list(file: str | Path, num_classes: int | None = None, delimiter: str =
             wrong = f"{line.strip()!r} is not `path label`"
         elif not label.isascii() or not label.isdecimal():
             wrong = f"the label {label!r} of {path} is no whole number from 0"
-        elif num_classes is not None and int(label) >= num_classes:
-            wrong = f"the label {label} of {path} is not below {num_classes}, the number of classes"
+        elif int(label) >= (num_classes or MOST_CLASSES):
+            why = (
+                f"{num_classes}, the number of classes" if num_classes else f"{MOST_CLASSES}, the most that a list has"
+            )
+            wrong = f"the label {label} of {path} is not below {why}"
         elif path in first:
             wrong = f"{path} is in line {first[path]} already"
         else:

@@ -34,7 +34,7 @@ def run(argv: Sequence[str] | None) -> None:
     from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
 
     from .application import VIDEO
-    from .decoders import find_videos
+    from .decoders import ClipError, find_videos
 
     parser = build_parser(VIDEO, "predict", "Recognize actions in clips.")
     add_prediction_arguments(parser, "clip")
@@ -49,8 +49,18 @@ def run(argv: Sequence[str] | None) -> None:
     dataset = open_dataset(model.cfg)
     names = names or list(model.dataset_meta.get("classes") or ())
     results: list[dict[str, Any]] = []
+    left_out = 0
     for path, target in plan:
-        data = _load(dataset, path)
+        try:
+            data = dataset.load(_info(path))
+        except ClipError as error:
+            if dataset.on_error == "fail":
+                raise InputError(
+                    f"clip {path} {error}: replace it, leave it out, or set test_dataloader.dataset.on_error=skip"
+                ) from error
+            print(f"{path} {error}: left out")
+            left_out += 1
+            continue
         with torch.inference_mode():
             scores = model.test_step(pseudo_collate([data]))[0].pred_score.float().cpu()
         if names and len(names) != len(scores):
@@ -77,7 +87,7 @@ def run(argv: Sequence[str] | None) -> None:
         print(f"{path}, drawn in {target}")
         print("\n".join(f"  {line}" for line in lines))
     write_json(args.out_dir / PREDICTIONS, results)
-    print(f"{len(results)} clips in {args.out_dir / PREDICTIONS}")
+    print(f"{len(results)} clips in {args.out_dir / PREDICTIONS}" + (f", {left_out} left out" if left_out else ""))
 
 
 def read_labels(path: Path) -> list[str]:
@@ -111,15 +121,6 @@ def open_dataset(cfg: Any) -> ClipDataset:
 
 def _info(path: Path) -> dict[str, Any]:
     return {"filename": str(path), "label": -1, "start_index": 0, "modality": "RGB"}
-
-
-def _load(dataset: ClipDataset, path: Path) -> Any:
-    from .decoders import ClipError
-
-    try:
-        return dataset.load(_info(path))
-    except ClipError as error:
-        raise InputError(f"clip {path} {error}: replace it or leave it out") from error
 
 
 def read_frames(dataset: ClipDataset, path: Path, count: int) -> tuple[list[np.ndarray], float]:

@@ -1,4 +1,4 @@
-"""`train`, `test` and `info` of detection and segmentation, and the model that `predict` uses."""
+"""`train`, `test` and `info` of detection, segmentation and video, and the model that `predict` uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, InputError
-from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
+from hvt_backbones.openmmlab import HVTBackbone, HVTResumeHook, check_checkpoint
 
 from .application import Application
 from .checkpoints import find_latest, guard_checkpoints
@@ -176,9 +176,22 @@ class CommandRunner(Runner):
             model = revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def build_model(self, model: Any) -> nn.Module:
+        model = super().build_model(model)
+        check_parts(model)
+        return model
+
     def load_checkpoint(self, filename: str, *args: Any, **arguments: Any) -> Any:
+        parameters = list(self.model.parameters())
+        versions = [parameter._version for parameter in parameters]
         with _matching(filename):  # weights that are missing would be random
-            return super().load_checkpoint(filename, *args, **{"strict": self.strict or self._resume, **arguments})
+            content = super().load_checkpoint(filename, *args, **{"strict": self.strict or self._resume, **arguments})
+        if versions == [parameter._version for parameter in parameters]:
+            raise InputError(
+                f"{filename} has no key of the config's model, so nothing was loaded: give the weights of a backbone "
+                "by --cfg-options model.backbone.pretrained=FILE"
+            )
+        return content
 
     def resume(self, filename: str, *args: Any, **arguments: Any) -> None:
         try:
@@ -207,11 +220,33 @@ def _matching(source: str) -> Iterator[None]:
         raise InputError(f"{source} is not of the config's model: {text[:LONGEST]}") from error
 
 
+def check_parts(model: nn.Module) -> None:
+    """Compare our backbone's channels with what the next part takes; PyTorch would say so in the first step.
+
+    Raises:
+        InputError: they differ.
+    """
+    backbone = getattr(model, "backbone", None)
+    for name in ("neck", "cls_head"):
+        part = getattr(model, name, None)
+        wanted = getattr(part, "in_channels", None)
+        if not isinstance(backbone, HVTBackbone) or wanted is None:
+            continue
+        if tuple(wanted if isinstance(wanted, Sequence) else [wanted]) != backbone.channels:
+            channels = ", ".join(map(str, backbone.channels))
+            raise InputError(
+                f"model.{name}.in_channels is {wanted}, the backbone {backbone.name} gives maps of {channels} "
+                "channels: set it to these, or change model.backbone.out_indices"
+            )
+        return
+
+
 def build_model(cfg: Config) -> nn.Module:
     """The model of a configuration on the CPU, in eval mode, with random weights: nothing is loaded."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with building(cfg.filename):
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    check_parts(model)
     model.eval()
     return model
 

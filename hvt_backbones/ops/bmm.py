@@ -1,24 +1,31 @@
 """Window attention through batched matrix products, for the CPU.
 
 A window is a short sequence. `scaled_dot_product_attention` tiles it as if it were long, or scales, masks and checks
-for empty rows in passes of their own; here the first product scales, and bias and mask are added in place. Neither the
-cyclic shift nor the padding costs a copy of the map: shifted windows are copied from where they lie on it, and padding
-is written into the windows alone. Where no gradient is wanted, a few windows are attended at a time, in the cache.
+for empty rows in passes of their own; here the first product scales, and bias and mask are added in place. A few
+windows are attended at a time, in the cache, and so are their gradients.
 """
 
 from __future__ import annotations
 
-import itertools
+import bisect
+import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .windows import WindowLayout, window_mask
+from .cut import Cut, Join
+from .windows import WindowLayout, distinct_masks, masked_runs
 
-CHUNK = 2**19  # logits that are made at a time without gradients: 2 MiB of float32
+CHUNK = 2**18  # logits that each thread makes at a time: 1 MiB of float32
+# In a window with a mask, logits so far below the largest of their row are taken for none. Their weights, below 2e-35,
+# are lost on sums that are 1 in any type; but many would be denormal numbers, which processors handle one by one: at
+# the mask's -100 softmax took 10 times as long and the products with its weights 5 to 50 times.
+LEAST = -80.0
+KEPT = 4  # weights are kept for backward in windows of up to so many tokens for each channel of a head
 
 
 def bmm(
@@ -34,191 +41,218 @@ def bmm(
     mask_padding: bool,
     dropout_p: float,
 ) -> Tensor:
+    device = qkv.device
+    if device.type != "meta" and torch.is_autocast_enabled(device.type) and qkv.dtype != torch.float64:
+        qkv = qkv.to(torch.get_autocast_dtype(device.type))  # what autocast would do to the factors of each product
     layout = WindowLayout(qkv.shape, window_size, shift_size, num_heads)
     maps = qkv.unflatten(-1, (3, num_heads, -1)).movedim(-3, 0)
     padding = None if pad_value is None or not layout.padded else pad_value.to(qkv.dtype).view(3, num_heads, -1)
-    windows = Cut.apply(maps, padding, layout)
-    mask = None
-    if any(shift_size) or mask_padding:
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        mask = window_mask(layout.spatial, window_size, shift_size, mask_padding, wide, qkv.device)[:, None]
-
-    shape = (3, layout.batch, layout.windows, num_heads, layout.tokens, windows.shape[-1])
-    q, k, v = windows.view(shape)
+    cut = Cut.apply(maps, padding, layout)
+    windows = cut.view(3, -1, layout.tokens, cut.shape[-1])
+    plan = Plan(layout, mask_padding, 1.0 if logit_scale is not None else scale, qkv.dtype, device, dropout_p)
+    left = None
+    if dropout_p:
+        left = qkv.new_empty(plan.shape, dtype=torch.bool).bernoulli_(1 - dropout_p)
     given = (windows, bias, logit_scale)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
-        attended = _attend(q, k, v, bias, mask, scale, logit_scale, dropout_p)
+        attended = Attend.apply(*given, left, plan)
     else:
-        attended = q
-        for images, few in _chunks(layout):
-            part = q[images, few], k[images, few], v[images, few]
-            masked = None if mask is None else mask[few]
-            attended[images, few] = _attend(*part, bias, masked, scale, logit_scale, dropout_p)
-    return Join.apply(attended.view(1, *windows.shape[1:]), layout)[0].flatten(-2)
+        attended = _attend(*given, left, plan, out=windows[0])
+    return Join.apply(attended.view(1, *cut.shape[1:]), layout)[0].flatten(-2)
 
 
-def _chunks(layout: WindowLayout) -> Iterator[tuple[slice, slice]]:
-    """Images and windows whose logits are about `CHUNK` numbers: several images, or a part of one."""
-    count = max(1, CHUNK // (layout.num_heads * layout.tokens**2))
-    images = max(1, count // layout.windows)
-    for image in range(0, layout.batch, images):
-        for window in range(0, layout.windows, count):
-            yield slice(image, image + images), slice(window, window + count)
+class Part(NamedTuple):
+    """Sequences that are attended together: `heads` of the windows `first` to `end` of some images."""
+
+    sequences: slice  # of all, B * windows * heads
+    first: int
+    end: int
+    heads: slice
+
+
+class Plan:
+    """How one call of window attention makes weights of logits: all but the numbers that need gradients.
+
+    Attributes:
+        wide: type of logits and weights, float32 at least.
+        shape: of all logits, (B * windows * heads, N, N).
+        masks, runs: `distinct_masks` and `masked_runs`; None and none without a mask.
+    """
+
+    def __init__(
+        self,
+        layout: WindowLayout,
+        mask_padding: bool,
+        scale: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        dropout_p: float,
+    ) -> None:
+        self.layout, self.scale = layout, scale
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.shape = (layout.batch * layout.windows * layout.num_heads, layout.tokens, layout.tokens)
+        self.masks: Tensor | None = None
+        self.runs: tuple[tuple[int, int, int], ...] = ()
+        if any(layout.shift) or mask_padding:
+            where = (layout.spatial, layout.window, layout.shift, mask_padding)
+            self.masks, self.runs = distinct_masks(*where, self.wide, device), masked_runs(*where)
+        self.factor = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
+
+    def part(self, images: range, windows: range, heads: range) -> Part:
+        """What these have in common; they must lie in one stretch of memory."""
+        count, each = self.layout.windows, self.layout.num_heads
+        begin = (images[0] * count + windows[0]) * each + heads[0]
+        end = (images[-1] * count + windows[-1]) * each + heads[-1] + 1
+        return Part(slice(begin, end), windows[0], windows[-1] + 1, slice(heads[0], heads[-1] + 1))
+
+    def everything(self) -> Part:
+        return self.part(range(self.layout.batch), range(self.layout.windows), range(self.layout.num_heads))
+
+    def parts(self) -> Iterator[Part]:
+        """About `CHUNK` logits for each thread at a time: of images, or windows of one, or heads of one of these."""
+        layout, chunk = self.layout, CHUNK * torch.get_num_threads()
+        heads = max(1, chunk // layout.tokens**2)
+        windows = max(1, heads // layout.num_heads)
+        images = max(1, windows // layout.windows)
+        for some_images in _split(layout.batch, images):
+            for some_windows in _split(layout.windows, windows):
+                for some_heads in _split(layout.num_heads, heads):
+                    yield self.part(some_images, some_windows, some_heads)
+
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None, part: Part, out: Tensor | None = None) -> Tensor:
+        """Weights (n, N, N), before dropout, of the queries and keys (n, N, head_dim) of a part."""
+        unread = q.new_empty(1, 1, 1)  # beta = 0: the call is there for its factor alpha, which costs nothing
+        logits = torch.baddbmm(unread, q, k.mT, beta=0, alpha=self.scale).to(self.wide)
+        windows = logits.view(-1, part.end - part.first, part.heads.stop - part.heads.start, *logits.shape[1:])
+        if bias is not None:
+            windows.add_(bias[part.heads])
+        for first, end, number in self.runs[bisect.bisect_right(self.runs, part.first, key=operator.itemgetter(1)) :]:
+            if first >= part.end:
+                break
+            masked = windows[:, max(first, part.first) - part.first : end - part.first]
+            masked.add_(self.masks[number])
+            masked.sub_(masked.detach().amax(dim=-1, keepdim=True))
+            F.threshold_(masked, LEAST, -math.inf)
+        return torch.softmax(logits, dim=-1, out=out)
+
+    def drop(self, weights: Tensor, left: Tensor | None, part: Part) -> Tensor:
+        """Dropout of weights (n, N, N), or, which is the same, of their gradient: those in `left` are left."""
+        return weights if left is None else weights * left[part.sequences] * self.factor
+
+    def cosine(self, q: Tensor, k: Tensor, logit_scale: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        """Queries and keys of a part whose product is the cosine of the given ones, times `logit_scale`."""
+        heads = logit_scale.to(self.wide).view(-1, 1, 1)[part.heads]
+        long_q, long_k = (F.normalize(tensor.to(self.wide), dim=-1) for tensor in (q, k))
+        long_q = (long_q.view(-1, *heads.shape[:1], *q.shape[1:]) * heads).view(q.shape)
+        return long_q.to(q.dtype), long_k.to(k.dtype)
+
+
+def _split(length: int, step: int) -> Iterator[range]:
+    return (range(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    windows: Tensor,
     bias: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
     logit_scale: Tensor | None,
-    dropout_p: float,
+    left: Tensor | None,
+    plan: Plan,
+    out: Tensor,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """Queries, keys and values (B, windows, heads, N, head_dim), mask (windows, 1, N, N) -> as the queries."""
-    shape, tokens = q.shape, q.shape[-2]
-    wide = torch.promote_types(q.dtype, torch.float32)
+    """Attend part by part, with the result in `out`, which may be the queries' memory, and the weights in `kept`."""
+    queries, keys, values = windows.unbind()
+    for part in plan.parts():
+        here = part.sequences
+        q, k, v = queries[here], keys[here], values[here]
+        if logit_scale is not None:
+            q, k = plan.cosine(q, k, logit_scale, part)
+        weights = plan.weights(q, k, bias, part, None if kept is None else kept[here])
+        torch.bmm(plan.drop(weights, left, part).to(v.dtype), v, out=out[here])
+    return out
+
+
+def _attend_at_once(
+    windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
+) -> Tensor:
+    """`_attend` in operations that autograd follows."""
+    q, k, v = windows.unbind()
+    everything = plan.everything()
     if logit_scale is not None:
-        q = (F.normalize(q.to(wide), dim=-1) * logit_scale.to(wide).view(-1, 1, 1)).to(v.dtype)
-        k = F.normalize(k.to(wide), dim=-1).to(v.dtype)
-        scale = 1.0
-    q, k, v = (t.flatten(0, 2) for t in (q, k, v))
-    unread = q.new_empty(1, 1, 1)  # beta = 0: the call is there for its factor alpha, which costs nothing
-    logits = torch.baddbmm(unread, q, k.mT, beta=0, alpha=scale).to(wide)
-    for term in (bias, mask):
-        if term is not None:
-            logits.view(*shape[:3], tokens, tokens).add_(term)
-    weights = F.dropout(logits.softmax(dim=-1), dropout_p)
-    return torch.bmm(weights.to(v.dtype), v).view(shape)
+        q, k = plan.cosine(q, k, logit_scale, everything)
+    weights = plan.weights(q, k, bias, everything)
+    return torch.bmm(plan.drop(weights, left, everything).to(v.dtype), v)
 
 
-Piece = tuple[int, int, int, int, int]  # along an axis: start on the map, first window, windows, start and length there
+class Attend(torch.autograd.Function):
+    """Attention in windows (3, B * windows * heads, N, head_dim) -> (B * windows * heads, N, head_dim).
 
-
-def _along(length: int, grid: int, side: int, shift: int) -> tuple[list[Piece], list[Piece]]:
-    """One axis in pieces that lie in one stretch both on the map and in its shifted windows; and those of padding."""
-    last = grid - 1
-    pieces = [(0, 0, grid, 0, side)]
-    if shift:
-        # the last window wraps: its beginning is the padded map's end, its end the map's beginning
-        pieces = [
-            (shift, 0, last, 0, side),
-            (shift + last * side, last, 1, 0, side - shift),
-            (0, last, 1, side - shift, shift),
-        ]
-    real, padding = [], []
-    for start, first, count, offset, extent in pieces:
-        whole = min(count, max(0, (length - start - extent) // side + 1))
-        if whole:
-            real.append((start, first, whole, offset, extent))
-        for i in range(whole, count):
-            begin = start + i * side
-            inside = min(extent, max(0, length - begin))
-            if inside:
-                real.append((begin, first + i, 1, offset, inside))
-            padding.append((begin + inside, first + i, 1, offset + inside, extent - inside))
-    return real, padding
-
-
-def _axes(layout: WindowLayout) -> list[tuple[list[Piece], list[Piece]]]:
-    return [_along(*axis) for axis in zip(layout.spatial, layout.grid, layout.window, layout.shift, strict=True)]
-
-
-def _pairs(maps: Tensor, windows: Tensor, layout: WindowLayout) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of the same numbers on the maps (K, B, *spatial, heads, dim) and in (K, B, *grid, heads, *window, dim).
-
-    Strides are worked out here: narrowing and splitting axis by axis would take longer than the copies.
-    """
-    axes, map_strides, strides = layout.axes, maps.stride(), windows.stride()
-    on_axes, in_grid, in_window = map_strides[2 : 2 + axes], strides[2 : 2 + axes], strides[3 + axes : -1]
-    steps = [side * stride for side, stride in zip(layout.window, on_axes, strict=True)]
-    for piece in itertools.product(*(real for real, _ in _axes(layout))):
-        starts, firsts, counts, offsets, lengths = zip(*piece, strict=True)
-        size = (*windows.shape[:2], *counts, windows.shape[2 + axes], *lengths, windows.shape[-1])
-        yield (
-            maps.as_strided(
-                size,
-                (*map_strides[:2], *steps, map_strides[-2], *on_axes, map_strides[-1]),
-                maps.storage_offset() + sum(map(operator.mul, starts, on_axes)),
-            ),
-            windows.as_strided(
-                size,
-                strides,
-                windows.storage_offset() + sum(map(operator.mul, (*firsts, *offsets), (*in_grid, *in_window))),
-            ),
-        )
-
-
-def _padding(windows: Tensor, layout: WindowLayout) -> Iterator[Tensor]:
-    """Views of the padding in the windows (K, B, *grid, heads, *window, dim), each of its tokens once."""
-    pieces = _axes(layout)
-    for axis, (_, padding) in enumerate(pieces):
-        for piece in itertools.product(*(real for real, _ in pieces[:axis]), padding):
-            view = windows
-            for i, (_, first, count, offset, length) in enumerate(piece):
-                view = view.narrow(2 + i, first, count).narrow(3 + layout.axes + i, offset, length)
-            yield view
-
-
-def _cut(maps: Tensor, padding: Tensor | None, layout: WindowLayout) -> Tensor:
-    shape = (*maps.shape[:2], *layout.grid, layout.num_heads, *layout.window, maps.shape[-1])
-    windows = maps.new_empty(shape)
-    for on_map, in_windows in _pairs(maps, windows, layout):
-        in_windows.copy_(on_map)
-    if layout.padded:
-        ones = (1,) * layout.axes
-        value = 0.0 if padding is None else padding.view(-1, 1, *ones, layout.num_heads, *ones, maps.shape[-1])
-        for view in _padding(windows, layout):
-            view.zero_() if padding is None else view.copy_(value)
-    return windows
-
-
-def _join(windows: Tensor, layout: WindowLayout) -> Tensor:
-    # K is innermost but for heads and dim on a map of queries, keys and values, as the projection wrote it
-    shape = (windows.shape[1], *layout.spatial, windows.shape[0], layout.num_heads, windows.shape[-1])
-    maps = windows.new_empty(shape).movedim(-3, 0)
-    for on_map, in_windows in _pairs(maps, windows, layout):
-        on_map.copy_(in_windows)
-    return maps
-
-
-class Cut(torch.autograd.Function):
-    """Maps (K, B, *spatial, heads, dim) into shifted windows (K, B, *grid, heads, *window, dim); `Join` undoes it.
-
-    Padding is of `padding` (K, heads, dim), or zeros. Written out because autograd would keep and add up a gradient of
-    the whole for each piece that is copied.
+    Written out so that logits and their gradients pass through the cache a part at a time in training, too. Weights
+    are kept for backward where they are not most of what is kept, and made again where they are.
     """
 
     @staticmethod
-    def forward(maps: Tensor, padding: Tensor | None, layout: WindowLayout) -> Tensor:
-        return _cut(maps, padding, layout)
+    def forward(
+        ctx, windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
+    ) -> Tensor:
+        most = plan.layout.tokens > KEPT * windows.shape[-1]
+        kept = None if most else windows.new_empty(plan.shape, dtype=plan.wide)
+        ctx.plan = plan
+        ctx.save_for_backward(windows, bias, logit_scale, left, kept)
+        return _attend(windows, bias, logit_scale, left, plan, torch.empty_like(windows[0]), kept)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor | None, WindowLayout], output: Tensor) -> None:
-        ctx.layout = inputs[2]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *given, left, kept = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():
+            return (*_gradients(*given, left, kept, ctx.plan, grad, needed), None, None)
+        # the gradients are to have gradients
+        attended = _attend_at_once(*given, left, ctx.plan)
+        wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(attended, wanted, grad, create_graph=True))
+        return (*(next(found) if need else None for need in needed), None, None)
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        of_padding = None
-        if ctx.needs_input_grad[1]:
-            axes = ctx.layout.axes
-            summed = (*range(1, 2 + axes), *range(3 + axes, 3 + 2 * axes))
-            of_padding = sum(view.sum(summed) for view in _padding(grad, ctx.layout))
-        return Join.apply(grad, ctx.layout), of_padding, None
 
+def _gradients(
+    windows: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    left: Tensor | None,
+    kept: Tensor | None,
+    plan: Plan,
+    grad: Tensor,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of `windows`, `bias` and `logit_scale`, part by part."""
+    of_windows = torch.empty_like(windows)
+    of_bias = torch.zeros_like(bias, dtype=plan.wide) if needed[1] else None
+    of_scale = torch.zeros_like(logit_scale) if needed[2] else None
+    unread = grad.new_empty(1, 1, 1)
+    for part in plan.parts():
+        q, k, v = windows[:, part.sequences]
+        of_q, of_k, of_v = of_windows[:, part.sequences]
+        above = grad[part.sequences]
+        if logit_scale is not None:
+            leaves = [tensor.detach().requires_grad_() for tensor in (q, k, logit_scale)]
+            with torch.enable_grad():
+                scaled = plan.cosine(*leaves, part)
+            q, k = (tensor.detach() for tensor in scaled)
+        weights = plan.weights(q, k, bias, part) if kept is None else kept[part.sequences]
 
-class Join(torch.autograd.Function):
-    """The inverse of `Cut`; padding is left out."""
-
-    @staticmethod
-    def forward(windows: Tensor, layout: WindowLayout) -> Tensor:
-        return _join(windows, layout)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, WindowLayout], output: Tensor) -> None:
-        ctx.layout = inputs[1]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return Cut.apply(grad, None, ctx.layout), None
+        torch.bmm(plan.drop(weights, left, part).to(v.dtype).mT, above, out=of_v)
+        of_weights = plan.drop(torch.bmm(above, v.mT).to(plan.wide), left, part)
+        of_logits = torch._softmax_backward_data(of_weights, weights, -1, plan.wide)
+        if of_bias is not None:
+            own = of_bias[part.heads]
+            own.add_(of_logits if len(own) == len(of_logits) else of_logits.view(-1, *own.shape).sum(0))
+        of_logits = of_logits.to(v.dtype)
+        torch.baddbmm(unread, of_logits, k, beta=0, alpha=plan.scale, out=of_q)
+        torch.baddbmm(unread, of_logits.mT, q, beta=0, alpha=plan.scale, out=of_k)
+        if logit_scale is not None:
+            of_leaves = torch.autograd.grad(scaled, leaves, (of_q, of_k))
+            of_q.copy_(of_leaves[0])
+            of_k.copy_(of_leaves[1])
+            if of_scale is not None:
+                of_scale.add_(of_leaves[2])
+    return of_windows, None if of_bias is None else of_bias.to(bias.dtype), of_scale

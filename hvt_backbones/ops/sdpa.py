@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .windows import WindowLayout, window_mask
+from .windows import WindowLayout, every_mask
 
 
 def sdpa(
@@ -36,7 +36,7 @@ def sdpa(
         k = F.normalize(k.to(wide), dim=-1).to(v.dtype)
         scale = 1.0
     if masked:
-        mask = window_mask(layout.spatial, window_size, shift_size, mask_padding, wide, qkv.device)[:, None]
+        mask = every_mask(layout.spatial, window_size, shift_size, mask_padding, wide, qkv.device)[:, None]
         mask = mask.expand(windows, num_heads, tokens, tokens) if bias is None else bias + mask
         bias = mask.reshape(1, windows * num_heads, tokens, tokens)
     if bias is not None:

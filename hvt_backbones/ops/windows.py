@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import torch
@@ -119,3 +121,87 @@ def window_mask(
     if mask_padding:
         mask = mask + _window_tokens(padding, window).any(-1).to(dtype)[:, None] * PADDING_MASK
     return mask
+
+
+def _distinct(
+    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """A map with the fewest windows that has every mask of this one, and the place there of each window of an axis.
+
+    Masks differ from zero only in the last windows of an axis: in the last one of a shifted axis, and in the last two
+    where padding is masked.
+    """
+    smaller, places = [], []
+    for length, side, offset in zip(spatial, window, shift, strict=True):
+        grid = -(-length // side)
+        kept = min(grid, 3 if mask_padding else 2 if offset else 1)
+        smaller.append(length - (grid - kept) * side)
+        places.append(tuple(max(0, i - grid + kept) for i in range(grid)))
+    return tuple(smaller), tuple(places)
+
+
+def distinct_masks(
+    spatial: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    mask_padding: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The masks of `window_mask` that differ: (masks, N, N), at most two or three for each axis, multiplied."""
+    return window_mask(_distinct(spatial, window, shift, mask_padding)[0], window, shift, mask_padding, dtype, device)
+
+
+@functools.lru_cache(maxsize=64)
+def mask_numbers(
+    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
+) -> tuple[int, ...]:
+    """For each window of the map its row of `distinct_masks`."""
+    smaller, places = _distinct(spatial, window, shift, mask_padding)
+    strides = [1]
+    for length, side in zip(reversed(smaller[1:]), reversed(window[1:]), strict=True):
+        strides.insert(0, strides[0] * -(-length // side))
+    return tuple(sum(map(math.prod, zip(place, strides, strict=True))) for place in itertools.product(*places))
+
+
+@functools.lru_cache(maxsize=64)
+def masked_runs(
+    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
+) -> tuple[tuple[int, int, int], ...]:
+    """Windows that follow each other and have the same mask other than zero: (first, end, row of `distinct_masks`)."""
+    masks = distinct_masks(spatial, window, shift, mask_padding, torch.float32, torch.device("cpu"))
+    some = masks.flatten(1).any(dim=1).tolist()
+    runs, first = [], 0
+    for number, same in itertools.groupby(mask_numbers(spatial, window, shift, mask_padding)):
+        end = first + sum(1 for _ in same)
+        if some[number]:
+            runs.append((first, end, number))
+        first = end
+    return tuple(runs)
+
+
+@constant()
+def _numbers_on(
+    spatial: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    mask_padding: bool,
+    device: torch.device,
+) -> Tensor:
+    return torch.tensor(mask_numbers(spatial, window, shift, mask_padding), device=device)
+
+
+def every_mask(
+    spatial: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    mask_padding: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """`window_mask`, of which only what differs is kept between calls: in video all masks are a hundred megabytes."""
+    if torch.compiler.is_compiling():  # where sizes may be symbols
+        return window_mask(spatial, window, shift, mask_padding, dtype, device)
+    masks = distinct_masks(spatial, window, shift, mask_padding, dtype, device)
+    numbers = _numbers_on(spatial, window, shift, mask_padding, device)
+    return masks if len(masks) == len(numbers) else masks.index_select(0, numbers)

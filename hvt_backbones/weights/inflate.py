@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..backbone import check_numbers
 from ..errors import WeightsError
 from ..swin import Window, windows_per_stage
 from .convert import Checkpoint, find_tensors, read_checkpoint
@@ -42,8 +43,10 @@ def inflate(
         The state dict of a `VideoSwinTransformer`, in this library's names.
 
     Raises:
+        InputError: `patch_frames` or `window_size` is no positive integer, or not one per axis.
         WeightsError: the weights cannot be read, are not of a 2-D Swin, or their windows are not square.
     """
+    check_numbers(counts={"patch_frames": patch_frames}, rates={}, ratios=())
     from .load import read_source
 
     tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source)
@@ -65,6 +68,8 @@ def inflate_checkpoint(checkpoint: Checkpoint, windows: Sequence[Sequence[int]],
         if key.startswith("head."):
             del checkpoint.tensors[key]
             checkpoint.dropped |= dict.fromkeys(checkpoint.sources.pop(key), "a head for images")
+        elif key == "absolute_pos_embed":
+            raise WeightsError("the weights have an absolute position embedding, which Video Swin has not")
         elif key == PATCH_PROJECTION:
             frames = tensor[:, :, None].expand(-1, -1, patch_frames, -1, -1)
             checkpoint.tensors[key] = frames / patch_frames

@@ -76,6 +76,6 @@ def test_it_learns(quick: tuple[Path, int, str]) -> None:
 
 @pytest.mark.slow
 def test_a_broken_backbone_does_not(quick: tuple[Path, int, str]) -> None:
-    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0], demo)
+    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0])
     assert status == 1, printed
     assert re.search(r"mIoU 0\.\d+ is below", printed)

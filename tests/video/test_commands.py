@@ -149,6 +149,33 @@ def test_predict_moves_numbers_classes_and_names_what_is_broken(
     assert "gone.mp4 does not exist" in error_line(capfd)
 
 
+@pytest.mark.slow
+def test_predict_leaves_out_what_it_may(
+    config: Path, trained: Path, kinetics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    clips = [str(kinetics / "videos_val" / "class 0" / "000.mp4"), str(empty)]
+    command = [str(config), str(trained / "epoch_2.pth"), *clips, "--out-dir", str(tmp_path / "out"), *CPU]
+    assert predict([*command, "--cfg-options", "test_dataloader.dataset.on_error=skip"]) == 0
+    assert "1 left out" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [one["file_name"] for one in results] == ["000.mp4"]
+
+
+@pytest.mark.slow
+def test_views_are_limited_in_batches_of_one_alone(config: Path, trained: Path, tmp_path: Path) -> None:
+    for batch_size in (1, 2):
+        folder = tmp_path / str(batch_size)
+        options = ["model.test_cfg.max_testing_views=2", f"test_dataloader.batch_size={batch_size}"]
+        with_views = tmp_path / "views.py"
+        with_views.write_text(f"_base_ = {str(config)!r}\nmodel = dict(test_cfg=dict())\n")
+        command = [str(with_views), str(trained / "epoch_2.pth"), "--work-dir", str(folder), *CPU]
+        assert evaluate([*command, "--cfg-options", *options, "val_dataloader.batch_size=1"]) == 0
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text())["metrics"] for name in ("1", "2"))
+    assert one == two
+
+
 def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> None:
     assert info([str(config), "--shape", "4", "32", "32", "--json", *CPU]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -207,6 +234,12 @@ OPTIONS = {
     "resume": (["--resume", "none.pth"], "none.pth does not exist"),
     "list": (["--cfg-options", "train_dataloader.dataset.ann_file=gone.txt"], "gone.txt does not exist"),
     "folder": (["--cfg-options", "val_dataloader.dataset.data_prefix.video=gone"], "videos_train/ and videos_val/"),
+    "head": (
+        ["--cfg-options", "model.cls_head.in_channels=768"],
+        "model.cls_head.in_channels is 768, the backbone video_swin_tiny gives maps of 64 channels",
+    ),
+    "stages": (["--cfg-options", "model.backbone.out_indices=[2,3]"], "gives maps of 32, 64 channels"),
+    "foreign": (["--cfg-options", "load_from=FOREIGN"], "has no key of the config's model, so nothing was loaded"),
 }
 
 
@@ -215,6 +248,9 @@ def test_a_wrong_option_is_named_in_one_line(
     case: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     options, expected = OPTIONS[case]
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {"someone.elses.weight": torch.zeros(2)}}, foreign)
+    options = [option.replace("FOREIGN", str(foreign)) for option in options]
     assert train([str(config), "--work-dir", str(tmp_path), *CPU, *options]) == 2
     assert expected in error_line(capfd)
 
