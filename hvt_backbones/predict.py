@@ -61,7 +61,9 @@ def image_variant(name: str) -> tuple[Variant, str | None]:
     """
     variant, tag = find_variant(name)
     if variant.frames is not None:
-        raise InputError(f"{variant.name} takes clips, not pictures: video/ trains it and predicts with it")
+        raise InputError(
+            f"{variant.name} takes clips, not pictures; expected a model of images (video models are for `video/`)"
+        )
     return variant, tag
 
 

@@ -242,7 +242,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no data": ({"data.kind": "imagefolder", "data.dir": None}, "data.dir"),
     "no model": ({"model.name": None}, "model.name"),
     "unknown model": ({"model.name": "swin_tiny_"}, "model.name"),
-    "model of clips": ({"model.name": "video_swin_tiny"}, "model.name: video_swin_tiny takes clips"),
+    "model of clips": ({"model.name": "video_swin_tiny"}, "model.name"),
     "unknown optimiser": ({"optimizer.name": "adamv"}, "optimizer.name"),
     "optimiser of another kind of rates": ({"optimizer.name": "adan"}, "optimizer.name"),
     "unknown policy": ({"augmentation.auto_augment": "rnad-m9"}, "augmentation.auto_augment"),
