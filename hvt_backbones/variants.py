@@ -237,20 +237,33 @@ def twins_svt(size: str, embed_dim: int, depths: tuple[int, ...], **figures: flo
     return twins("svt", size, depths=depths, **arch, **figures)
 
 
+Published = Mapping[str, tuple[str, float | None]]  # tag -> (entry of a publisher, top-1)
+
+
 def video_swin(
-    size: str,
-    *,
-    window: int = 8,
-    params_m: float,
-    flops_g: float,
-    weights: Mapping[str, str],
-    top1: Mapping[str, float],
-    aliases: Mapping[str, str | None],
+    size: str, *, window: int = 8, params_m: float, flops_g: float, alias: str | None = None, **publishers: Published
 ) -> Variant:
-    """Video Swin (arXiv:2106.13230, Sec. 3.3) at 32 frames of 224 x 224: the sizes of Swin, tubes of 2 x 4 x 4."""
-    name = f"video_swin_{size}" + ("" if window == 8 else f"_window{window}")
+    """Video Swin (arXiv:2106.13230, Sec. 3.3) at 32 frames of 224 x 224: the sizes of Swin, tubes of 2 x 4 x 4.
+
+    Tags of all publishers but the first one begin with the publisher's name.
+    """
+    usual, letter = window == 8, SWIN_SIZES[size][2]
+    weights, top1s = {}, {}
+    aliases: dict[str, str | None] = {f"video_swin_{letter}": None, f"video_swin_{size}_k400": None} if usual else {}
+    for place, (publisher, entries) in enumerate(publishers.items()):
+        if publisher == "torchvision":
+            aliases[f"swin3d_{letter}"] = None
+        for kind, (entry, top1) in entries.items():
+            tag = f"{publisher}_{kind}" if place else kind
+            weights[tag] = f"{publisher}:{entry}"
+            if top1 is not None:
+                top1s[tag] = top1
+            if publisher == "official":
+                aliases[entry] = tag
+    if alias is not None:
+        aliases[alias] = None
     return Variant(
-        name=name,
+        name=f"video_swin_{size}" + ("" if usual else f"_window{window}"),
         family="video_swin",
         arch=swin_arch(size, window_size=((window, 7, 7),) * 4),
         input_size=224,
@@ -258,7 +271,7 @@ def video_swin(
         params_m=params_m,
         flops_g=flops_g,
         weights=weights,
-        top1=top1,
+        top1=top1s,
         aliases=aliases,
     )
 
@@ -313,87 +326,52 @@ VARIANTS: dict[str, Variant] = {
             "tiny",
             params_m=28,
             flops_g=87.9,
-            weights={
-                "in1k_ft_k400": "torchvision:Swin3D_T_Weights.KINETICS400_V1",
-                "official_in1k_ft_k400": "official:swin_tiny_patch244_window877_kinetics400_1k",
-                "mmaction2_in1k_ft_k400": "mmaction2:swin-tiny_in1k_kinetics400",
-            },
-            top1={"in1k_ft_k400": 77.715, "official_in1k_ft_k400": 78.8, "mmaction2_in1k_ft_k400": 78.9},
-            aliases={
-                "swin3d_t": None,
-                "video_swin_t": None,
-                "video_swin_tiny_k400": None,
-                "swin_tiny_patch244_window877_kinetics400_1k": "official_in1k_ft_k400",
-            },
+            torchvision={"in1k_ft_k400": ("Swin3D_T_Weights.KINETICS400_V1", 77.715)},
+            official={"in1k_ft_k400": ("swin_tiny_patch244_window877_kinetics400_1k", 78.8)},
+            mmaction2={"in1k_ft_k400": ("swin-tiny_in1k_kinetics400", 78.9)},
         ),
         video_swin(
             "small",
             params_m=50,
             flops_g=165.9,
-            weights={
-                "in1k_ft_k400": "torchvision:Swin3D_S_Weights.KINETICS400_V1",
-                "official_in1k_ft_k400": "official:swin_small_patch244_window877_kinetics400_1k",
-                "mmaction2_in1k_ft_k400": "mmaction2:swin-small_in1k_kinetics400",
-            },
-            top1={"in1k_ft_k400": 79.521, "official_in1k_ft_k400": 80.6, "mmaction2_in1k_ft_k400": 80.54},
-            aliases={
-                "swin3d_s": None,
-                "video_swin_s": None,
-                "video_swin_small_k400": None,
-                "swin_small_patch244_window877_kinetics400_1k": "official_in1k_ft_k400",
-            },
+            torchvision={"in1k_ft_k400": ("Swin3D_S_Weights.KINETICS400_V1", 79.521)},
+            official={"in1k_ft_k400": ("swin_small_patch244_window877_kinetics400_1k", 80.6)},
+            mmaction2={"in1k_ft_k400": ("swin-small_in1k_kinetics400", 80.54)},
         ),
         video_swin(
             "base",
             params_m=88,
             flops_g=281.6,
-            weights={
-                "in22k_ft_k400": "torchvision:Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1",
-                "in1k_ft_k400": "torchvision:Swin3D_B_Weights.KINETICS400_V1",
-                "official_in22k_ft_k400": "official:swin_base_patch244_window877_kinetics400_22k",
-                "official_in1k_ft_k400": "official:swin_base_patch244_window877_kinetics400_1k",
-                "official_in22k_ft_k600": "official:swin_base_patch244_window877_kinetics600_22k",
-                "mmaction2_in1k_ft_k400": "mmaction2:swin-base_in1k_kinetics400",
+            torchvision={
+                "in22k_ft_k400": ("Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1", 81.643),
+                "in1k_ft_k400": ("Swin3D_B_Weights.KINETICS400_V1", 79.427),
             },
-            top1={
-                "in22k_ft_k400": 81.643,
-                "in1k_ft_k400": 79.427,
-                "official_in22k_ft_k400": 82.7,
-                "official_in1k_ft_k400": 80.6,
-                "official_in22k_ft_k600": 84.0,
-                "mmaction2_in1k_ft_k400": 80.57,
+            official={
+                "in22k_ft_k400": ("swin_base_patch244_window877_kinetics400_22k", 82.7),
+                "in1k_ft_k400": ("swin_base_patch244_window877_kinetics400_1k", 80.6),
+                "in22k_ft_k600": ("swin_base_patch244_window877_kinetics600_22k", 84.0),
             },
-            aliases={
-                "swin3d_b": None,
-                "video_swin_b": None,
-                "video_swin_base_k400": None,
-                "swin_base_patch244_window877_kinetics400_1k": "official_in1k_ft_k400",
-                "swin_base_patch244_window877_kinetics400_22k": "official_in22k_ft_k400",
-                "swin_base_patch244_window877_kinetics600_22k": "official_in22k_ft_k600",
-            },
+            mmaction2={"in1k_ft_k400": ("swin-base_in1k_kinetics400", 80.57)},
         ),
         video_swin(
             "base",
             window=16,
             params_m=89,
             flops_g=320.6,
-            weights={
-                "k400_ft_ssv2": "official:swin_base_patch244_window1677_sthv2",
-                "in22k_ft_k400": "official:swin_base_patch244_window1677_kinetics400_22k",  # where the former starts
+            official={
+                "k400_ft_ssv2": ("swin_base_patch244_window1677_sthv2", 69.6),
+                "in22k_ft_k400": ("swin_base_patch244_window1677_kinetics400_22k", None),  # where the former starts
             },
-            top1={"k400_ft_ssv2": 69.6},
-            aliases={"video_swin_base_sthv2": None, "swin_base_patch244_window1677_sthv2": "k400_ft_ssv2"},
+            alias="video_swin_base_sthv2",
         ),
         video_swin(
             "large",
             params_m=197,
             flops_g=604,
-            weights={
-                "in22k_ft_k400": "mmaction2:swin-large_in22k_kinetics400",
-                "in22k_ft_k700": "mmaction2:swin-large_in22k_kinetics700",
+            mmaction2={
+                "in22k_ft_k400": ("swin-large_in22k_kinetics400", 83.46),
+                "in22k_ft_k700": ("swin-large_in22k_kinetics700", 75.92),
             },
-            top1={"in22k_ft_k400": 83.46, "in22k_ft_k700": 75.92},
-            aliases={"video_swin_l": None, "video_swin_large_k400": None},
         ),
     )
 }
