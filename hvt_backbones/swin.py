@@ -163,7 +163,7 @@ class ShiftedWindowBackbone(Backbone):
 
     @classmethod
     def classifier_arguments(cls, stages: int) -> dict[str, Any]:
-        return {"small_map": "shrink"}
+        return {"small_map": "shrink"} if cls.axes == 2 else {}  # the authors have one code for video
 
     def __init__(
         self,

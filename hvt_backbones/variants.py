@@ -37,7 +37,7 @@ class Variant:
             packages; `official:NAME` or `mmaction2:NAME`, of files of video models. The first tag is what
             `pretrained=True` takes.
         top1: tag -> published top-1 accuracy, in percent: on ImageNet-1K, single crop at `input_size`; of video models
-            on the data set that the tag ends with, 4 clips x 3 crops (torchvision: 5 clips; SSv2: 1 clip x 3 crops).
+            on the data set that the tag ends with, 4 clips x 3 crops (torchvision: 12 clips; SSv2: 1 x 3).
         aliases: other name -> tag of `weights` that the name speaks of, None if of none.
     """
 

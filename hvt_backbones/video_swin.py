@@ -68,10 +68,6 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
     family = "video_swin"
     axes = 3
 
-    @classmethod
-    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
-        return {}
-
     def __init__(
         self,
         *,
@@ -123,10 +119,6 @@ class VideoSwinTransformerV2(ShiftedWindowBackbone):
 
     family = "video_swinv2"
     axes = 3
-
-    @classmethod
-    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
-        return {}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 # ruff: noqa: C408 - as configurations are written
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def draw_kinetics(root: Path, counts: dict[str, int]) -> Path:
 def write_list(path: Path, lines: Sequence[str]) -> Path:
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def damaged(kinetics: Path, folder: Path, *names: str) -> Path:
+    """A copy of the data in which the clips `names` are empty."""
+    root = shutil.copytree(kinetics, folder / "kinetics")
+    for name in names:
+        (root / name).write_bytes(b"")
+    return root
 
 
 def steps(training: bool) -> list[dict[str, Any]]:

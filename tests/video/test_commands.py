@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from PIL import Image
 from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
 from tests.dense_runs import ROOT, error_line, in_two_processes, logged, torchrun, write_program
 from tests.npu.standin_environment import standin_environment
-from tests.video.conftest import CLASSES, FRAMES, write_clip, write_list, write_sound
-from video import check as checking
-from video.check import main as check
+from tests.video.conftest import CLASSES, FRAMES, damaged, write_clip, write_list, write_sound
 from video.info import main as info
 from video.predict import main as predict
 from video.test import main as evaluate
@@ -42,14 +39,6 @@ def metrics(folder: Path) -> dict[str, float]:
 
 def log_text(work_dir: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(work_dir.glob("*/*.log")))
-
-
-def damaged(kinetics: Path, folder: Path, *names: str) -> Path:
-    """A copy of the data in which the clips `names` are empty."""
-    root = shutil.copytree(kinetics, folder / "kinetics")
-    for name in names:
-        (root / name).write_bytes(b"")
-    return root
 
 
 def at(root: Path, *parts: str, **others: Any) -> list[str]:
@@ -382,83 +371,3 @@ def test_it_trains_on_the_standin_npu(config: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-4000:]
     assert [entry["step"] for entry in logged(tmp_path) if "loss" in entry] == [3]
-
-
-@pytest.fixture
-def flawed(kinetics: Path, tmp_path: Path) -> Path:
-    """A list of 9 lines, three of them good, beside the folder `videos_train`."""
-    root = damaged(kinetics, tmp_path, "videos_train/class 0/000.mp4")
-    write_sound(root / "videos_train" / "class 1" / "001.mp4")
-    write_clip(root / "videos_train" / "short.mp4", 5)
-    lines = (root / "train.txt").read_text().splitlines()
-    write_list(root / "train.txt", [*lines, "gone.mp4 1", "short.mp4 1", "class 2/005.mp4 two"])
-    return root
-
-
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
-def test_check_finds_and_leaves_out_what_is_bad(
-    decoder: str, workers: str, flawed: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    arguments = [str(flawed / "train.txt"), "--root", str(flawed / "videos_train"), "--decoder", decoder]
-    arguments += ["--min-frames", "8", "--classes", "4", "--workers", workers]
-    assert check([*arguments, "--json", str(tmp_path / "r.json"), "--write-clean", str(tmp_path / "c.txt")]) == 1
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["clips"], report["good"], report["class_counts"]) == (9, 4, [1, 1, 2, 0])
-    assert [one["line"] for one in report["unreadable"]] == [1, 2]
-    assert report["unreadable"][0]["reason"] == "is empty (0 bytes)"
-    assert report["unreadable"][1]["reason"] == "has no video stream (it holds audio)"
-    assert [(one["line"], one["path"]) for one in report["missing"]] == [(7, "gone.mp4")]
-    assert [(one["line"], one["reason"]) for one in report["too_short"]] == [(8, "has 5 frames of at least 8")]
-    assert "train.txt line 9: the label 'two'" in report["wrong_lines"][0]
-    shown = capfd.readouterr()
-    assert "4 classes; good clips of each: 0 (class 3) to 2 (class 2), median 1" in shown.out
-    assert "1 classes without a good clip: 3" in shown.out
-    assert "line 2: class 1/001.mp4 has no video stream" in shown.out
-    assert "7/7" in shown.err  # of the progress bar
-    good = ["class 2/002.mp4 2", "class 0/003.mp4 0", "class 1/004.mp4 1", "class 2/005.mp4 2"]
-    assert (tmp_path / "c.txt").read_text().splitlines() == good
-    clean = [str(tmp_path / "c.txt"), "--root", str(flawed / "videos_train"), "--quick", "--workers", workers]
-    assert check(clean) == 0
-    assert "4 clips, 4 good" in capfd.readouterr().out
-
-
-def test_a_clip_that_ends_its_process_does_not_end_the_check(kinetics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoders are C libraries."""
-    names = [str(path) for path in sorted((kinetics / "videos_train").rglob("*.mp4"))] * 8
-    fatal = {5, 30}
-    probe = checking.probe
-
-    def crash(path: str, decoder: str, *, quick: bool) -> int:
-        return os._exit(3) if path == "fatal" else probe(path, decoder, quick=quick)
-
-    monkeypatch.setattr(checking, "probe", crash)
-    paths = ["fatal" if index in fatal else name for index, name in enumerate(names)]
-    with pytest.raises(BrokenProcessPool):
-        list(checking._in_pool(paths, "pyav", True, 2, 8))
-    results = list(checking.probe_all(paths, "pyav", True, 2))
-    assert [index for index, result in enumerate(results) if isinstance(result, str)] == sorted(fatal)
-    assert results[5] == "ends pyav, and the process with it"
-    assert {result for index, result in enumerate(results) if index not in fatal} == {FRAMES}
-
-
-CHECKS = {
-    "gone": (["gone.txt"], "gone.txt"),
-    "root": (["LIST", "--root", "gone"], "--root gone is no folder"),
-    "itself": (["LIST", "--write-clean", "LIST"], "is the list itself: name another file"),
-    "workers": (["LIST", "--workers", "many"], "'many' is not a whole number"),
-    "frames": (["LIST", "--min-frames", "0"], "'0' is not a whole number from 1"),
-    "nothing good": (
-        ["LIST", "--root", "ROOT", "--min-frames", "99", "--write-clean", "OUT"],
-        "none of the clips is good",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CHECKS)
-def test_wrong_arguments_of_check(case: str, kinetics: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    arguments, expected = CHECKS[case]
-    words = {"LIST": kinetics / "val.txt", "ROOT": kinetics / "videos_val", "OUT": tmp_path / "clean.txt"}
-    assert check([str(words.get(word, word)) for word in arguments]) == 2
-    assert expected in error_line(capfd)
-    assert not (tmp_path / "clean.txt").exists()
