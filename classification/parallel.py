@@ -7,7 +7,6 @@ the CPU as with nccl or hccl.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import socket
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.distributed.nn  # now: imported while there is a group, its functions would keep that for ever
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, gather_object
@@ -206,17 +206,6 @@ def load_generators(path: Path, device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and state["device"] is not None:
         torch.get_device_module(device).set_rng_state(state["device"], device)
-
-
-def leave() -> None:
-    """Part from the other processes without waiting for any that is gone."""
-    if torch.distributed.is_initialized():
-        # DDP has to go first: as the last one to hold the group, it would hold Python's lock too while it waits for
-        # gloo's threads, which may want that lock
-        gc.collect()
-        # what PyTorch would say of a process that ends without it is about itself, not about the run
-        with contextlib.suppress(RuntimeError, ValueError):
-            torch.distributed.destroy_process_group()
 
 
 class Roll:

@@ -24,9 +24,11 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str] | None) -> int:
+    from hvt_backbones.device import leave_processes
+
     from .command_line import parse_command_line
     from .engine import DivergedError
-    from .parallel import LostContactError, leave
+    from .parallel import LostContactError
     from .stop import StoppedError
 
     try:
@@ -38,7 +40,7 @@ def run(argv: Sequence[str] | None) -> int:
         say(f"error: {error}")
         return 1
     finally:
-        leave()
+        leave_processes()
     return 0
 
 

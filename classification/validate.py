@@ -15,6 +15,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from hvt_backbones import InputError, list_models
+from hvt_backbones.device import leave_processes
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 from hvt_backbones.predict import ModelFile, describe_weights, open_model
 
@@ -273,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             message = message.replace(key, option)
         raise type(error)(message) from None
     finally:
-        parallel.leave()
+        leave_processes()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import torch
 from mmengine.utils import ManagerMixin
 from PIL import Image, ImageDraw
 
+from tests.gloo import gloo_threads
+
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64  # pixels
 CLASSES = ("disc", "box")
@@ -157,7 +159,9 @@ def in_two_processes(main: Callable[[list[str]], int], arguments: list[str]) -> 
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port)
         forget_runs()
-        sys.exit(main(arguments))
+        status = main(arguments)
+        assert gloo_threads() == 0
+        sys.exit(status)
 
     children = [fork.Process(target=run, args=(rank,)) for rank in range(2)]
     for child in children:

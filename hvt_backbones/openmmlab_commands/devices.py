@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed.nn  # now: imported while there is a group, its functions would keep that for ever
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
@@ -89,12 +90,6 @@ def _slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
             raise InputError(f"--launcher slurm: no first host from scontrol ({error}): set MASTER_ADDR") from error
         found["MASTER_ADDR"] = hosts[0]
     return found
-
-
-def leave_processes() -> None:
-    if torch.distributed.is_initialized():
-        with contextlib.suppress(RuntimeError, ValueError):  # the others may be gone
-            torch.distributed.destroy_process_group()
 
 
 def use_amp(cfg: Any, precision: str, device: torch.device, part: str) -> None:

@@ -20,6 +20,7 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from hvt_backbones.atomic import whole_file
+from hvt_backbones.device import leave_processes
 from hvt_backbones.errors import ArgumentParser, InputError
 from hvt_backbones.openmmlab import HVTBackbone, HVTResumeHook, check_checkpoint
 
@@ -27,7 +28,7 @@ from .application import Application
 from .checkpoints import find_latest, guard_checkpoints
 from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
-from .devices import join_processes, leave_processes, use_amp, use_device
+from .devices import join_processes, use_amp, use_device
 
 METRICS = "metrics.json"
 
@@ -81,7 +82,7 @@ def train(argv: Sequence[str] | None, application: Application) -> None:
         cfg.auto_scale_lr.enable = True
     _find_start(cfg, args.resume)
     check_data(cfg, ("train", "val"), application.layout)
-    _run(args, cfg, device, Runner.train)
+    _run(args, cfg, device, _train)
 
 
 def _find_start(cfg: Config, resume: str | None) -> None:
@@ -112,7 +113,7 @@ def test(argv: Sequence[str] | None, application: Application) -> None:
     if tta:
         _use_tta(cfg)
     check_data(cfg, ("test",), application.layout)
-    metrics = _run(args, cfg, device, Runner.test)
+    metrics = _run(args, cfg, device, _test)
     if is_main_process():
         path = Path(cfg.work_dir) / METRICS
         write_json(path, {"config": args.config, "checkpoint": args.checkpoint, "tta": tta, "metrics": metrics})
@@ -139,14 +140,22 @@ def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config
     return cfg, use_device(args.device)
 
 
-def _run(args: argparse.Namespace, cfg: Config, device: torch.device, method: Callable[[Runner], Any]) -> Any:
+def _run(args: argparse.Namespace, cfg: Config, device: torch.device, method: Callable[[Config], Any]) -> Any:
     make_folder("--work-dir", cfg.work_dir)
     join_processes(args.launcher, device, cfg)
     try:
         with building(args.config):
-            return method((TestRunner if method is Runner.test else CommandRunner).from_cfg(cfg))
+            return method(cfg)
     finally:
         leave_processes()
+
+
+def _train(cfg: Config) -> None:
+    CommandRunner.from_cfg(cfg).train()
+
+
+def _test(cfg: Config) -> dict[str, float]:
+    return TestRunner.from_cfg(cfg).test()
 
 
 def make_folder(option: str, folder: str | Path) -> None:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from classification import checkpoint
 from classification.engine import TrainStep
-from classification.parallel import leave
 from hvt_backbones import InputError
+from hvt_backbones.device import leave_processes
 from tests.classification.conftest import QUICK
 from tests.classification.processes import Curve, trained
 
@@ -91,4 +91,4 @@ def bad_step(mode: str, train: Any) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    leave()
+    leave_processes()

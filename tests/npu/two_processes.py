@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # now: imported while there is a group, its functions would keep that for ever
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from hvt_backbones.device import leave_processes
 from tests.npu.only_on import OnlyOn
 
 STEPS = 3
@@ -113,7 +115,7 @@ def main() -> None:
     data_parallel(rank, device, images, expected)
     sharded(rank, device, images, expected)
     accelerated(rank, device, images, expected)
-    dist.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":
