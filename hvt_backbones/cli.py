@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -253,8 +252,4 @@ def _check_writable(path: Path) -> None:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
-        args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `hvt models | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (closed at exit; nothing more is printed)
+    args.run(args)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -31,17 +33,23 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Make a command's `main` report `InputError` as one line on stderr and exit with status 2.
 
-    So it does with a path that cannot be used. A keyboard interrupt exits with 130, as shells expect; anything else is
-    a defect and keeps its traceback.
+    So it does with a path that cannot be used. A keyboard interrupt exits with 130, as shells expect, and output that
+    nobody reads any more (`| head`) with 141; anything else is a defect and keeps its traceback.
     """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv) or 0
+            status = main(argv) or 0
+            sys.stdout.flush()
+            return status
         except InputError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise
+            return 141
         except OSError as error:
             if error.filename is None or error.errno not in PATH_ERRORS:
                 raise
@@ -52,3 +60,14 @@ def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> C
             return 130
 
     return run
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is stdout that is broken, not a pipe to another process; if so, Python shall not try it again."""
+    stdout = select.poll()
+    stdout.register(1, 0)
+    if not stdout.poll(0):
+        return False
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,17 @@ def test_subprocess_is_the_same_command(folder: Path) -> None:
 
 
 # ---- features
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "hvt_backbones", "models"]
+    for unbuffered in ("", "1"):
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+        assert (done.returncode, done.stderr) == (141, "")
+    os.close(write)
 
 
 def test_features_are_the_backbones_maps(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

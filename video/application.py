@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hvt_backbones.errors import InputError
 from hvt_backbones.openmmlab_commands.application import Application
 
 from .shims import prepare_imports
@@ -15,6 +16,9 @@ def adapt(cfg: Any) -> None:
     """Let labels be checked against the model's classes, clips that are left out be counted, batches be of any size.
 
     mmaction2 takes `max_testing_views`, which spares memory, for batches of one alone.
+
+    Raises:
+        InputError: a pipeline samples no frames.
     """
     from hvt_backbones.openmmlab_commands.data import datasets_of
 
@@ -27,6 +31,7 @@ def adapt(cfg: Any) -> None:
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader")
         for dataset in datasets_of(loader["dataset"]) if loader else ():
+            _check_sampling(dataset.get("pipeline") or ())
             if count and clips.type_name(dataset) == clips.ClipDataset.__name__:
                 dataset.setdefault("num_classes", count)
         evaluators = cfg.get(f"{part}_evaluator") or ()
@@ -35,6 +40,18 @@ def adapt(cfg: Any) -> None:
                 evaluator["type"] = clips.ClipAccMetric.__name__
     hook = {"type": clips.UnreadableClipsHook.__name__}
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), hook]
+
+
+def _check_sampling(pipeline: Sequence[Any]) -> None:
+    """
+    Raises:
+        InputError: a step would choose no frames, which the next one would say in its own way.
+    """
+    for step in pipeline:
+        for key in ("clip_len", "frame_interval", "num_clips"):
+            value = step.get(key, 1) if isinstance(step, Mapping) else 1
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{key} of {step.get('type')} is {value!r}: give a whole number from 1")
 
 
 VIDEO = Application(

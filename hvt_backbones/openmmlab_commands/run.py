@@ -22,13 +22,14 @@ from torch import nn
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.device import leave_processes
 from hvt_backbones.errors import ArgumentParser, InputError
-from hvt_backbones.openmmlab import HVTBackbone, HVTResumeHook, check_checkpoint
+from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 
 from .application import Application
 from .checkpoints import find_latest, guard_checkpoints
 from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
 from .devices import join_processes, use_amp, use_device
+from .parts import check_parts
 
 METRICS = "metrics.json"
 
@@ -227,27 +228,6 @@ def _matching(source: str) -> Iterator[None]:
         if "match exactly" not in text:
             raise
         raise InputError(f"{source} is not of the config's model: {text[:LONGEST]}") from error
-
-
-def check_parts(model: nn.Module) -> None:
-    """Compare our backbone's channels with what the next part takes; PyTorch would say so in the first step.
-
-    Raises:
-        InputError: they differ.
-    """
-    backbone = getattr(model, "backbone", None)
-    for name in ("neck", "cls_head"):
-        part = getattr(model, name, None)
-        wanted = getattr(part, "in_channels", None)
-        if not isinstance(backbone, HVTBackbone) or wanted is None:
-            continue
-        if tuple(wanted if isinstance(wanted, Sequence) else [wanted]) != backbone.channels:
-            channels = ", ".join(map(str, backbone.channels))
-            raise InputError(
-                f"model.{name}.in_channels is {wanted}, the backbone {backbone.name} gives maps of {channels} "
-                "channels: set it to these, or change model.backbone.out_indices"
-            )
-        return
 
 
 def build_model(cfg: Config) -> nn.Module:

@@ -183,6 +183,10 @@ OPTIONS = {
     "class": (["--cfg-options", "model.backbone.drop_path=0.1"], "did you mean drop_path_rate"),
     "type": (["--cfg-options", "model.neck.type=FPNN"], "FPNN is not in the mmdet::model registry"),
     "index": (["--cfg-options", "train_dataloader.dataset.pipeline.9=x"], "is a list of 4"),
+    "head": (
+        ["--cfg-options", "model.rpn_head.in_channels=8"],
+        "model.rpn_head.in_channels is 8, the neck gives maps of",
+    ),
     "option": (["--worksdir", "x"], "unrecognized arguments: --worksdir"),
     "device": (["--device", "tpu"], "invalid choice: 'tpu'"),
     "fp16": (["--amp", "fp16"], "--amp fp16 needs an accelerator"),

@@ -199,6 +199,24 @@ class Part(nn.Module):
         return {"loss": result.mean()}
 
 
+MISFITS = {
+    "neck": ("model.neck.in_channels=[8,16,32,65]", "the backbone swin_tiny gives maps of 8, 16, 32, 64 channels"),
+    "head": (
+        "model.decode_head.in_channels=[16,16,16,32]",
+        "the neck, of which it takes [0, 1, 2, 3], gives maps of 16",
+    ),
+    "index": ("model.decode_head.in_index=[0,1,2,4]", "model.decode_head.in_index is [0, 1, 2, 4], the neck gives 4"),
+    "no neck": ("model.neck=None", "model.decode_head.in_channels is [16, 16, 16, 16], the backbone swin_tiny, of"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_parts_that_do_not_fit_are_named(case: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    option, expected = MISFITS[case]
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", option]) == 2
+    assert expected in error_line(capfd)
+
+
 @pytest.mark.parametrize(
     ("part", "dtypes"),
     [("backbone", [torch.float32, torch.float32]), ("", [torch.bfloat16, torch.bfloat16])],

@@ -217,6 +217,7 @@ OPTIONS = {
     ),
     "decoder": (["--cfg-options", "train_dataloader.dataset.decoder=cv2"], "decoder is 'cv2': choose one of"),
     "classes": (["--cfg-options", "model.cls_head.num_classes=2"], "the label 2 of class 2/002.mp4 is not below 2"),
+    "no frames": (["--cfg-options", "val_dataloader.dataset.pipeline.1.clip_len=0"], "clip_len of SampleFrames is 0"),
     "option": (["--tta"], "unrecognized arguments: --tta"),
     "fp16": (["--amp", "fp16"], "--amp fp16 needs an accelerator"),
     "launcher": (["--launcher", "pytorch"], "the environment lacks RANK, LOCAL_RANK"),
