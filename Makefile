@@ -7,8 +7,9 @@ CONSTRAINED := $(PIP) install -q -c constraints.txt
 export PYTHONUNBUFFERED = 1
 
 
-# a process per core, each with one thread; a file's tests stay together, for they share what is costly
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# a process per core, each with one thread; a file's tests stay together, for they share what is costly, in the order of
+# tests/conftest.py
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # what needs the applications' packages; test-fast is of the library alone
 APPLICATION_TESTS := tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 
