@@ -24,7 +24,7 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str] | None) -> int:
-    from hvt_backbones.device import leave_processes
+    from hvt_backbones.processes import leave_processes
 
     from .command_line import parse_command_line
     from .engine import DivergedError

@@ -15,9 +15,9 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from hvt_backbones import InputError, list_models
-from hvt_backbones.device import leave_processes
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 from hvt_backbones.predict import ModelFile, describe_weights, open_model
+from hvt_backbones.processes import leave_processes
 
 from . import checkpoint, parallel
 from .data import eval_loader, open_pictures

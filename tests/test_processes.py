@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.nn  # now: imported while there is a group, its functions would keep that for ever
 from torch.nn.parallel import DistributedDataParallel
 
-from hvt_backbones.device import leave_processes
+from hvt_backbones.processes import leave_processes
 from tests.gloo import gloo_threads
 
 

@@ -20,9 +20,9 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from hvt_backbones.atomic import whole_file
-from hvt_backbones.device import leave_processes
 from hvt_backbones.errors import ArgumentParser, InputError
 from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
+from hvt_backbones.processes import leave_processes
 
 from .application import Application
 from .checkpoints import find_latest, guard_checkpoints

@@ -85,7 +85,7 @@ def _child(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
             MASTER_ADDR="localhost", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
         )  # fmt: skip
-    from hvt_backbones.device import leave_processes
+    from hvt_backbones.processes import leave_processes
 
     try:
         result = function(*arguments)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from classification import checkpoint
 from classification.engine import TrainStep
 from hvt_backbones import InputError
-from hvt_backbones.device import leave_processes
+from hvt_backbones.processes import leave_processes
 from tests.classification.conftest import QUICK
 from tests.classification.processes import Curve, trained
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from hvt_backbones.device import leave_processes
+from hvt_backbones.processes import leave_processes
 from tests.npu.only_on import OnlyOn
 
 STEPS = 3
