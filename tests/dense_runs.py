@@ -19,7 +19,7 @@ import torch
 from mmengine.utils import ManagerMixin
 from PIL import Image, ImageDraw
 
-from tests.gloo import gloo_threads
+from tests.gloo import gloo_threads_are_gone
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64  # pixels
@@ -160,7 +160,7 @@ def in_two_processes(main: Callable[[list[str]], int], arguments: list[str]) -> 
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port)
         forget_runs()
         status = main(arguments)
-        assert gloo_threads() == 0
+        assert gloo_threads_are_gone()
         sys.exit(status)
 
     children = [fork.Process(target=run, args=(rank,)) for rank in range(2)]

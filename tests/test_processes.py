@@ -11,7 +11,7 @@ import torch.distributed.nn  # now: imported while there is a group, its functio
 from torch.nn.parallel import DistributedDataParallel
 
 from hvt_backbones.processes import leave_processes
-from tests.gloo import gloo_threads
+from tests.gloo import gloo_threads, gloo_threads_are_gone
 
 
 def _train_and_fail() -> None:
@@ -30,13 +30,14 @@ def _fail_with_a_message() -> None:
 
 def _job(folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    dist.barrier()
     assert gloo_threads()
     try:
         _fail_with_a_message()
     except ValueError:
         leave_processes()
     assert not dist.is_initialized()
-    assert not gloo_threads()
+    assert gloo_threads_are_gone()
 
 
 def test_no_thread_is_left_though_a_failed_run_holds_its_model(tmp_path: Path) -> None:

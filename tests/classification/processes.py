@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.gloo import gloo_threads
+from tests.gloo import gloo_threads_are_gone
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([
@@ -92,7 +92,7 @@ def _child(
     finally:
         leave_processes()
     if "fsdp2" not in arguments:  # DTensor's caches keep its group
-        assert gloo_threads() == 0
+        assert gloo_threads_are_gone()
     end.send(result)
 
 
