@@ -14,6 +14,7 @@
 # HVT_CHECK_PEERS    arguments of benchmarks.peers (--batch 64 --rounds 10)
 # HVT_CHECK_DENSE    arguments of benchmarks.dense (--dtype bfloat16 --batch 2 --rounds 5)
 # HVT_CHECK_VIDEO    arguments of benchmarks.video (--dtype bfloat16 --batch 4 --rounds 5)
+# HVT_CHECK_PATIENCE how many times the time that a part usually has, for a busy machine (1)
 # HVT_REFERENCE_DIR  the folder of reference cases (shared/reference in or beside the checkout, where there is one)
 set -u -o pipefail
 
@@ -35,6 +36,13 @@ for name in $parts; do
             ;;
     esac
 done
+patience=${HVT_CHECK_PATIENCE:-1}
+case $patience in
+    *[!0-9]* | 0*)
+        echo "error: HVT_CHECK_PATIENCE is $patience: give a whole number from 1" >&2
+        exit 2
+        ;;
+esac
 out=$(cd "$1" && pwd)
 python=${PYTHON:-python3}
 case $python in
@@ -63,7 +71,7 @@ has() {
 
 # part NAME SECONDS COMMAND...: run it for so long at most, keep its output, note how it ended
 part() {
-    local name=$1 limit=$2 start=$SECONDS status
+    local name=$1 limit=$(($2 * patience)) start=$SECONDS status
     shift 2
     echo "== $name: $*"
     timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
@@ -80,7 +88,7 @@ if ! has torch timm torchvision safetensors; then
     say "FAILED  $python lacks torch, timm, torchvision or safetensors: name another interpreter with PYTHON="
     exit 1
 fi
-timeout 25 "$python" -m hvt_backbones doctor --json >"$out/doctor.json" 2>&1 || say "note    hvt doctor did not succeed"
+timeout $((25 * patience)) "$python" -m hvt_backbones doctor --json >"$out/doctor.json" 2>&1 || say "note    hvt doctor did not succeed"
 
 for name in $parts; do
     case $name in

@@ -349,7 +349,7 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, "PYTHON": sys.executable, "HVT_CHECK_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -379,6 +379,13 @@ def test_script_with_an_unknown_part(tmp_path: Path) -> None:
     assert "no part float8: choose from tests checks float32 bfloat16 dense video" in result.stderr
 
 
+@pytest.mark.parametrize("patience", ["0", "1.5", "-1"])
+def test_script_with_no_time(patience: str, tmp_path: Path) -> None:
+    result = run_script(str(tmp_path), HVT_CHECK_PATIENCE=patience)
+    assert result.returncode == 2
+    assert result.stderr == f"error: HVT_CHECK_PATIENCE is {patience}: give a whole number from 1\n"
+
+
 @pytest.mark.slow
 def test_script_runs_checks_and_peers(tmp_path: Path) -> None:
     result = run_script(
@@ -387,6 +394,7 @@ def test_script_runs_checks_and_peers(tmp_path: Path) -> None:
         HVT_CHECK_PEERS="--models pvt_v2_b2 --image-size 32 --batch 1 --rounds 1 --warmup 1 --modes inference",
         HVT_CHECK_DENSE="--models pvt_v2_b2 --sizes 32x32 --rounds 1 --warmup 1 --modes forward",
         HVT_CHECK_VIDEO="--sizes 4x32x32 --rounds 1 --warmup 1 --modes forward",
+        HVT_CHECK_PATIENCE="5",  # other tests run beside it
         HVT_REFERENCE_DIR=str(tmp_path),  # no cases: they have a test of their own
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -402,6 +410,8 @@ def test_script_runs_checks_and_peers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_script_fails_when_a_part_fails(tmp_path: Path) -> None:
-    result = run_script(str(tmp_path), HVT_CHECK_PARTS="float32", HVT_CHECK_PEERS="--models nothing")
+    result = run_script(
+        str(tmp_path), HVT_CHECK_PARTS="float32", HVT_CHECK_PEERS="--models nothing", HVT_CHECK_PATIENCE="5"
+    )
     assert result.returncode == 1
     assert (tmp_path / "summary.txt").read_text().startswith("FAILED  peers_float32: exit status 2")

@@ -43,6 +43,6 @@ def _job(folder: str) -> None:
 def test_no_thread_is_left_though_a_failed_run_holds_its_model(tmp_path: Path) -> None:
     job = multiprocessing.get_context("spawn").Process(target=_job, args=(str(tmp_path),))
     job.start()
-    job.join(120)
+    job.join(600)
     assert job.exitcode == 0
     leave_processes()  # of no job: nothing to do

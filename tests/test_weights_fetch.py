@@ -461,7 +461,7 @@ def test_two_processes_at_once_download_once(server: WeightServer, tmp_path: Pat
         for worker in workers:
             worker.stdin.write("\n")
             worker.stdin.flush()
-        outputs = [worker.communicate(timeout=60)[0].split("\n") for worker in workers]
+        outputs = [worker.communicate(timeout=300)[0].split("\n") for worker in workers]
     assert outputs[0] == outputs[1]
     from_url, from_hub, _ = outputs[0]
     assert Path(from_url).read_bytes() == Path(from_hub).read_bytes() == checkpoint

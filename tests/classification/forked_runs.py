@@ -56,7 +56,7 @@ def recipe(data: Path, folder: Path, world: int, workers: int, epochs: int) -> l
         "augmentation.random_erasing": 0.5, "augmentation.mixup": 0.8, "augmentation.cutmix": 1.0,
         "train.epochs": epochs, "train.device": "cpu", "train.ema_decay": 0.9, "train.threads": 1,
         "optimizer.lr": 5e-3, "schedule.warmup_epochs": 1, "output.save_steps": 2, "output.tensorboard": "false",
-        "output.dir": folder, "parallel.timeout": 60,
+        "output.dir": folder, "parallel.timeout": 300,
     }  # fmt: skip
     return ["digits", *(f"--{key}={value}" for key, value in settings.items())]
 
@@ -185,7 +185,7 @@ class Runs:
             phases.wait = phase, call, 5.0 if phase == "start" else 1.0
 
         children = self.start(name, [hold], ["--resume", "auto"])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not all(children[rank][1][1] for rank in ranks) and time.monotonic() < deadline:
             time.sleep(0.01)
         begin = time.monotonic()
@@ -271,7 +271,7 @@ def locked(data: Path, folder: Path) -> dict:
 
     runs = Runs(data, folder, world=2)
     first = runs.start("run", [slowly], [])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not first[0][1][1] and time.monotonic() < deadline:
         time.sleep(0.01)
     second = runs.run("run")

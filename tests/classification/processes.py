@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def in_processes(
-    count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 90, only: Sequence[int] | None = None
+    count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 600, only: Sequence[int] | None = None
 ) -> list[Any]:
     """The results of `function(*arguments)` in `count` processes of one job, by rank; of the ranks in `only`.
 
@@ -72,7 +72,7 @@ def in_processes(
     finally:
         for rank, child in enumerate(children):
             if only is None or rank in only:
-                child.join(5)
+                child.join(60)
             child.kill()
 
 

@@ -376,7 +376,7 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {name: swin_tiny}\ndata: {kind: synthetic, bach_size: 3}\n")
     command = [sys.executable, "-m", "classification.train", "mine.yaml", "--device", "cuda"]
     environment = os.environ | {"PYTHONPATH": str(RECIPES.parents[1])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(

@@ -56,7 +56,7 @@ class Shell:
         environment = {"PATH": f"{self.folder}/bin", "HOME": str(self.folder), "ASCEND_HOME": f"{self.folder}/Ascend"}
         command = [FOLDER / script, *words]
         return subprocess.run(
-            command, env=environment | variables, cwd=self.folder, capture_output=True, text=True, timeout=60
+            command, env=environment | variables, cwd=self.folder, capture_output=True, text=True, timeout=600
         )
 
     def called(self) -> list[str]:

@@ -271,7 +271,7 @@ def test_a_process_that_does_not_answer(pictures: Path, tmp_path: Path) -> None:
     options = ("digits", *SETTINGS, "--data-dir", str(pictures), "--output-dir", str(tmp_path / "run"))
     begin = time.monotonic()
     said = in_processes(2, stopped, *options, "--parallel.timeout", "4", only=[0])
-    assert 4 < time.monotonic() - begin < 30
+    assert 4 < time.monotonic() - begin < 60
     assert "at step 0" in said[0]
     assert "rank 1 (pid" in said[0]
     assert "was stopped" in said[0]
@@ -302,7 +302,7 @@ def test_torchrun_then_accelerate(pictures: Path, tmp_path: Path) -> None:
     torchrun[torchrun.index("--nproc_per_node") : 0] = []
     process = start([*torchrun[:3], "--standalone", *torchrun[3:], "--output.save_steps", "1", "--epochs", "50"])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not checkpoint.list_checkpoints(output):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
@@ -310,7 +310,7 @@ def test_torchrun_then_accelerate(pictures: Path, tmp_path: Path) -> None:
         victim = [child for child in _children(process.pid) if _rank(child) == "1"]
         begin = time.monotonic()
         os.kill(victim[0], signal.SIGKILL)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode not in (0, None)
@@ -329,7 +329,7 @@ def test_torchrun_then_accelerate(pictures: Path, tmp_path: Path) -> None:
     process = start(
         [*accelerate, "--output.save_steps", "1", "--epochs", epochs, "--resume", "auto", "--allow-changes"]
     )
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "on 2 x cpu, ddp" in said
     assert f"resumed after step {done}" in said
@@ -362,7 +362,7 @@ def test_two_nodes(pictures: Path, tmp_path: Path, alone_briefly: Curve) -> None
         for node in range(2)
     ]  # fmt: skip
     try:
-        said = [node.communicate(timeout=120)[0] for node in nodes]
+        said = [node.communicate(timeout=300)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()

@@ -41,7 +41,7 @@ def test_where_and_how_a_run_goes_on_is_free(quick_run: Run, small_data: Path, t
     shutil.copytree(small_data, tmp_path / "moved")
     free = (
         "--data-dir", str(tmp_path / "moved"), "--data.workers", "1", "--train.threads", "1", "--device", "auto",
-        "--output.log_steps", "1", "--output.keep_best", "0", "--parallel.timeout", "60", "--data.on_error", "skip",
+        "--output.log_steps", "1", "--output.keep_best", "0", "--parallel.timeout", "300", "--data.on_error", "skip",
     )  # fmt: skip
     assert quick_run(*RANDOM, *free, "--resume", "auto")[0] == 0
     whole, moved = learned(tmp_path / "whole"), learned(tmp_path / "run")

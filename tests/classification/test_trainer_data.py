@@ -327,19 +327,21 @@ def test_synthetic_pictures_are_constant_and_cheap() -> None:
     assert abs(image.std() - 1) < 0.1
 
 
-def test_a_forgotten_loader_ends_its_workers_at_once() -> None:
+def test_a_forgotten_loader_ends_its_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a cycle too, which the garbage collector takes apart in an order of its own."""
     config = DataConfig(kind="synthetic", synthetic_images=100, input_size=(3, 8, 8), batch_size=4, workers=2)
     train, _ = open_data(config, STRONG)
     loader = train_loader(train, config, seed=0, rank=0, world=1, pin=False)
     next(batches(loader, CPU))
+    # how long PyTorch waits for each worker that was not told to end: longer than the busiest machine collects garbage
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60.0)
     workers = [worker.pid for worker in loader._iterator._workers]
     cycle: list[object] = [loader]
     cycle.append(cycle)
     del loader, cycle
     start = time.monotonic()
     gc.collect()
-    assert time.monotonic() - start < 4  # 5 s for each worker otherwise
+    assert time.monotonic() - start < 50
     assert gone(workers)
 
 
@@ -382,7 +384,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pids: list[int], seconds: float = 30) -> bool:
+def gone(pids: list[int], seconds: float = 120) -> bool:
     end = time.monotonic() + seconds
     while any(alive(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(0.1)
@@ -427,7 +429,7 @@ def test_workers_leave_a_signal_to_the_main_process(
     process, workers = loading(script)
     assert len(workers) == 2
     os.killpg(process.pid, number)
-    assert (*process.communicate(timeout=60), process.returncode) == expected
+    assert (*process.communicate(timeout=300), process.returncode) == expected
     assert gone(workers)
 
 

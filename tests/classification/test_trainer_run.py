@@ -342,7 +342,7 @@ def test_two_processes_count_every_picture_once(small_data: Path, tmp_path: Path
         "classification.train", "digits", *quick, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "run"),
     ]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = list(csv.DictReader((tmp_path / "run" / checkpoint.LOG).open()))

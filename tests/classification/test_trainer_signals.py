@@ -30,7 +30,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(pictures: Path,
             ("while loading", "while seal", "while writing", "both")
         )
         assert stopped["statuses"] == [130 if keyboard else 143] * world, stopped
-        assert stopped["seconds"] < 10, stopped
+        assert stopped["seconds"] < 30, stopped
         said = stopped["said"]
         assert "Traceback" not in said, said
         assert "Warning" not in said, said
@@ -52,7 +52,7 @@ def test_an_interrupt_while_the_imports_run_is_one_line(seconds: float, pictures
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     assert re.fullmatch(r"interrupted\n|stopped by SIGINT; --resume auto goes on\n", error)
 
@@ -72,7 +72,7 @@ def test_the_command_stops_with_its_workers(pictures: Path, tmp_path: Path) -> N
     while process.poll() is None and not checkpoint.list_checkpoints(tmp_path / "run"):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (143, "stopped by SIGTERM; --resume auto goes on\n"), output
     assert checkpoint.damage(newest(tmp_path / "run")) is None
 

@@ -194,7 +194,7 @@ def test_two_processes_count_every_picture_once(
                "-m", "classification.validate", str(trained), "--data-dir", str(small_data), "--json", str(target),
                *HERE, *options]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1") == 1
     both = json.loads(target.read_text())

@@ -350,11 +350,9 @@ def test_two_processes_train_resume_and_test(config: Path, kinetics: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
-def test_workers_that_are_started_afresh(decoder: str, config: Path, tmp_path: Path) -> None:
+def test_workers_that_are_started_afresh(config: Path, tmp_path: Path) -> None:
     options = ["env_cfg.mp_cfg.mp_start_method=spawn", "train_cfg.max_epochs=1"]
     options += [f"{part}_dataloader.num_workers=1" for part in ("train", "val")]
-    options += [f"{part}_dataloader.dataset.decoder={decoder}" for part in ("train", "val")]
     result = subprocess.run(
         [*COMMAND, str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", *options],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900, check=False,
