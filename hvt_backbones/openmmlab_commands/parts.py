@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from hvt_backbones.errors import InputError
 from hvt_backbones.openmmlab import HVTBackbone
+from hvt_backbones.weights.report import some
 
-HEADS = ("rpn_head", "bbox_head", "cls_head", "decode_head", "auxiliary_head")
+PROPOSALS = "rpn_head"  # knows no classes
+HEADS = (PROPOSALS, "bbox_head", "cls_head", "decode_head", "auxiliary_head")
+REGION_HEADS = ("bbox_head", "mask_head")
 
 
 def check_parts(model: nn.Module) -> None:
@@ -33,7 +36,7 @@ def check_parts(model: nn.Module) -> None:
         if not isinstance(count, int) or not isinstance(channels, int):
             return
         given, giver, cause = (channels,) * count, "the neck", "set it to these, or change model.neck.out_channels"
-    for name, head in _heads(model):
+    for name, head in _numbered(model, HEADS):
         maps, of = given, giver
         if isinstance(index := getattr(head, "in_index", None), int | Sequence):
             chosen = [index] if isinstance(index, int) else list(index)
@@ -46,21 +49,74 @@ def check_parts(model: nn.Module) -> None:
             if head.input_transform == "resize_concat":
                 maps = (sum(maps),)
         _compare(name, getattr(head, "in_channels", None), maps, of, cause)
+    roi_head = getattr(model, "roi_head", None)
+    if roi_head is not None and not getattr(roi_head, "with_shared_head", False):
+        _check_roi_head(roi_head, given, giver)
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The heads of a detector, recognizer or segmentor, which has lists of them in cascades."""
-    for name in HEADS:
-        part = getattr(model, name, None)
+def _check_roi_head(roi_head: nn.Module, given: tuple[int, ...], giver: str) -> None:
+    """The second stage of a detector, of one round or several: what cuts regions out of the maps, and its heads."""
+    for kind in ("bbox", "mask"):
+        extractors = list(_numbered(roi_head, [f"{kind}_roi_extractor"]))
+        for name, extractor in extractors:
+            maps = given[: extractor.num_inputs]
+            _compare(f"roi_head.{name}", extractor.out_channels, maps, giver, "set it to these", key="out_channels")
+        heads = _numbered(roi_head, [f"{kind}_head"])
+        for (source, extractor), (name, head) in zip(extractors, heads, strict=False):
+            cut, of = extractor.out_channels, f"model.roi_head.{source}"
+            _compare(f"roi_head.{name}", getattr(head, "in_channels", None), (cut,), of, f"set it to {cut}")
+            size = extractor.roi_layers[0].output_size
+            if hasattr(head, "shared_fcs") and not head.with_avg_pool and head.roi_feat_size != size:
+                raise InputError(
+                    f"model.roi_head.{name}.roi_feat_size is {head.roi_feat_size}, {of} gives regions of {size}: set "
+                    "it to this, or change the output_size of its roi_layer"
+                )
+
+
+def check_classes(model: nn.Module, metainfo: Mapping[str, Any], data: str) -> None:
+    """Compare the classes of the heads with those of the data, where both are known.
+
+    Args:
+        model: a detector, segmentor or recognizer.
+        metainfo: of a data set of MMEngine.
+        data: what it is for, for messages: "training", "validation" or "test".
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    model = getattr(model, "module", model)  # of several processes, or of test-time augmentation
+    model = getattr(model, "module", model)
+    classes = metainfo.get("classes") or ()
+    heads = list(_numbered(model, [name for name in HEADS if name != PROPOSALS]))
+    regions = _numbered(getattr(model, "roi_head", None), REGION_HEADS)
+    heads += [(f"roi_head.{name}", head) for name, head in regions]
+    for name, head in heads:
+        count = getattr(head, "num_classes", None)
+        if classes and isinstance(count, int) and count != len(classes):
+            named = (
+                f"the class {classes[0]}" if len(classes) == 1 else f"{len(classes)} classes ({some(list(classes))})"
+            )
+            raise InputError(
+                f"model.{name}.num_classes is {count}, the {data} data has {named}: set it to {len(classes)}, or name "
+                "other classes by the data set's metainfo.classes"
+            )
+
+
+def _numbered(module: nn.Module | None, names: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Those parts that are there, of a list each."""
+    for name in names:
+        part = getattr(module, name, None)
         if isinstance(part, nn.ModuleList):
-            yield from ((f"{name}[{index}]", head) for index, head in enumerate(part))
+            yield from ((f"{name}[{index}]", one) for index, one in enumerate(part))
         elif part is not None:
             yield name, part
 
 
-def _compare(name: str, wanted: Any, given: tuple[int, ...], giver: str, cause: str) -> None:
+def _compare(
+    name: str, wanted: Any, given: tuple[int, ...], giver: str, cause: str, *, key: str = "in_channels"
+) -> None:
     """One number stands for every map."""
     if wanted is None or (tuple(wanted) == given if isinstance(wanted, Sequence) else {wanted} == set(given)):
         return
     channels = ", ".join(map(str, given))
-    raise InputError(f"model.{name}.in_channels is {wanted}, {giver} gives maps of {channels} channels: {cause}")
+    raise InputError(f"model.{name}.{key} is {wanted}, {giver} gives maps of {channels} channels: {cause}")

@@ -16,7 +16,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import nn
 
 from hvt_backbones.atomic import whole_file
@@ -29,7 +29,7 @@ from .checkpoints import find_latest, guard_checkpoints
 from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
 from .devices import join_processes, use_amp, use_device
-from .parts import check_parts
+from .parts import check_classes, check_parts
 
 METRICS = "metrics.json"
 
@@ -190,6 +190,19 @@ class CommandRunner(Runner):
         model = super().build_model(model)
         check_parts(model)
         return model
+
+    def build_train_loop(self, loop: Any) -> BaseLoop:
+        return self._checked(super().build_train_loop(loop), "training")
+
+    def build_val_loop(self, loop: Any) -> BaseLoop:
+        return self._checked(super().build_val_loop(loop), "validation")
+
+    def build_test_loop(self, loop: Any) -> BaseLoop:
+        return self._checked(super().build_test_loop(loop), "test")
+
+    def _checked(self, loop: BaseLoop, data: str) -> BaseLoop:
+        check_classes(self.model, getattr(loop.dataloader.dataset, "metainfo", {}), data)
+        return loop
 
     def load_checkpoint(self, filename: str, *args: Any, **arguments: Any) -> Any:
         parameters = list(self.model.parameters())

@@ -98,6 +98,35 @@ def test_predict_does_not_draw_over_its_pictures(config: Path, tmp_path: Path, c
     assert "rename one of them" in error_line(capfd)
 
 
+MISFITS = {
+    "regions": (
+        "model.roi_head.mask_roi_extractor.out_channels=8",
+        "model.roi_head.mask_roi_extractor.out_channels is 8, the neck gives maps of 16",
+    ),
+    "box head": (
+        "model.roi_head.bbox_head.in_channels=32",
+        "model.roi_head.bbox_head.in_channels is 32, model.roi_head.bbox_roi_extractor gives maps of 16",
+    ),
+    "mask head": ("model.roi_head.mask_head.in_channels=32", "model.roi_head.mask_head.in_channels is 32"),
+    "size": ("model.roi_head.bbox_head.roi_feat_size=5", "roi_feat_size is (5, 5)"),
+    "classes": (
+        "model.roi_head.mask_head.num_classes=3",
+        "model.roi_head.mask_head.num_classes is 3, the training data has 2 classes (disc, box): set it to 2",
+    ),
+    "classes of validation": (
+        "val_dataloader.dataset.metainfo.classes=[box]",
+        "model.roi_head.bbox_head.num_classes is 2, the validation data has the class box: set it to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_parts_that_do_not_fit_are_named(case: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    option, expected = MISFITS[case]
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", option]) == 2
+    assert expected in error_line(capfd)
+
+
 def test_cocos_own_numbers_are_known_without_its_files() -> None:
     from mmdet.datasets import CocoDataset
     from mmengine.config import Config

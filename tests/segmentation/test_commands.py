@@ -206,6 +206,10 @@ MISFITS = {
         "the neck, of which it takes [0, 1, 2, 3], gives maps of 16",
     ),
     "index": ("model.decode_head.in_index=[0,1,2,4]", "model.decode_head.in_index is [0, 1, 2, 4], the neck gives 4"),
+    "classes": (
+        "model.decode_head.num_classes=2",
+        "model.decode_head.num_classes is 2, the training data has 3 classes",
+    ),
     "no neck": ("model.neck=None", "model.decode_head.in_channels is [16, 16, 16, 16], the backbone swin_tiny, of"),
 }
 
