@@ -111,6 +111,6 @@ def revision() -> str | None:
         "--exclude=*",
     ]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None

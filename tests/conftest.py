@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+with contextlib.suppress(ImportError):  # gpu_check.sh goes without
+    from hypothesis import settings
+
+    # the same examples each time, however long the machine takes for one
+    settings.register_profile("repeatable", deadline=None, derandomize=True)
+    settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

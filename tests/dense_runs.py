@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from mmengine.utils import ManagerMixin
 from PIL import Image, ImageDraw
 
 from tests.gloo import gloo_threads_are_gone
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64  # pixels
@@ -143,12 +143,6 @@ def error_line(capfd: pytest.CaptureFixture) -> str:
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("error:", "Traceback"))]
     assert len(lines) == 1, lines
     return lines[0]
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def in_two_processes(main: Callable[[list[str]], int], arguments: list[str]) -> list[int]:

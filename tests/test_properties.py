@@ -12,7 +12,7 @@ from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
 from .families import TINY, images, tiny, tiny_classifier
 
 side = st.integers(min_value=32, max_value=90)
-quick = settings(max_examples=12, deadline=None, derandomize=True)
+quick = settings(max_examples=12)
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -58,7 +58,7 @@ def test_any_window_fits_any_map(family: str, height: int, width: int, windows: 
     cosine=st.booleans(),
     mask_padding=st.booleans(),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_implementations_agree_on_any_map(
     spatial: list[int], data, heads: int, cosine: bool, mask_padding: bool
 ) -> None:

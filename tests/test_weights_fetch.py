@@ -65,10 +65,11 @@ def point_hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def closed_port() -> Iterator[int]:
+    """Taken, so that nobody else listens there, who would answer."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 def hashed_name(body: bytes) -> str:

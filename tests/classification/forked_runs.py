@@ -11,7 +11,6 @@ import mmap
 import os
 import random
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from classification import checkpoint, saver, trainer
 from classification.engine import TrainStep
 from classification.pictures import Pictures
 from classification.train import main
+from tests.ports import free_port
 
 # what is killed, and how often of 20 times
 KILLS = {"step": 6, "save": 3, "seal": 3, "weights": 2, "validation": 3, "start": 1, "run": 2}
@@ -65,7 +65,7 @@ class Phases:
     """Wraps the parts of a run: to time them, or to kill or to wait within one of them.
 
     Attributes:
-        shared: seen by the parent: the number of the phase that goes on, and whether a wait has begun.
+        shared: with the parent: the number of the phase that goes on, whether a wait has begun, whether it may end.
         seconds: per phase, how long each call took.
     """
 
@@ -73,7 +73,7 @@ class Phases:
         self.shared = shared
         self.seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self.kill: tuple[str, int, float] | None = None  # phase, call of it, seconds from its begin
-        self.wait: tuple[str, int, float] | None = None
+        self.wait: tuple[str, int] | None = None
         for phase, (owner, name) in PHASES.items():
             self._wrap(phase, owner, name)
 
@@ -88,9 +88,10 @@ class Phases:
             if doomed:
                 threading.Timer(self.kill[2], os.kill, (os.getpid(), signal.SIGKILL)).start()
             begin = time.perf_counter()
-            if self.wait is not None and self.wait[:2] == call:
+            if self.wait == call:
                 self.shared[1] = 1
-                time.sleep(self.wait[2])
+                while not self.shared[2]:
+                    time.sleep(0.01)
             result = function(*args, **settings)
             self.seconds[phase].append(time.perf_counter() - begin)
             if doomed:
@@ -99,12 +100,6 @@ class Phases:
             return result
 
         setattr(owner, name, wrapped)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Runs:
@@ -127,13 +122,13 @@ class Runs:
         return [self._fork(name, rank, port, prepare[rank % len(prepare)], options) for rank in range(self.world)]
 
     def _fork(self, name: str, rank: int, port: int, prepare: Prepare, options: Sequence[str]) -> tuple[int, mmap.mmap]:
-        shared = mmap.mmap(-1, 2)
+        shared = mmap.mmap(-1, 3)
         if pid := os.fork():
             return pid, shared
         status = 99
         try:
             os.setpgid(0, 0)
-            signal.alarm(240)  # its default ends a run that hangs
+            signal.alarm(600)  # its default ends a run that hangs
             if self.world > 1:
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.world, "LOCAL_WORLD_SIZE": self.world}
                 os.environ |= {key: str(value) for key, value in (place | {"MASTER_PORT": port}).items()}
@@ -181,16 +176,15 @@ class Runs:
         """A run whose `ranks`, with their workers, get a signal within a phase; what happened."""
 
         def hold(phases: Phases) -> None:
-            # long enough for a busy machine; at the start the signal ends it
-            phases.wait = phase, call, 5.0 if phase == "start" else 1.0
+            phases.wait = phase, call
 
         children = self.start(name, [hold], ["--resume", "auto"])
-        deadline = time.monotonic() + 300
-        while not all(children[rank][1][1] for rank in ranks) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: all(children[rank][1][1] for rank in ranks))
         begin = time.monotonic()
         for rank in ranks:
             os.killpg(children[rank][0], number)
+        for _, shared in children:
+            shared[2] = 1
         statuses = [wait_for(pid) for pid, _ in children]
         return {
             "name": name,
@@ -204,6 +198,12 @@ class Runs:
 
 def nothing(phases: Phases) -> None:
     pass
+
+
+def wait_until(true: Callable[[], bool | int], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def wait_for(pid: int) -> int:
@@ -267,14 +267,14 @@ def locked(data: Path, folder: Path) -> dict:
     """Two runs at the same time in one folder, of two ranks each."""
 
     def slowly(phases: Phases) -> None:
-        phases.wait = "step", 1, 3.0
+        phases.wait = "step", 1
 
     runs = Runs(data, folder, world=2)
     first = runs.start("run", [slowly], [])
-    deadline = time.monotonic() + 300
-    while not first[0][1][1] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: first[0][1][1])
     second = runs.run("run")
+    for _, shared in first:
+        shared[2] = 1
     return {"second": second, "said": (folder / "run.txt").read_text(), "first": [wait_for(pid) for pid, _ in first]}
 
 

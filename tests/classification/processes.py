@@ -6,11 +6,9 @@ import itertools
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from tests.gloo import gloo_threads_are_gone
+from tests.ports import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([
@@ -33,12 +32,6 @@ class Curve:
     losses: list[float]
     norms: list[float]
     metrics: dict[str, Any]
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def in_processes(

@@ -33,7 +33,7 @@ RANDOM = (
 def forked_runs(scenario: str, *arguments: object) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).with_name("forked_runs.py")), scenario, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

@@ -196,7 +196,7 @@ def test_mutated_recipe_is_one_line_and_starts_nothing(
 
     @seed(crc32(recipe.stem.encode()))  # other mutations for each recipe
     @settings(
-        max_examples=120 if recipe.stem in ("digits", "swin_tiny") else 24, deadline=None, database=None,
+        max_examples=120 if recipe.stem in ("digits", "swin_tiny") else 24, database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
     )  # fmt: skip
     @given(mutation=mutations(sections))

@@ -28,8 +28,9 @@ from hvt_backbones import InputError, load_weights
 from hvt_backbones.device import DeviceType
 from hvt_backbones.predict import open_model
 from tests.classification.conftest import QUICK
-from tests.classification.processes import Curve, die_at, free_port, in_processes, trained
+from tests.classification.processes import Curve, die_at, in_processes, trained
 from tests.npu.standin_environment import standin_environment
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PARALLEL = ["ddp-2", "ddp-4", "fsdp2-2", "fsdp2-4"]
@@ -200,7 +201,7 @@ def launch(processes: int, logs: Path, function: Callable[..., Any], *arguments:
     begin = time.monotonic()
     with pytest.raises(ChildFailedError) as failure:
         elastic_launch(config, function)(*arguments)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 300  # the other ranks would wait for 600 s
     return failure.value, "".join(path.read_text() for path in sorted(logs.rglob("stderr.log")))
 
 
@@ -270,8 +271,8 @@ def stopped(*options: str) -> str:
 def test_a_process_that_does_not_answer(pictures: Path, tmp_path: Path) -> None:
     options = ("digits", *SETTINGS, "--data-dir", str(pictures), "--output-dir", str(tmp_path / "run"))
     begin = time.monotonic()
-    said = in_processes(2, stopped, *options, "--parallel.timeout", "4", only=[0])
-    assert 4 < time.monotonic() - begin < 60
+    said = in_processes(2, stopped, *options, "--parallel.timeout", "15", only=[0])
+    assert 15 < time.monotonic() - begin < 300
     assert "at step 0" in said[0]
     assert "rank 1 (pid" in said[0]
     assert "was stopped" in said[0]

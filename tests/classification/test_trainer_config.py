@@ -139,7 +139,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(key=st.sampled_from(sorted(FIELDS)), value=JUNK)
 def test_any_value_is_taken_or_refused_by_name(key: str, value: object) -> None:
     """A mutated recipe either still is a valid one or gives an error that names the key."""

@@ -397,7 +397,7 @@ def loading() -> Callable[[str], tuple[subprocess.Popen, list[int]]]:
 
     def start(script: str) -> tuple[subprocess.Popen, list[int]]:
         process = subprocess.Popen(
-            [sys.executable, "-c", script.replace("HANDLES", "True")],
+            [sys.executable, "-W", "ignore::UserWarning", "-c", script.replace("HANDLES", "True")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -376,6 +377,7 @@ def test_grad_scaler(package: str, fused: bool) -> None:
 
 
 def test_memory_is_counted() -> None:
+    gc.collect()  # of tests before
     before, on_other = torch.npu.memory_allocated(), torch.npu.memory_allocated(1)
     torch.npu.reset_peak_memory_stats()
     x = torch.empty(1000, device=NPU)
@@ -403,6 +405,7 @@ def test_training_step_leaks_no_memory() -> None:
         optimizer.step()
 
     train()
+    gc.collect()
     before = torch.npu.memory_allocated()
     train()
     assert torch.npu.memory_allocated() == before

@@ -29,13 +29,13 @@ from tests.dense_runs import (
     ROOT,
     SIDE,
     error_line,
-    free_port,
     in_two_processes,
     logged,
     torchrun,
     write_program,
 )
 from tests.npu.standin_environment import standin_environment
+from tests.ports import free_port
 
 CPU = ("--device", "cpu")
 TILES = ("model.test_cfg.mode=slide", "model.test_cfg.crop_size=(32,32)", "model.test_cfg.stride=(16,16)")

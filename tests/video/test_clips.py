@@ -220,7 +220,8 @@ def test_both_decoders_give_the_same_frames(name: str, tmp_path: Path) -> None:
         assert decord[key] == pyav[key], key
     assert decord["total_frames"] == probe(path, "decord") == probe(path, "pyav") == 33
     assert decord["frame_inds"].tolist() == pyav["frame_inds"].tolist() == list(range(8, 24))
-    assert np.array_equal(np.stack(decord["imgs"]), np.stack(pyav["imgs"]))
+    images = [np.stack(decoded["imgs"]).astype(int) for decoded in (decord, pyav)]
+    assert abs(images[0] - images[1]).max() <= 2  # of 255: each has an FFmpeg of its own
     assert decord["imgs"][0].shape == (SIDE, SIDE, 3)
     samples = []
     for decoder in DECODERS:  # the places to sample from are drawn alike
