@@ -18,11 +18,12 @@ Main = Callable[[list[str]], int]
 Forward = Callable[[HVTBackbone, Tensor], tuple[Tensor, ...]]
 
 
-def quick_demo(main: Main, folder: Path) -> tuple[int, str]:
+def quick_demo(main: Main, folder: Path, seed: int = 0) -> tuple[int, str]:
     """Run `--quick` below `folder`; returns the exit status and what was printed."""
     printed = io.StringIO()
+    arguments = ["--quick", "--seed", str(seed), "--work-dir", str(folder / "run"), "--data-dir", str(folder / "data")]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = main(["--quick", "--work-dir", str(folder / "run"), "--data-dir", str(folder / "data")])
+        status = main(arguments)
     return status, printed.getvalue()
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs/demo"
 CLIPS, QUICK_CLIPS = (960, 160), (480, 80)  # to train on, held out
-QUICK_EPOCHS = 16  # of 30 steps; the first 300 or so are a plateau
+# The first 200 to 450 steps are a plateau, longer or shorter by chance (the seed, the rounding of a CPU): --quick has
+# the same 24 epochs, of 30 steps.
 # crops and epochs, as without --quick: from a classifier that is right about half the time (160 steps) the plateau is
 # longer than the training
 QUICK_PRETRAINING = (400, 5)
@@ -49,10 +50,11 @@ def run(argv: Sequence[str] | None) -> int:
         shorten=_shorten,
         goals=(
             Goal(name="top-1", key="acc/top1", least=0.90, least_quick=0.60, chance=chance),
-            # a model that sees which of place, turn and size changes, but not to which side, reaches 0.5 at most
-            Goal(name="top-1, shuffled", key="shuffled/top1", most=0.5, chance=chance),
-            # of 160 clips 0.65 are nearly four standard deviations above chance, of 80 nearly three
-            Goal(name="direction, shuffled", key="shuffled/direction", most=0.65, chance=0.5),
+            # a model that sees which of place, turn and size changes, but not to which side, reaches 0.5 at most, on
+            # few clips by chance a little more
+            Goal(name="top-1, shuffled", key="shuffled/top1", most=0.5, most_quick=0.6, chance=chance),
+            # nearly four standard deviations above chance, of 160 clips and of 80
+            Goal(name="direction, shuffled", key="shuffled/direction", most=0.65, most_quick=0.72, chance=0.5),
         ),
         test=_test,
         show=_predictions,
@@ -74,9 +76,7 @@ def _place_data(cfg: Config, folder: Path) -> None:
 
 
 def _shorten(cfg: Config) -> None:
-    cfg.train_cfg.update(max_epochs=QUICK_EPOCHS, val_interval=QUICK_EPOCHS)
-    cfg.param_scheduler[1].update(T_max=QUICK_EPOCHS, end=QUICK_EPOCHS)
-    cfg.default_hooks.checkpoint.interval = QUICK_EPOCHS
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
 
 
 def shuffle_frames(results: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Goal:
         key: as MMEngine calls it.
         least: of the pretrained model, from 0 to 1.
         least_quick: the same with `--quick`.
-        most: the same from above; with `--quick`, too.
+        most: the same from above.
+        most_quick: the same with `--quick`; as `most` by default.
         unit: of MMEngine's value: 1, or 0.01 for percent.
         chance: what guessing gives, to be shown.
     """
@@ -59,12 +60,15 @@ class Goal:
     least: float = 0.0
     least_quick: float = 0.0
     most: float = 1.0
+    most_quick: float | None = None
     unit: float = 1.0
     chance: float | None = None
 
     def bounds(self, quick: bool) -> tuple[float, float]:
         """The least and the largest value."""
-        return self.least_quick if quick else self.least, self.most
+        if not quick:
+            return self.least, self.most
+        return self.least_quick, self.most if self.most_quick is None else self.most_quick
 
     def required(self, quick: bool) -> float:
         """The bound that says something."""
