@@ -88,7 +88,8 @@ if ! has torch timm torchvision safetensors; then
     say "FAILED  $python lacks torch, timm, torchvision or safetensors: name another interpreter with PYTHON="
     exit 1
 fi
-timeout $((25 * patience)) "$python" -m hvt_backbones doctor --json >"$out/doctor.json" 2>&1 || say "note    hvt doctor did not succeed"
+timeout $((25 * patience)) "$python" -m hvt_backbones doctor --json >"$out/doctor.json" 2>&1 ||
+    say "note    hvt doctor did not succeed"
 
 for name in $parts; do
     case $name in

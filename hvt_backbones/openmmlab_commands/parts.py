@@ -57,9 +57,12 @@ def check_parts(model: nn.Module) -> None:
 def _check_roi_head(roi_head: nn.Module, given: tuple[int, ...], giver: str) -> None:
     """The second stage of a detector, of one round or several: what cuts regions out of the maps, and its heads."""
     for kind in ("bbox", "mask"):
-        extractors = list(_numbered(roi_head, [f"{kind}_roi_extractor"]))
+        # as all of mmdetection's have it
+        extractors = [pair for pair in _numbered(roi_head, [f"{kind}_roi_extractor"]) if hasattr(pair[1], "roi_layers")]
         for name, extractor in extractors:
             maps = given[: extractor.num_inputs]
+            if getattr(extractor, "aggregation", None) == "concat":
+                maps = (sum(maps),)
             _compare(f"roi_head.{name}", extractor.out_channels, maps, giver, "set it to these", key="out_channels")
         heads = _numbered(roi_head, [f"{kind}_head"])
         for (source, extractor), (name, head) in zip(extractors, heads, strict=False):
@@ -74,7 +77,7 @@ def _check_roi_head(roi_head: nn.Module, given: tuple[int, ...], giver: str) -> 
 
 
 def check_classes(model: nn.Module, metainfo: Mapping[str, Any], data: str) -> None:
-    """Compare the classes of the heads with those of the data, where both are known.
+    """Compare the classes of the heads with those of the data, where both are known and the backbone is ours.
 
     Args:
         model: a detector, segmentor or recognizer.
@@ -84,15 +87,17 @@ def check_classes(model: nn.Module, metainfo: Mapping[str, Any], data: str) -> N
     Raises:
         InputError: the numbers differ.
     """
-    model = getattr(model, "module", model)  # of several processes, or of test-time augmentation
-    model = getattr(model, "module", model)
+    for _ in range(2):  # of several processes, and of test-time augmentation
+        model = getattr(model, "module", model)
     classes = metainfo.get("classes") or ()
+    if not classes or not isinstance(getattr(model, "backbone", None), HVTBackbone):
+        return
     heads = list(_numbered(model, [name for name in HEADS if name != PROPOSALS]))
     regions = _numbered(getattr(model, "roi_head", None), REGION_HEADS)
     heads += [(f"roi_head.{name}", head) for name, head in regions]
     for name, head in heads:
-        count = getattr(head, "num_classes", None)
-        if classes and isinstance(count, int) and count != len(classes):
+        count = None if getattr(head, "class_agnostic", False) else getattr(head, "num_classes", None)
+        if isinstance(count, int) and count != len(classes):
             named = (
                 f"the class {classes[0]}" if len(classes) == 1 else f"{len(classes)} classes ({some(list(classes))})"
             )
