@@ -52,9 +52,12 @@ def test_an_interrupt_while_the_imports_run_is_one_line(seconds: float, pictures
                "--data-dir", str(pictures),
                "--data.kind", "imagefolder", "--batch-size", "4", "--output-dir", str(tmp_path / "run")]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    try:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert re.fullmatch(r"interrupted\n|stopped by SIGINT; --resume auto goes on\n", error)
 
@@ -75,7 +78,10 @@ def test_the_command_stops_with_its_workers(pictures: Path, tmp_path: Path) -> N
     while process.poll() is None and not checkpoint.list_checkpoints(tmp_path / "run") and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
-    output, error = process.communicate(timeout=300)
+    try:
+        output, error = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert (process.returncode, error) == (143, "stopped by SIGTERM; --resume auto goes on\n"), output
     assert checkpoint.damage(newest(tmp_path / "run")) is None
 
