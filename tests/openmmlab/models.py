@@ -121,6 +121,15 @@ def predict(model: nn.Module, images: Tensor) -> list[Tensor]:
     return [each[key] for each in found for key in ("bboxes", "scores", "labels", "masks") if key in each]
 
 
+def assert_same_predictions(one: nn.Module, other: nn.Module, images: Tensor) -> None:
+    for result, expected in zip(predict(one, images), predict(other, images), strict=True):
+        assert len(expected)
+        if expected.dtype == torch.bool:
+            assert (result != expected).float().mean() < 1e-5  # pixels at the threshold, by rounding
+        else:
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
 def dense_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     """The maps before anything is picked from them: mmcv's non-maximum suppression takes float32 alone."""
     with torch.no_grad():
