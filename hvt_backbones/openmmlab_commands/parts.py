@@ -57,7 +57,7 @@ def check_parts(model: nn.Module) -> None:
 def _check_roi_head(roi_head: nn.Module, given: tuple[int, ...], giver: str) -> None:
     """The second stage of a detector, of one round or several: what cuts regions out of the maps, and its heads."""
     for kind in ("bbox", "mask"):
-        # as all of mmdetection's have it
+        # those of mmdetection; others are left to PyTorch
         extractors = [pair for pair in _numbered(roi_head, [f"{kind}_roi_extractor"]) if hasattr(pair[1], "roi_layers")]
         for name, extractor in extractors:
             maps = given[: extractor.num_inputs]

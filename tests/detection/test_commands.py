@@ -127,6 +127,26 @@ def test_parts_that_do_not_fit_are_named(case: str, config: Path, tmp_path: Path
     assert expected in error_line(capfd)
 
 
+FITS = {
+    "maps side by side": (
+        "model.roi_head.bbox_roi_extractor.type=GenericRoIExtractor",
+        "model.roi_head.bbox_roi_extractor.aggregation=concat",
+        "model.roi_head.bbox_roi_extractor.out_channels=64",
+        "model.roi_head.bbox_head.in_channels=64",
+    ),
+    "one mask for all classes": (
+        "model.roi_head.mask_head.class_agnostic=True",
+        "model.roi_head.mask_head.num_classes=1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_parts_that_fit_are_taken(case: str, config: Path, tmp_path: Path) -> None:
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", *FITS[case]]) == 0
+    assert "coco/bbox_mAP" in logged(tmp_path)[-1]
+
+
 def test_cocos_own_numbers_are_known_without_its_files() -> None:
     from mmdet.datasets import CocoDataset
     from mmengine.config import Config

@@ -8,6 +8,9 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint, save_checkpoint
 
+from hvt_backbones.errors import InputError
+from hvt_backbones.openmmlab_commands.parts import check_classes
+
 from .models import assert_same_predictions, build, dense_maps, randomise
 
 CASES = [
@@ -30,3 +33,11 @@ def test_same_results(method: str, family: str, tmp_path: Path) -> None:
     images = images.double()
     for result, expected in zip(dense_maps(ours.double(), images), dense_maps(theirs.double(), images), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_classes_of_models_with_other_backbones_are_left_alone() -> None:
+    """Some heads of other papers predict something else than the classes of the data."""
+    data = {"classes": ("disc",)}
+    check_classes(build("mask-rcnn", "swin", ours=False), data, "training")
+    with pytest.raises(InputError, match="bbox_head.num_classes is 3, the training data has the class disc"):
+        check_classes(build("mask-rcnn", "swin", ours=True), data, "training")
