@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import InputError
+from .layers.maps import channels_first, channels_last
 
 # Parameters that say where a token is, or how sharply it looks: weight decay would pull them to zero for no reason
 # (`no_weight_decay` of the official codes of Swin, SwinV2 and Twins).
@@ -72,7 +72,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
@@ -139,19 +139,25 @@ class Backbone(nn.Module):
             InputError: the rank, the channel count or the size does not fit.
         """
         self._check(images)
-        x = images.movedim(1, -1)
+        x = channels_last(images)
         maps = []
         for i, stage in enumerate(self.stages):
             x = stage.downsample(x)
             x = stage(self.embed(x) if i == 0 else x)
             normed = stage.norm(x)
             if i in self.out_indices:
-                maps.append(normed.movedim(-1, 1))
+                maps.append(channels_first(normed))
             if self.norm_feeds_next_stage:
                 x = normed
         return tuple(maps)
 
     def _check(self, images: Tensor) -> None:
+        if isinstance(images, fx.Proxy):
+            raise InputError(
+                "torch.fx.symbolic_trace, and torchvision's create_feature_extractor, cannot follow a model that takes "
+                "images of any size. Use create_backbone(name, out_indices=...) for the maps of stages, forward hooks "
+                "for those in between, torch.export.export(model, (images,)) for a graph"
+            )
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images must be a floating-point tensor, normed as in training, not {kind}")

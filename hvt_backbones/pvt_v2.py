@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages
-from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights
+from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights
 from .layers.block import Block
-from .layers.linear import Linear, gelu_linear
+from .layers.maps import convolve
 from .layers.mlp import drop_path_rates
-from .layers.patch import convolve
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -38,17 +36,16 @@ class ConvMlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, relu: bool, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
-        self.dwconv = DepthwiseConv(hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.dwconv = depthwise_conv(hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dwconv(self.relu(self.fc1(x)))
-        if self.drop.p == 0.0 or not self.training:
-            return self.drop(gelu_linear(x, self.fc2))
-        return self.drop(self.fc2(self.drop(F.gelu(x))))
+        x = self.act(convolve(self.relu(self.fc1(x)), self.dwconv))
+        return self.drop(self.fc2(self.drop(x)))
 
 
 class PyramidVisionTransformerV2(Backbone):

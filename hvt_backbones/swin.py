@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages, sides
 from .errors import InputError
 from .layers.block import Block
-from .layers.linear import Linear
+from .layers.maps import channels_first, channels_last, padding_value
 from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed, PatchMerging
 from .layers.position_bias import LogPositionBias, RelativePositionBias
@@ -64,9 +64,9 @@ class WindowAttention(nn.Module):
         self.small_map = small_map
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.position_bias: nn.Module = RelativePositionBias(window_size, num_heads)
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -76,9 +76,13 @@ class WindowAttention(nn.Module):
         shortest = min(spatial)
         return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Queries, keys and values, (B, *spatial, 3C), and what a token of zeros, which padding is, would have."""
-        return self.qkv(x), self.qkv.bias
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: (..., C) -> (..., 3C)."""
+        return self.qkv(x)
+
+    def padding_value(self, x: Tensor, window: tuple[int, ...]) -> Tensor | None:
+        """Query, key and value (3C,) of the tokens with which the map is padded; None where there are none."""
+        return padding_value(x, window, self.project)
 
     def logit_multiplier(self) -> Tensor | None:
         """Factor on cosine logits; None for dot products."""
@@ -86,10 +90,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         window, shift = self.fit_window(x.shape[1:-1])
-        qkv, pad_value = self.project(x)
+        pad_value = self.padding_value(x, window)
         x = window_attention(
-            qkv,
-            self.position_bias(window),
+            self.project(x),
+            self.position_bias(window, x),
             window,
             shift,
             self.num_heads,
@@ -122,12 +126,19 @@ class CosineWindowAttention(WindowAttention):
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self.position_bias = LogPositionBias(window_size, num_heads, pretrained_window_size)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def project(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
         if self.q_bias is None:
-            return self.qkv(x), None
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        # a module that took the layer's place (an adapter, a quantised layer) need not know the argument
-        return self.qkv(x, bias=bias) if isinstance(self.qkv, Linear) else self.qkv(x) + bias, bias
+            return qkv
+        return qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(qkv.dtype)
+
+    def padding_value(self, x: Tensor, window: tuple[int, ...]) -> Tensor | None:
+        value = super().padding_value(x, window)
+        if value is None:
+            return None
+        q, k, v = value.chunk(3)
+        # The norm of a key of zeros has a gradient of 1e12, too large for float16; times the token of zeros it is none.
+        return torch.cat([q, torch.where(k == 0, k.detach(), k), v])
 
     def logit_multiplier(self) -> Tensor:
         scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
@@ -249,8 +260,8 @@ class ShiftedWindowBackbone(Backbone):
         if self.absolute_pos_embed is not None:
             position = self.absolute_pos_embed
             if position.shape[1:-1] != x.shape[1:-1]:
-                resized = F.interpolate(position.movedim(-1, 1), size=x.shape[1:-1], mode="bicubic")
-                position = resized.movedim(1, -1)
+                resized = F.interpolate(channels_first(position), size=x.shape[1:-1], mode="bicubic")
+                position = channels_last(resized)
             x = x + position
         return self.pos_drop(x)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages, sides
 from .errors import InputError
-from .layers.attention import DepthwiseConv, SpatialReductionAttention, init_weights, pad_to_cell
+from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights, pad_to_cell
 from .layers.block import Block
-from .layers.linear import Linear
+from .layers.maps import padding_value
 from .layers.mlp import Mlp, drop_path_rates
 from .layers.patch import PatchEmbed
 from .ops import window_attention
@@ -55,8 +55,8 @@ class LocalAttention(nn.Module):
         self.window_size = window_size
         self.mask_padding = mask_padding
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class LocalAttention(nn.Module):
             self.window_size,
             (0,) * len(self.window_size),
             self.num_heads,
-            pad_value=self.qkv.bias,
+            pad_value=padding_value(x, self.window_size, self.qkv),
             mask_padding=self.mask_padding and all(padded),
             dropout_p=self.attn_drop_rate if self.training else 0.0,
         )
@@ -134,7 +134,7 @@ class Twins(Backbone):
             dim = embed_dims[i]
             attn = attention(i, j, qkv_bias=qkv_bias, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate)
             mlp = Mlp(dim, int(dim * mlp_ratios[i]), drop_rate)
-            position = DepthwiseConv(dim) if j == 0 else None
+            position = depthwise_conv(dim) if j == 0 else None
             return Block(dim, attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
 
         def downsample(i: int) -> PatchEmbed:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .backbone import sides
@@ -20,9 +21,9 @@ class CornerPositionBias(RelativePositionBias):
     The official code does so: along an axis that shrinks other than the first, these are not the same offsets.
     """
 
-    def _index(self, window: tuple[int, ...]) -> Tensor:
+    def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         whole, tokens = math.prod(self.window_size), math.prod(window)
-        index = relative_position_index(self.window_size, self.window_size, self.table.device)
+        index = relative_position_index(self.window_size, self.window_size, device)
         return index.view(whole, whole)[:tokens, :tokens].flatten()
 
 

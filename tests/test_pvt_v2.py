@@ -124,14 +124,14 @@ def test_mlp_convolves_before_its_gelu(relu: bool) -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize(("rate", "training", "calls"), [(0.0, True, 1), (0.3, False, 1), (0.3, True, 2)])
-def test_the_dropout_of_the_mlp_is_seen_by_hooks(gradients: bool, rate: float, training: bool, calls: int) -> None:
-    mlp = randomise(ConvMlp(6, 10, relu=False, drop_rate=rate)).train(training)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_dropout_of_the_mlp_is_seen_by_hooks(gradients: bool, training: bool) -> None:
+    mlp = randomise(ConvMlp(6, 10, relu=False, drop_rate=0.3)).train(training)
     seen: list[Tensor] = []
     mlp.drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.set_grad_enabled(gradients):
         y = mlp(torch.randn(1, 4, 4, 6))
-    assert len(seen) == calls
+    assert len(seen) == 2
     assert torch.equal(seen[-1], y)
 
 

@@ -86,7 +86,7 @@ def test_an_empty_batch_gives_empty_maps(family: str) -> None:
 def test_traced_models_are_the_same(family: str) -> None:
     model = tiny_classifier(family).eval()
     x = images(family, 64, 64, batch=1)
-    traced = torch.jit.trace(model, x, check_trace=False)
+    traced = torch.jit.trace(model, x)
     torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InputError
-from .linear import Linear
-from .patch import pad_to_multiple
+from .eager import has_tangent
+from .maps import channels_first, channels_last, convolve, pad_to_multiple
 
 
 def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -18,18 +20,17 @@ def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
     return pad_to_multiple(x, [side if n < side else 1 for n, side in zip(x.shape[1:-1], size, strict=True)])
 
 
-class DepthwiseConv(nn.Conv2d):
-    """3x3 convolution of each channel alone, which also tells a token where it is. (B, H, W, C) -> (B, H, W, C).
+def depthwise_conv(dim: int) -> nn.Conv2d:
+    """3x3 convolution of each channel alone, which also tells a token where it is."""
+    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
-    A channels-last map is a convolution's channels-last memory format as it stands: nothing is copied, and on CPU it
-    takes a quarter of the time of the other format.
-    """
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """`F.scaled_dot_product_attention`; under forward-mode AD by the one of its kernels that has it on every device."""
+    if has_tangent(q, k, v, options.get("attn_mask")):
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 class SpatialReductionAttention(nn.Module):
@@ -69,34 +70,35 @@ class SpatialReductionAttention(nn.Module):
             raise InputError(f"sr_ratio {sr_ratio}: give 1 (no reduction) or more")
         self.num_heads = num_heads
         self.linear = linear
+        self.sr_ratio = sr_ratio
         self.attn_drop_rate = attn_drop_rate
-        self.q = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
         self.sr: nn.Conv2d | None = None
         if linear or sr_ratio > 1:
             side = 1 if linear else sr_ratio
             self.sr = nn.Conv2d(dim, dim, side, side)
             self.norm = nn.LayerNorm(dim, eps=norm_eps)
+            self.act = nn.GELU() if linear else nn.Identity()
 
     def reduce(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, h, w, C), the map of keys and values."""
         if self.sr is None:
             return x
         if self.linear:
-            pooled = F.adaptive_avg_pool2d(x.movedim(-1, 1), self.POOLED_SIZE)
-            return F.gelu(self.norm(self.sr(pooled).movedim(1, -1)))
-        # Not as a product over copied patches: the convolution keeps `x` for backward, which the queries keep anyway.
-        x = pad_to_cell(x, self.sr.kernel_size)
-        return self.norm(self.sr(x.movedim(-1, 1)).movedim(1, -1))
+            x = channels_last(F.adaptive_avg_pool2d(channels_first(x), self.POOLED_SIZE))
+        else:
+            x = pad_to_cell(x, (self.sr_ratio, self.sr_ratio))
+        return self.act(self.norm(convolve(x, self.sr)))
 
     def forward(self, x: Tensor) -> Tensor:
         q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(self.reduce(x)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # (B, heads, h * w, head_dim) each
         dropout_p = self.attn_drop_rate if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+        attended = attend(q, k, v, dropout_p=dropout_p)
         return self.proj_drop(self.proj(attended.transpose(1, 2).reshape(x.shape)))
 
 

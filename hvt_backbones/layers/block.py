@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .maps import convolve
 from .mlp import DropPath
 
 
@@ -16,7 +17,7 @@ class Block(nn.Module):
         norm_eps: eps of the norms.
         drop_path: rate of stochastic depth.
         post_norm: norm what a branch gives instead of what it takes.
-        position: a third branch at the end, without a norm: the position encoding of Twins.
+        position: a convolution, the third branch at the end, without a norm: the position encoding of Twins.
 
     Shape: (B, *spatial, C) -> (B, *spatial, C).
     """
@@ -48,4 +49,4 @@ class Block(nn.Module):
         else:
             x = x + self.drop_path(self.attn(self.norm1(x)))
             x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x if self.position is None else x + self.position(x)
+        return x if self.position is None else x + convolve(x, self.position)

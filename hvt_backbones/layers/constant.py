@@ -9,13 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .eager import plain_eager
+
 
 def constant(maxsize: int = 64) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Cache a function of hashable arguments (sizes, a device) that returns a tensor.
 
     The tensor is made outside inference mode, so that a later training step may save it for backward. Nothing is
-    kept while a graph is traced or when the result is not a plain tensor on a real device (fake and meta tensors):
-    those must not outlive their context.
+    kept, and what was kept is not used, while a graph is traced or operations are watched: a graph would hold it as a
+    number, and a fake tensor must not outlive its context. Nor are tensors on the meta device kept.
     """
 
     def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -23,7 +25,7 @@ def constant(maxsize: int = 64) -> Callable[[Callable[..., Tensor]], Callable[..
 
         @functools.wraps(make)
         def get(*key) -> Tensor:
-            if torch.compiler.is_compiling():
+            if not plain_eager():
                 return make(*key)
             if (tensor := kept.get(key)) is not None:
                 return tensor

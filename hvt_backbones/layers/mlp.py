@@ -5,22 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear, gelu_linear, linear_gelu
-
 
 class Mlp(nn.Module):
     """Linear, GELU, linear. Shape: (..., C) -> (..., C)."""
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and (self.drop.p == 0.0 or not self.training):
-            return self.drop(gelu_linear(self.fc1(x), self.fc2))
-        return self.drop(self.fc2(self.drop(linear_gelu(x, self.fc1))))
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class DropPath(nn.Module):
@@ -46,6 +43,6 @@ class DropPath(nn.Module):
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """Stochastic-depth rate of each block, per stage: linear from 0 to `rate` over all blocks."""
-    rates = torch.linspace(0, rate, sum(depths), device="cpu").tolist()
+    last = max(sum(depths) - 1, 1)
     starts = [sum(depths[:i]) for i in range(len(depths))]
-    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
+    return [[rate * (start + j) / last for j in range(depth)] for start, depth in zip(starts, depths, strict=True)]

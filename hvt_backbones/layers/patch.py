@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear, linear
-
-
-def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Zero-pad the end of each axis of a map (B, *spatial, C) to a multiple of `size`."""
-    pads = [-length % multiple for length, multiple in zip(x.shape[1:-1], size, strict=True)]
-    if not any(pads):
-        return x
-    return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
-
-
-def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution on a channels-last map: (B, H, W, C) -> (B, H', W', dim).
-
-    Such a map is the channels-last memory format as it stands, the faster one; but the convolution copies its weight
-    into it too, forward and backward. Where the weight is larger than the map, the map is copied instead.
-    """
-    maps = x.movedim(-1, 1)
-    if conv.weight.numel() > x.numel():
-        maps = maps.contiguous()
-    elif not torch.is_grad_enabled():  # images: brought into the faster format where the copy need not be kept
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    return conv(maps).movedim(1, -1)
+from .maps import channels_first, convolve, pad_to_multiple
 
 
 class TubeProjection(nn.Conv3d):
@@ -49,7 +25,7 @@ class TubeProjection(nn.Conv3d):
         frames, height, width = self.kernel_size
         x = x.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
         tubes = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, T', H', W', in_dim * frames * height * width)
-        return linear(tubes, self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return channels_first(F.linear(tubes, self.weight.flatten(1), self.bias))
 
 
 class PatchEmbed(nn.Module):
@@ -79,8 +55,6 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.pad:
             x = pad_to_multiple(x, self.patch_size)
-        if len(self.patch_size) == 3:
-            return self.norm(self.proj(x.movedim(-1, 1)).movedim(1, -1))
         return self.norm(convolve(x, self.proj))
 
 
@@ -96,12 +70,13 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.post_norm = post_norm
         self.norm = nn.LayerNorm(2 * dim if post_norm else 4 * dim, eps=norm_eps)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         size = (*[1] * (x.dim() - 4), 2, 2)
         x = pad_to_multiple(x, size)
-        x = x.unflatten(-2, (-1, 2)).unflatten(-4, (-1, 2))  # (..., H/2, 2, W/2, 2, C)
+        x = x.unflatten(-2, (-1, 2)).unflatten(-4, (-1, 2))
+        *front, height, row, width, column, channel = range(x.dim())  # (..., H/2, 2, W/2, 2, C)
         # column before row: the channel order of the released checkpoints
-        x = x.movedim((-2, -4), (-3, -2)).flatten(-3)  # (..., H/2, W/2, 4C)
+        x = x.permute(*front, height, width, column, row, channel).flatten(-3)  # (..., H/2, W/2, 4C)
         return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .constant import constant
@@ -47,44 +45,23 @@ def relative_coordinates(window: tuple[int, ...], pretrained: tuple[int, ...], d
 
 
 class PositionBias(nn.Module):
-    """A bias for each head and pair of tokens of a window, kept in eval mode until a weight changes.
-
-    The kept tensor is rebuilt when a parameter's version, memory, dtype or device changes and dropped at every call
-    of `train()` or `eval()`. Only writes through `.data` between two eval-mode forwards pass unseen.
-    """
+    """A bias for each head and pair of tokens of a window, made anew at each call: nothing of it is kept."""
 
     def __init__(self, window_size: Sequence[int], num_heads: int) -> None:
         super().__init__()
         self.window_size = tuple(window_size)
         self.num_heads = num_heads
-        self._kept: tuple[Any, Tensor] | None = None
 
-    def train(self, mode: bool = True) -> PositionBias:
-        self._kept = None
-        return super().train(mode)
+    def forward(self, window: tuple[int, ...], x: Tensor) -> Tensor:
+        """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": None}
-
-    def forward(self, window: tuple[int, ...]) -> Tensor:
-        """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.compute(window)
-        if any(p.is_inference() for p in self.parameters()):  # made in inference mode: they have no version
-            return self.compute(window)
-        key = (window, *((p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters()))
-        if self._kept is None or self._kept[0] != key:
-            bias = self.compute(window)
-            if type(bias) is not Tensor or bias.device.type == "meta":
-                return bias
-            self._kept = (key, bias)
-        return self._kept[1]
-
-    def compute(self, window: tuple[int, ...]) -> Tensor:
+        It is made on the device of `x`, a map that is to be attended: the weights may lie elsewhere between calls.
+        """
         raise NotImplementedError
 
     def _gather(self, table: Tensor, index: Tensor, window: tuple[int, ...]) -> Tensor:
         size = math.prod(window)
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
         return table.index_select(0, index).view(size, size, self.num_heads).permute(2, 0, 1).contiguous()
 
     def extra_repr(self) -> str:
@@ -99,17 +76,16 @@ class RelativePositionBias(PositionBias):
         self.table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in self.window_size), num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def compute(self, window: tuple[int, ...]) -> Tensor:
-        table = self.table if self.table.dtype == torch.float64 else self.table.float()
-        return self._gather(table, self._index(window), window)
+    def forward(self, window: tuple[int, ...], x: Tensor) -> Tensor:
+        return self._gather(self.table, self._index(window, x.device), window)
 
-    def _index(self, window: tuple[int, ...]) -> Tensor:
+    def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         """The row of the table for each pair of tokens, (N * N,)."""
-        return relative_position_index(window, self.window_size, self.table.device)
+        return relative_position_index(window, self.window_size, device)
 
 
 class LogPositionBias(PositionBias):
-    """A small network over log-spaced offsets (SwinV2, arXiv:2111.09883, Sec. 3.3), computed in float32 or wider.
+    """A small network over log-spaced offsets (SwinV2, arXiv:2111.09883, Sec. 3.3), in its own type under autocast too.
 
     Args:
         pretrained_window_size: window of pretraining per axis, by which offsets are divided; 0 for the window itself.
@@ -124,14 +100,13 @@ class LogPositionBias(PositionBias):
             nn.Linear(len(self.window_size), self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, num_heads, bias=False)
         )
 
-    def compute(self, window: tuple[int, ...]) -> Tensor:
-        weight = self.mlp[0].weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        # float32 also for a float64 model, as the official buffers are
-        x = relative_coordinates(window, self.pretrained_window_size, weight.device).to(dtype)
-        device = weight.device.type
+    def forward(self, window: tuple[int, ...], x: Tensor) -> Tensor:
+        # layers that took the place of the network's may have no parameters of a floating-point type
+        dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), torch.float32)
+        # float32 first for a float64 model, too, as the official buffers are
+        offsets = relative_coordinates(window, self.pretrained_window_size, x.device).to(dtype)
         # the meta device has no autocast to switch off
-        with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
-            x = F.relu(F.linear(x, weight.to(dtype), self.mlp[0].bias.to(dtype)))
-            table = 16 * torch.sigmoid(F.linear(x, self.mlp[2].weight.to(dtype)))
-        return self._gather(table, relative_position_index(window, window, table.device), window)
+        with contextlib.nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False):
+            table = self.mlp(offsets)
+        table = 16 * torch.sigmoid(table.to(torch.promote_types(dtype, torch.float32)))
+        return self._gather(table, relative_position_index(window, window, x.device), window)

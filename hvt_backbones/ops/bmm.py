@@ -54,7 +54,7 @@ def bmm(
     if dropout_p:
         left = qkv.new_empty(plan.shape, dtype=torch.bool).bernoulli_(1 - dropout_p)
     given = (windows, bias, logit_scale)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
+    if any(tensor is not None and tensor.requires_grad for tensor in given):
         attended = Attend.apply(*given, left, plan)
     else:
         attended = _attend(*given, left, plan, out=windows[0])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from ..errors import InputError
-from ..layers.linear import plain_eager
+from ..layers.eager import has_tangent, plain_eager
 from .bmm import bmm
 from .reference import reference
 from .sdpa import sdpa
@@ -24,9 +24,10 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def _default(qkv: Tensor) -> str:
+def _default(*tensors: Tensor | None) -> str:
     # a compiler fuses sdpa's steps itself, and nothing can look into the autograd functions of bmm
-    return "bmm" if qkv.device.type == "cpu" and plain_eager() else "sdpa"
+    on_cpu = tensors[0].device.type == "cpu"
+    return "bmm" if on_cpu and plain_eager() and not has_tangent(*tensors) else "sdpa"
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def window_attention(
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
-    name = _chosen or os.environ.get("HVT_ATTENTION") or _default(qkv)
+    name = _chosen or os.environ.get("HVT_ATTENTION") or _default(qkv, bias, logit_scale, pad_value)
     _checked(name, "HVT_ATTENTION")
     return IMPLEMENTATIONS[name](
         qkv,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers.attention import attend
 from .windows import WindowLayout, every_mask
 
 
@@ -41,4 +42,4 @@ def sdpa(
         bias = mask.reshape(1, windows * num_heads, tokens, tokens)
     if bias is not None:
         bias = bias.to(q.dtype)
-    return layout.join(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale))
+    return layout.join(attend(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layers.constant import constant
+from ..layers.eager import plain_eager
 
 SHIFT_MASK = -100.0  # the official value: finite, so a large position bias is felt through it
 PADDING_MASK = -1000.0  # Twins' segmentation code
@@ -84,7 +85,9 @@ class WindowLayout:
     def join(self, x: Tensor) -> Tensor:
         """B * windows * heads sequences (..., N, head_dim) -> (B, *spatial, C): put together, roll back, crop."""
         x = x.reshape(self.batch, *self.grid, self.num_heads, *self.window, x.shape[-1])
-        x = join_windows(x.movedim(self.axes + 1, -2), self.axes).flatten(-2)
+        before, heads = range(self.axes + 1), self.axes + 1  # (B, *grid, heads, *window, head_dim)
+        x = x.permute(*before, *range(heads + 1, x.dim() - 1), heads, x.dim() - 1)
+        x = join_windows(x, self.axes).flatten(-2)
         if any(self.shift):
             x = torch.roll(x, self.shift, tuple(range(1, self.axes + 1)))
         return crop_map(x, self.spatial)
@@ -200,7 +203,7 @@ def every_mask(
     device: torch.device,
 ) -> Tensor:
     """`window_mask`, of which only what differs is kept between calls: in video all masks are a hundred megabytes."""
-    if torch.compiler.is_compiling():  # where sizes may be symbols
+    if not plain_eager():  # sizes may be symbols
         return window_mask(spatial, window, shift, mask_padding, dtype, device)
     masks = distinct_masks(spatial, window, shift, mask_padding, dtype, device)
     numbers = _numbers_on(spatial, window, shift, mask_padding, device)

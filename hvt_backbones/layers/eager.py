@@ -1,0 +1,28 @@
+"""Whether operations run one by one under reverse-mode autograd alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+
+def plain_eager() -> bool:
+    """Whether nothing compiles, traces, transforms or watches the operations.
+
+    Only then may an operation be replaced by one that the others do not know, or a tensor be kept for the next call.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None  # vmap, grad and the like of torch.func
+        or is_in_torch_dispatch_mode()  # counters of operations, fake tensors and the like
+    )
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode AD follows one of them."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

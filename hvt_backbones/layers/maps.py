@@ -1,0 +1,53 @@
+"""Maps: channels last inside a model, channels first for convolutions and for what leaves it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, *spatial, C) -> (B, C, *spatial), a view: of a contiguous map in the channels-last memory format."""
+    # `movedim` from a negative axis becomes an invalid Transpose in the TorchScript exporter of ONNX
+    return x.permute(0, x.dim() - 1, *range(1, x.dim() - 1))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, *spatial) -> (B, *spatial, C), a view."""
+    return x.permute(0, *range(2, x.dim()), 1)
+
+
+def convolve(x: Tensor, conv: nn.Module) -> Tensor:
+    """A convolution of a channels-last map: (B, *spatial, C) -> (B, *spatial', C')."""
+    return channels_last(conv(channels_first(x)))
+
+
+def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Zero-pad the end of each axis of a map (B, *spatial, C) to a multiple of `size`."""
+    pads = [-length % multiple for length, multiple in zip(x.shape[1:-1], size, strict=True)]
+    if not any(pads):
+        return x
+    return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
+
+
+def padding_value(x: Tensor, window: Sequence[int], project: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """What a token of zeros, with which a map is padded to whole windows, has after `project`; None without padding.
+
+    The official codes pad before the projection. Found by calling it, whatever layer it is by now, on one such token.
+
+    Args:
+        x: the map (B, *spatial, C).
+        project: (..., C) -> (..., C').
+
+    Returns:
+        (C',) or None.
+    """
+    if x.shape[0] == 0 or all(length % side == 0 for length, side in zip(x.shape[1:-1], window, strict=True)):
+        return None
+    # a token of the map in form alone, so that hooks of the projection find an input with a gradient as of the map
+    token = x[(slice(0, 1),) * (x.dim() - 1)]
+    return project(token.masked_fill(token.new_ones((), dtype=torch.bool), 0.0)).flatten()
