@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, fx, nn
@@ -59,8 +59,8 @@ def check_numbers(*, counts: dict[str, Any], rates: dict[str, float], ratios: Se
 class Stage(nn.Module):
     """One resolution: `downsample` into it, `blocks` at it, `norm` of what leaves it.
 
-    The backbone calls the three parts, because a position embedding may follow the first and the last may be for the
-    output alone; `forward` runs the blocks. Shape: (B, *spatial, C) -> (B, *spatial, C).
+    A position embedding, `embed`, may follow the first; the last may be for the output alone, so that both are given:
+    the map before and after it. Shape: (B, *spatial, C') -> twice (B, *spatial, C).
     """
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
@@ -70,13 +70,16 @@ class Stage(nn.Module):
         self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        x = self.downsample(x)
+        if embed is not None:
+            x = embed(x)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return x
+        return x, self.norm(x)
 
 
 class Backbone(nn.Module):
@@ -142,9 +145,7 @@ class Backbone(nn.Module):
         x = channels_last(images)
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage.downsample(x)
-            x = stage(self.embed(x) if i == 0 else x)
-            normed = stage.norm(x)
+            x, normed = stage(x, self.embed if i == 0 else None)
             if i in self.out_indices:
                 maps.append(channels_first(normed))
             if self.norm_feeds_next_stage:

@@ -93,7 +93,7 @@ class WindowAttention(nn.Module):
         pad_value = self.padding_value(x, window)
         x = window_attention(
             self.project(x),
-            self.position_bias(window, x),
+            self.position_bias(window, x.device),
             window,
             shift,
             self.num_heads,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,6 +32,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v, **options)
     return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def pool(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Average a map (B, H, W, C) to (B, *size, C) cells."""
+    if not torch.jit.is_tracing():
+        return channels_last(F.adaptive_avg_pool2d(channels_first(x), size))
+    # ONNX's TorchScript exporter knows only cells that divide the map; the same cells, of any traced size
+    for axis, cells in enumerate(size, start=1):
+        length, before = x.shape[axis], (slice(None),) * axis
+        ends = [(i * length // cells, ((i + 1) * length + cells - 1) // cells) for i in range(cells)]
+        x = torch.cat([x[(*before, slice(*cell))].mean(axis, keepdim=True) for cell in ends], axis)
+    return x
 
 
 class SpatialReductionAttention(nn.Module):
@@ -88,7 +101,7 @@ class SpatialReductionAttention(nn.Module):
         if self.sr is None:
             return x
         if self.linear:
-            x = channels_last(F.adaptive_avg_pool2d(channels_first(x), self.POOLED_SIZE))
+            x = pool(x, self.POOLED_SIZE)
         else:
             x = pad_to_cell(x, (self.sr_ratio, self.sr_ratio))
         return self.act(self.norm(convolve(x, self.sr)))

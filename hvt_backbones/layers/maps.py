@@ -28,7 +28,7 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
 
 def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
     """Zero-pad the end of each axis of a map (B, *spatial, C) to a multiple of `size`."""
-    pads = [-length % multiple for length, multiple in zip(x.shape[1:-1], size, strict=True)]
+    pads = [(multiple - length % multiple) % multiple for length, multiple in zip(x.shape[1:-1], size, strict=True)]
     if not any(pads):
         return x
     return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))

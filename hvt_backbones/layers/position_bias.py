@@ -52,10 +52,10 @@ class PositionBias(nn.Module):
         self.window_size = tuple(window_size)
         self.num_heads = num_heads
 
-    def forward(self, window: tuple[int, ...], x: Tensor) -> Tensor:
+    def forward(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`.
 
-        It is made on the device of `x`, a map that is to be attended: the weights may lie elsewhere between calls.
+        It is made on `device`, that of the map that is to be attended: the weights may lie elsewhere between calls.
         """
         raise NotImplementedError
 
@@ -76,8 +76,8 @@ class RelativePositionBias(PositionBias):
         self.table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in self.window_size), num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, window: tuple[int, ...], x: Tensor) -> Tensor:
-        return self._gather(self.table, self._index(window, x.device), window)
+    def forward(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+        return self._gather(self.table, self._index(window, device), window)
 
     def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         """The row of the table for each pair of tokens, (N * N,)."""
@@ -100,13 +100,13 @@ class LogPositionBias(PositionBias):
             nn.Linear(len(self.window_size), self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, num_heads, bias=False)
         )
 
-    def forward(self, window: tuple[int, ...], x: Tensor) -> Tensor:
+    def forward(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         # layers that took the place of the network's may have no parameters of a floating-point type
         dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), torch.float32)
         # float32 first for a float64 model, too, as the official buffers are
-        offsets = relative_coordinates(window, self.pretrained_window_size, x.device).to(dtype)
+        offsets = relative_coordinates(window, self.pretrained_window_size, device).to(dtype)
         # the meta device has no autocast to switch off
-        with contextlib.nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False):
+        with contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
             table = self.mlp(offsets)
         table = 16 * torch.sigmoid(table.to(torch.promote_types(dtype, torch.float32)))
-        return self._gather(table, relative_position_index(window, window, x.device), window)
+        return self._gather(table, relative_position_index(window, window, device), window)

@@ -19,7 +19,7 @@ PADDING_MASK = -1000.0  # Twins' segmentation code
 def pad_map(x: Tensor, window: tuple[int, ...], value: Tensor | None) -> Tensor:
     """Pad the end of each axis of (B, *spatial, C) to whole windows with `value` (C,), by default zeros."""
     for axis, side in enumerate(window, start=1):
-        missing = -x.shape[axis] % side
+        missing = (side - x.shape[axis] % side) % side
         if missing == 0 and not torch.compiler.is_compiling():
             continue
         shape = list(x.shape)
@@ -68,7 +68,7 @@ class WindowLayout:
         self.window, self.shift, self.num_heads = window, shift, num_heads
         self.batch, self.spatial = shape[0], tuple(shape[1:-1])
         self.axes = len(window)
-        self.grid = tuple(-(-length // side) for length, side in zip(self.spatial, window, strict=True))
+        self.grid = tuple((length + side - 1) // side for length, side in zip(self.spatial, window, strict=True))
         self.windows, self.tokens = math.prod(self.grid), math.prod(window)
         self.padded = any(length % side for length, side in zip(self.spatial, window, strict=True))
 
@@ -115,7 +115,7 @@ def window_mask(
     """
     sides, padding = [], []
     for length, side, offset in zip(spatial, window, shift, strict=True):
-        padded = length + -length % side
+        padded = (length + side - 1) // side * side
         position = torch.arange(padded, device=device)
         sides.append(position >= padded - offset if offset else position < 0)
         padding.append((position + offset) % padded >= length)
@@ -136,7 +136,7 @@ def _distinct(
     """
     smaller, places = [], []
     for length, side, offset in zip(spatial, window, shift, strict=True):
-        grid = -(-length // side)
+        grid = (length + side - 1) // side
         kept = min(grid, 3 if mask_padding else 2 if offset else 1)
         smaller.append(length - (grid - kept) * side)
         places.append(tuple(max(0, i - grid + kept) for i in range(grid)))
