@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..families import TINY, images, tiny, tiny_classifier
 
 # every model of these tests: (family, how it is built)
-MODELS = [pytest.param(family, make, id=f"{family}-{make.__name__}") for family in TINY for make in (tiny, tiny_classifier)]
+MODELS = [
+    pytest.param(family, make, id=f"{family}-{make.__name__}") for family in TINY for make in (tiny, tiny_classifier)
+]
 every_model = pytest.mark.parametrize(("family", "make"), MODELS)
 families = pytest.mark.parametrize("family", TINY)
 # one that windows, strides and reductions divide, and one that nothing divides
