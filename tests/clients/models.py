@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ..families import TINY, images, tiny, tiny_classifier
+from ..families import TINY, tiny, tiny_classifier
 
 # every model of these tests: (family, how it is built)
 MODELS = [
