@@ -68,6 +68,14 @@ def test_wrong_images(family: str) -> None:
         model(images(family, 32, 32)[0])
     with pytest.raises(hvt.InputError, match="3x40, smaller than one 4x4 patch"):
         model(images(family, 3, 40))
+    for given in (images(family, 40, 40).to(torch.uint8), [[1.0]]):
+        with pytest.raises(hvt.InputError, match="floating-point tensor"):
+            model(given)
+
+
+@families
+def test_an_empty_batch_gives_empty_maps(family: str) -> None:
+    assert [x.shape[0] for x in tiny(family).eval()(images(family, 40, 40, batch=0))] == [0, 0, 0, 0]
 
 
 @families

@@ -17,6 +17,15 @@ BAD_ARGUMENTS = {
     "a stage that is not there": ({"depths": (1, 1), "out_indices": (0, 3)}, "0 to 1"),
     "one stage number": ({"out_indices": 3}, "out_indices must be a tuple"),
     "tag": ({"pretrained": "in21k"}, "in1k, in22k_ft_in1k, in22k"),
+    "no channels": ({"embed_dim": 0}, "embed_dim is 0"),
+    "parts of channels": ({"embed_dim": 96.0}, "embed_dim is 96.0"),
+    "negative channels": ({"in_chans": -1}, "in_chans is -1"),
+    "channels as text": ({"in_chans": "3"}, "in_chans is '3'"),
+    "ratio": ({"mlp_ratio": -1.0}, "MLP ratio -1.0"),
+    "negative rate": ({"drop_path_rate": -1.0}, "drop_path_rate is -1.0"),
+    "rate above 1": ({"attn_drop_rate": 2.0}, "attn_drop_rate is 2.0"),
+    "part of a window": ({"window_size": 7.0}, "window_size 7.0"),
+    "number for a tag": ({"pretrained": 3}, "pretrained is 3"),
 }
 
 

@@ -1,0 +1,120 @@
+"""Graphs of a model: traced, exported, compiled, converted, run without numbers, and those that cannot be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import openvino
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import hvt_backbones as hvt
+
+from ..families import images, tiny, tiny_classifier
+from .models import SIZES, Make, every_model, families, maps, same, scalar
+
+sizes = pytest.mark.parametrize("size", SIZES, ids=str)
+OTHERS = [(96, 64), (75, 90), (48, 72)]
+
+
+def two_stages(family: str) -> nn.Module:
+    """Both shifts, a reduction and a merging; graphs take long to make."""
+    return tiny(family, out_indices=(0, 1)).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+@families
+@sizes
+def test_traces_pass_their_own_check_and_are_right_or_refuse(family: str, size: tuple[int, int]) -> None:
+    model, x = two_stages(family), images(family, *size)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            traced = torch.jit.trace(model, x)
+            same(traced(x), model(x))
+    for other in OTHERS:
+        x = images(family, *other)
+        expected = model(x)
+        try:
+            found = traced(x)
+        except RuntimeError:
+            continue
+        same(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@families
+def test_classifiers_are_traced(family: str) -> None:
+    model, x = tiny_classifier(family).eval(), images(family, 45, 70)
+    same([torch.jit.trace(model, x)(x)], [model(x)])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@families
+@sizes
+def test_onnx_runtime_and_openvino_run_what_was_traced(family: str, size: tuple[int, int], tmp_path: Path) -> None:
+    model, x = two_stages(family), images(family, *size)
+    with torch.no_grad():
+        expected = model(x)
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=False, input_names=["x"])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    same(map(torch.from_numpy, session.run(None, {"x": x.numpy()})), expected)
+    if size == SIZES[0]:
+        return  # OpenVINO takes long; the other size has all of it and padding
+    converted = openvino.convert_model(model, example_input=x)
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    found = openvino.compile_model(converted, "CPU", exact)(x.numpy())
+    same([torch.from_numpy(found[i]) for i in range(len(expected))], expected)
+
+
+@every_model
+@sizes
+def test_models_are_built_and_run_without_numbers(family: str, make: Make, size: tuple[int, int]) -> None:
+    expected = [y.shape for y in maps(make(family), images(family, *size))]
+    with FakeTensorMode():
+        model = make(family).train()
+        found = maps(model, torch.empty(images(family, *size).shape))
+        scalar(found).backward()
+        assert [y.shape for y in found] == expected
+        assert all(p.grad.shape == p.shape for p in model.parameters())
+    same(maps(make(family), images(family, *size)), maps(make(family), images(family, *size)))  # nothing fake is left
+
+
+@families
+def test_what_cannot_be_followed_says_what_to_use(family: str) -> None:
+    for model in (tiny(family), tiny_classifier(family)):
+        with pytest.raises(hvt.InputError, match=r"any size. Use create_backbone\(name, out_indices"):
+            torch.fx.symbolic_trace(model)
+        with pytest.raises(hvt.InputError, match="forward hooks .* torch.export.export"):
+            create_feature_extractor(model, ["stages.1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["swin", "swinv2", "twins_svt", "video_swin"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
+    model = tiny_classifier(family).train(mode == "train")
+    x = images(family, 64, 64)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(mode == "train"):
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    if mode == "train":
+        ours, theirs = (torch.autograd.grad(f(x).sum(), list(model.parameters())) for f in (compiled, model))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["swin", "swinv2", "video_swin"])
+def test_exported_programs_take_any_batch(family: str) -> None:
+    model = tiny_classifier(family).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (images(family, 64, 64),), dynamic_shapes=({0: batch},))
+    x = images(family, 64, 64, batch=5)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
