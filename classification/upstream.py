@@ -12,14 +12,13 @@ from typing import Any
 from PIL import Image
 from timm.data import auto_augment
 
-# of pictures whose pixels are right all the same; none of them names the picture, and each worker repeats them
+# (module, beginning) of warnings about pictures whose pixels are right all the same: what is not is an error. None of
+# them names the picture, and each worker repeats them
 FALSE_ALARMS = (
-    "Corrupt EXIF data",  # cameras and editors write such; the orientation alone is used
-    "Truncated File Read",  # within EXIF, too; a truncated picture is an error and not a warning
-    "Metadata Warning, tag",
-    "Palette images with Transparency",  # the transparency is dropped, as for every picture
-    "Image appears to be a malformed MPO file",  # read as the JPEG that it is
-    r"Image size \(\d+ pixels\) exceeds limit",  # a large photograph; at twice the limit it is an error, which names it
+    (r"PIL\.TiffImagePlugin", ""),  # malformed metadata, EXIF's of a JPEG too: the orientation alone is of use
+    (r"PIL\.Image", "Palette images with Transparency"),  # which is dropped, as of every picture
+    (r"PIL\.Image", r"Image size \(\d+ pixels\) exceeds limit"),  # a large photograph; twice the limit is an error
+    (r"PIL\.JpegImagePlugin", "Image appears to be a malformed MPO file"),  # read as the JPEG that it is
 )
 _posterize = auto_augment.posterize
 
@@ -44,8 +43,8 @@ def mend_timm() -> None:
 
 def silence_false_alarms() -> None:
     """Ignore the warnings of `FALSE_ALARMS` in this process."""
-    for beginning in FALSE_ALARMS:
-        warnings.filterwarnings("ignore", message=beginning, module=r"PIL\.")
+    for module, beginning in FALSE_ALARMS:
+        warnings.filterwarnings("ignore", message=beginning, module=module)
 
 
 mend_timm()

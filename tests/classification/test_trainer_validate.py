@@ -158,7 +158,8 @@ def test_unreadable_pictures(
     assert (result["images"], result["unreadable"]) == (5, [str(broken)])
     assert main([str(trained), *data, "--on-error", "skip", "--max-errors", "0.2"]) == 0
     assert "right, 1 unreadable left out)" in capsys.readouterr().out
-    assert main([str(trained), *data, "--on-error", "skip"]) == 2  # 1 % of six pictures is none
+    assert main([str(trained), *data, "--on-error", "skip"]) == 0  # 1 % of six pictures is less than one: one it is
+    assert main([str(trained), *data, "--on-error", "skip", "--max-errors", "0"]) == 2
     assert "error: --max-errors: 1 of 6 pictures" in capsys.readouterr().err
     assert main([str(trained), *data]) == 2
     error = capsys.readouterr().err
