@@ -46,11 +46,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """timm's optimiser over the model's parameter groups, at the rate of the global batch."""
     settings = config.optimizer
-    # one kernel for all parameters: PyTorch has it for cuda, torch_npu for npu; on the CPU the same arithmetic as
-    # without, on lists: one by one, FSDP2's shards take most of a small model's step
+    # one kernel for all parameters where it is known to skip a step whose gradients overflowed in fp16, which is on
+    # cuda: torch_npu's GradScaler hands itself to a fused optimiser, which takes no such argument, and the kernel
+    # behind torch's own scaler (FSDP2's) ignores found_inf. Elsewhere the same arithmetic on lists: one by one,
+    # FSDP2's shards take most of a small model's step
     kernel = {}
     if settings.name in ("adamw", "adam"):
-        kernel = {"foreach": True} if device.type == "cpu" else {"fused": True}
+        kernel = {"fused": True} if device.type == "cuda" else {"foreach": True}
     try:
         return create_optimizer_v2(
             model.param_groups(weight_decay=settings.weight_decay, layer_decay=settings.layer_decay),

@@ -61,6 +61,10 @@ class DataConfig:
         "imagefolder; synthetic: noise, to measure speed",
     )
     dir: str | None = setting(None, "folder of the data, or name of the Hugging Face dataset", flag="--data-dir")
+    class_order: Literal["natural", "text"] = setting(
+        "natural",
+        "how class folders (imagefolder, tar) are numbered: natural has 9 before 10, text 10 before 9 as torchvision",
+    )
     train_split: str = setting("train", "folder under data.dir, or split, to train on")
     val_split: str = setting("val", "folder under data.dir, or split, to evaluate on")
     synthetic_classes: int = setting(1000, "classes of synthetic data", low=1, high=1_000_000)

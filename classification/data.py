@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -28,7 +28,7 @@ from hvt_backbones.predict import Preprocessing
 
 from .config import AugmentationConfig, DataConfig
 from .digits import lay_out_digits
-from .pictures import Noise, OnError, Pictures, Sample, check_classes
+from .pictures import Noise, OnError, Pictures, Sample
 from .pictures import Unreadable as Unreadable  # for those who count what the batches name
 from .readers import open_reader
 from .sampler import RankSlice, TrainSampler
@@ -57,6 +57,7 @@ def open_pictures(
     transform: Any,
     on_error: OnError = "fail",
     max_errors: float = DataConfig.max_errors,
+    class_order: Literal["natural", "text"] = DataConfig.class_order,
 ) -> Pictures:
     """The pictures of one split: `path` itself, or the `split` of it.
 
@@ -67,7 +68,10 @@ def open_pictures(
     reader = open_reader("imagefolder" if kind == "digits" else kind, Path(path), split)
     if on_error == "fail" and hasattr(reader, "check_sizes"):
         reader.check_sizes()
-    return Pictures(reader, channels=channels, transform=transform, on_error=on_error, max_errors=max_errors)
+    pictures = Pictures(reader, channels=channels, transform=transform, on_error=on_error, max_errors=max_errors)
+    if class_order == "text" and kind in ("imagefolder", "tar"):
+        pictures.sort_as_text()
+    return pictures
 
 
 def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pictures, Pictures]:
@@ -96,10 +100,12 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
             transform=transform,
             on_error=config.on_error,
             max_errors=config.max_errors,
+            class_order=config.class_order,
         )
         for split, transform in splits.items()
     )
-    check_classes(train.class_names, val.class_names, f"{root / config.train_split}", f"{root / config.val_split}")
+    for name in getattr(train.reader, "empty", ()):
+        raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")
     val.use_classes(train.class_names, f"{root / config.train_split}")
     return train, val
 

@@ -24,6 +24,8 @@ from .pictures import Pictures
 from .progress import Progress, count_unreadable
 from .report import write_report
 
+NAMES_SHOWN = 4
+
 
 class Journal:
     """Tells of a run on the terminal and in TensorBoard, and writes the files of its epochs and of its end.
@@ -64,6 +66,19 @@ class Journal:
             f"global batch {progress.global_batch}, {progress.steps_per_epoch} steps per epoch, learning rate "
             f"{peak:g}{scaling}, {warmup_epochs(config)} epochs of warm-up"
         )
+        for pictures, what in ((self.train_data, "training"), (self.val_data, "held-out")):
+            if absent := pictures.classes_without_pictures():
+                more = f" and {len(absent) - NAMES_SHOWN} more" if len(absent) > NAMES_SHOWN else ""
+                accelerator.print(
+                    f"{len(absent)} of {len(pictures.class_names)} classes have no {what} pictures: "
+                    f"{', '.join(absent[:NAMES_SHOWN])}{more}"
+                )
+        if config.data.on_error == "skip":
+            accelerator.print(
+                f"data.on_error = skip: up to {self.train_data.max_unreadable} training and "
+                f"{self.val_data.max_unreadable} held-out pictures may be unreadable (data.max_errors = "
+                f"{config.data.max_errors:g}, at least one)"
+            )
         if progress.step:
             epoch, done = divmod(progress.step, progress.steps_per_epoch)
             within = f", {done} steps into epoch {epoch + 1}" if done else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps
+from timm.data import ImageNetInfo
 from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from hvt_backbones import InputError
 from hvt_backbones.predict import PICTURE_MODES
+from hvt_backbones.predict import class_names as imagenet_names
+
+from . import upstream as upstream  # a worker that starts afresh unpickles the data set, hence imports this module
 
 OnError = Literal["fail", "skip"]
 
@@ -55,7 +60,8 @@ class Pictures(Dataset):
         self.channels = channels
         self.transform = transform
         self.on_error = on_error
-        self.max_unreadable = int(max_errors * len(reader) + 1e-9)  # 0.29 * 100 is a little less than 29
+        # 0.29 * 100 is a little less than 29; a small set may lose one all the same, unless the share is 0
+        self.max_unreadable = max(int(max_errors * len(reader) + 1e-9), math.ceil(max_errors))
         self.class_names: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
         self.class_order: list[int] | None = None
 
@@ -73,20 +79,52 @@ class Pictures(Dataset):
 
     def class_counts(self) -> np.ndarray:
         """Pictures of each class, (number of classes,)."""
-        counts = np.bincount(self.reader.targets, minlength=len(self.class_names))
-        return counts if self.class_order is None else counts[np.argsort(self.class_order)]
+        targets = np.asarray(self.reader.targets, dtype=np.int64)
+        if self.class_order is not None:
+            targets = np.asarray(self.class_order)[targets]
+        return np.bincount(targets, minlength=len(self.class_names))
+
+    def classes_without_pictures(self) -> list[str]:
+        """Their names."""
+        return [name for name, count in zip(self.class_names, self.class_counts(), strict=True) if count == 0]
+
+    def sort_as_text(self) -> None:
+        """Number the classes by their names as text, 10 before 9, as torchvision does, instead of by value."""
+        order = sorted(range(len(self.class_names)), key=self.class_names.__getitem__)
+        self.class_order = np.argsort(order).tolist()
+        self.class_names = [self.class_names[index] for index in order]
 
     def use_classes(self, names: Sequence[str], where: str) -> None:
-        """Number the classes as a model with these `names` does, wherever the data has them in another order.
+        """Number the classes as a model with these `names` does, wherever the data has fewer or another order.
 
         Raises:
-            InputError: the data has other classes; `where` says whose names they are.
+            InputError: the data has pictures of other classes; `where` says whose names they are.
         """
-        check_classes(names, self.class_names, where, "the data")
-        if set(names) == set(self.class_names):  # else the data's are numbers, which mean the model's order
-            position = {name: index for index, name in enumerate(names)}
-            self.class_order = [position[name] for name in self.class_names]
+        own = sorted(self.reader.class_to_idx, key=self.reader.class_to_idx.__getitem__)
+        used = set(np.unique(self.reader.targets).tolist())  # a class without pictures may be called as it likes
+        position = class_positions(names, [name for index, name in enumerate(own) if index in used], where)
+        self.class_order = [position.get(name, -1) for name in own]
         self.class_names = list(names)
+
+    def use_numbers(self, numbers: Sequence[int], num_classes: int, where: str) -> None:
+        """Class k of the data is class `numbers[k]` of a model with `num_classes`; `where` says whose the numbers are.
+
+        Raises:
+            InputError: another number of them than classes, one twice, or one that the model does not have.
+        """
+        if len(numbers) != len(self.class_names):
+            raise InputError(
+                f"{where} has {len(numbers)} lines, the data {len(self.class_names)} classes; expected one for each, "
+                "in the order of the class folders."
+            )
+        for number in numbers:
+            if not 0 <= number < num_classes or numbers.count(number) > 1:
+                problem = "more than once" if 0 <= number < num_classes else f"of a model with {num_classes} classes"
+                raise InputError(f"{where} has class {number} {problem}; expected different ones from 0.")
+        order = range(len(numbers)) if self.class_order is None else self.class_order
+        self.class_order = [numbers[index] for index in order]
+        names = dict(zip(numbers, self.class_names, strict=True))
+        self.class_names = [names.get(index, str(index)) for index in range(num_classes)]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         if isinstance(key, tuple):
@@ -179,6 +217,9 @@ class Noise(Pictures):
     def __len__(self) -> int:
         return self.images
 
+    def classes_without_pictures(self) -> list[str]:
+        return []
+
     def class_counts(self) -> np.ndarray:
         return np.bincount(np.arange(self.images) % len(self.class_names), minlength=len(self.class_names))
 
@@ -224,18 +265,38 @@ def too_many_unreadable(names: Sequence[str], length: int, limit: int) -> InputE
     )
 
 
-def check_classes(expected: Sequence[str], found: Sequence[str], expected_where: str, found_where: str) -> None:
-    """`InputError`, with the first few names, where two lists of classes differ.
+def class_positions(names: Sequence[str], found: Sequence[str], where: str) -> dict[str, int]:
+    """Class of the data -> class of the model whose classes have these `names`; the data may have fewer.
 
-    Folders that are numbered from 0 on, as ImageNet-V2's, stand for as many classes of any names in their order.
+    Folders that are numbers, as ImageNet-V2's, stand for the model's classes of these indices, whatever their names.
+    ImageNet's WordNet ids (n01440764) are looked up where the model's classes are ImageNet's, or have no names.
+
+    Raises:
+        InputError: the data has other classes; `where` says whose the names are.
     """
-    if len(expected) == len(found) and list(found) == [str(index) for index in range(len(found))]:
-        return
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        parts = [
-            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} only in {where}"
-            for names, where in ((missing, expected_where), (extra, found_where))
-            if names
-        ]
-        raise InputError(f"the classes differ: {'; '.join(parts)}. Both need the same class folders.")
+    position = {name: index for index, name in enumerate(names)}
+    if position.keys() >= set(found):
+        return {name: position[name] for name in found}
+    numbers = {name: int(name) for name in found if name.isdecimal()}
+    if len(numbers) == len(found) and len(set(numbers.values())) == len(found) and max(numbers.values()) < len(names):
+        return numbers
+    nameless = list(names) == [str(index) for index in range(len(names))]
+    synsets = wordnet_ids(len(names)) if nameless or list(names) == imagenet_names(len(names)) else {}
+    if synsets.keys() >= set(found):
+        return {name: synsets[name] for name in found}
+    missing = sorted(position.keys() - set(found))
+    unknown = sorted(set(found) - (synsets.keys() if synsets.keys() & set(found) else position.keys()))
+    lists = [f"{', '.join(part[:5])}{', ...' if len(part) > 5 else ''}" for part in (unknown, missing)]
+    more = f" (it has {lists[1]} without such pictures)" if missing else ""
+    raise InputError(
+        f"the classes differ: {lists[0]} only in the data, and unknown to {where}{more}. Remove these classes from the "
+        "data, or name its folders as the model's classes, by their indices from 0, or by ImageNet's WordNet ids."
+    )
+
+
+def wordnet_ids(num_classes: int) -> dict[str, int]:
+    """WordNet id -> class of ImageNet's published heads of 1000 or Swin's 21841 classes; empty for other counts."""
+    if num_classes not in (1000, 21841):
+        return {}
+    info = ImageNetInfo("imagenet-1k" if num_classes == 1000 else "imagenet-22k-ms")
+    return {info.index_to_label_name(index): index for index in range(num_classes)}

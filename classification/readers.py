@@ -38,8 +38,11 @@ class ReaderFolder(ReaderImageFolder):
 
     Pictures are in the order of their paths, the same on every machine; hidden files and folders are none.
 
+    Attributes:
+        empty: the class folders without pictures, which count as classes all the same.
+
     Raises:
-        InputError: no such folder; no pictures at all or in one class; or pictures outside of a class.
+        InputError: no such folder; no pictures at all; or pictures outside of a class.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,11 +57,11 @@ class ReaderFolder(ReaderImageFolder):
         labels = [path[prefix:].partition(os.sep) for path in paths]
         if any(not separator for _, separator, _ in labels):
             raise InputError(f"data folder {folder} has pictures that lie in no class; {EXPECTED_FOLDERS}.")
-        self.class_to_idx = index_classes(name for name, _, _ in labels)
+        named = {name for name, _, _ in labels}
+        children = (child for child in sorted(folder.iterdir()) if not child.name.startswith("."))
+        self.empty = [child.name for child in children if child.is_dir() and child.name not in named]
+        self.class_to_idx = index_classes([*named, *self.empty])
         self.samples = [(path, self.class_to_idx[name]) for path, (name, _, _) in zip(paths, labels, strict=True)]
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith(".") and child.name not in self.class_to_idx:
-                raise InputError(f"class folder {child} holds no pictures; add some, or remove it.")
 
     @property
     def targets(self) -> list[int]:

@@ -22,7 +22,7 @@ from hvt_backbones.processes import leave_processes
 from . import checkpoint, parallel
 from .data import eval_loader, open_pictures
 from .engine import evaluate
-from .pictures import Pictures, Unreadable
+from .pictures import Pictures, Unreadable, wordnet_ids
 
 # The settings that messages of the trainer's parts name -> our options
 OPTIONS = {
@@ -61,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-errors", type=_portion, default=0.01, metavar="X", help="share that may be skipped (default: 0.01)"
+    )
+    parser.add_argument(
+        "--class-order",
+        choices=("natural", "text"),
+        help="as data.class_order of a recipe, for files that do not name their classes (default: natural)",
+    )
+    parser.add_argument(
+        "--class-map", metavar="FILE", help="text file: line k is the model's class (from 0) of class folder k"
     )
     parser.add_argument("--model", metavar="NAME", help="model of a file that does not say it")
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="per process (default: 64)")
@@ -158,16 +166,47 @@ def open_split(args: argparse.Namespace, model_file: ModelFile, transform: Any) 
         transform=transform,
         on_error=args.on_error,
         max_errors=args.max_errors,
+        class_order=args.class_order or "natural",
     )
-    if model_file.class_names is not None:
+    if args.class_map is not None:
+        data.use_numbers(_read_class_map(args.class_map), model_file.num_classes, f"--class-map: {args.class_map}")
+    elif model_file.class_names is not None:
         data.use_classes(model_file.class_names, args.checkpoint)
-    elif model_file.num_classes != len(data.class_names):
-        raise InputError(
-            f"{args.checkpoint} tells {model_file.num_classes} classes apart, {_where(args, split)} has "
-            f"{len(data.class_names)} classes; give the data it was trained for."
-        )
+    else:
+        _number_for_nameless_head(data, model_file, args, _where(args, split))
     args.split = split
     return data
+
+
+def _number_for_nameless_head(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
+    """As many class folders as classes are these in order; fewer must say by number or WordNet id which they are."""
+    folders, count = data.class_names, model_file.num_classes
+    if args.class_order is None and args.kind in ("imagefolder", "tar") and folders != sorted(folders):
+        first = next(name for name, as_text in zip(folders, sorted(folders), strict=True) if name != as_text)
+        print(
+            f"note: {args.checkpoint} does not name its classes; class folder {first} is taken for class "
+            f"{folders.index(first)}. A model that torchvision's ImageFolder numbered the classes for has it as class "
+            f"{sorted(folders).index(first)}: give --class-order text for such.",
+            file=sys.stderr,
+        )
+    if len(folders) == count and not wordnet_ids(count).keys() >= set(folders):
+        return
+    numbers = [str(index) for index in range(count)]
+    try:
+        data.use_classes(sorted(numbers) if args.class_order == "text" else numbers, args.checkpoint)
+    except InputError:
+        raise InputError(
+            f"{args.checkpoint} tells {count} classes apart and does not name them, {where} has {len(folders)} "
+            f"classes ({', '.join(folders[:3])}{', ...' if len(folders) > 3 else ''}); give the data it was trained "
+            "for, name the folders by class number or ImageNet's WordNet id, or give --class-map FILE."
+        ) from None
+
+
+def _read_class_map(path: str) -> list[int]:
+    try:
+        return [int(line) for line in Path(path).read_text(encoding="utf-8").split()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--class-map: {path} is no text file with one class index a line ({error}).") from None
 
 
 def _default_split(kind: str, root: Path) -> str | None:
@@ -216,6 +255,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "model": model_file.name,
         "data": _where(args, args.split),
         "classes": len(data.class_names),
+        "classes_with_pictures": len(data.class_names) - len(data.classes_without_pictures()),
         "input_size": list(preprocessing.input_size),
         "crop_pct": preprocessing.crop_pct,
         "interpolation": preprocessing.interpolation,
@@ -252,7 +292,7 @@ def _report(report: dict[str, Any], destination: str | None) -> None:
     print(
         f"checkpoint  {report['checkpoint']}\n"
         f"model       {report['model']}\n"
-        f"data        {report['data']}, {report['classes']} classes\n"
+        f"data        {report['data']}, pictures of {report['classes_with_pictures']} of {report['classes']} classes\n"
         f"input       {'x'.join(map(str, report['input_size']))}, crop {report['crop_pct']:g}, "
         f"{report['interpolation']}\n"
         f"device      {report['processes']} x {report['device']}, {report['precision']}\n"

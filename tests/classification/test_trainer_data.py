@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,6 @@ from classification.data import (
     Pictures,
     Unreadable,
     batches,
-    check_classes,
     eval_loader,
     open_data,
     open_pictures,
@@ -35,7 +35,9 @@ from classification.data import (
     train_loader,
 )
 from classification.digits import lay_out_digits
+from classification.pictures import class_positions
 from hvt_backbones import InputError
+from hvt_backbones.predict import class_names as imagenet_names
 
 CPU = torch.device("cpu")
 STRONG = AugmentationConfig(auto_augment="rand-m9-n3-mstd0.5-inc1", random_erasing=0.6)  # draws from all generators
@@ -212,10 +214,28 @@ def test_grey_models_read_grey(small_data: Path) -> None:
     assert data[0].image.shape == (1, 16, 16)
 
 
-def test_class_lists_are_compared_by_name() -> None:
-    check_classes(["a", "b"], ["a", "b"], "train", "val")
-    with pytest.raises(InputError, match="b, c only in train; d only in val"):
-        check_classes(["a", "b", "c"], ["a", "d"], "train", "val")
+SYNSETS = imagenet_names(1000)  # the descriptions of ImageNet's classes
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "expected"),
+    [
+        (["a", "b", "c"], ["c", "a"], [2, 0]),
+        (["a", "b", "c"], ["2", "01"], [2, 1]),
+        (["10", "9"], ["9"], [1]),  # a name before an index
+        (SYNSETS, ["n01498041", "n01531178"], [6, 11]),  # ImageNet-A's first: stingray, goldfinch
+        ([str(index) for index in range(1000)], ["n01498041"], [6]),
+        (["a", "b", "c"], ["a", "d"], "d only in the data, and unknown to the model .it has b, c without"),
+        (["a", "b", "c"], ["1", "3"], "1, 3 only in the data"),
+        ([f"mine {index}" for index in range(1000)], ["n01498041"], "n01498041 only in the data"),
+    ],
+)
+def test_classes_of_the_data_are_found_in_the_model(names: list[str], found: list[str], expected: object) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            class_positions(names, found, "the model")
+    else:
+        assert class_positions(names, found, "the model") == dict(zip(found, expected, strict=True))
 
 
 def numbered(root: Path, names: list[str]) -> Path:
@@ -241,8 +261,11 @@ def test_numeric_folders_are_classes_in_numeric_order(tmp_path: Path) -> None:
     data.use_classes(synsets, "the model")
     assert data.class_names == synsets
     assert levels(data) == {index: index for index in range(12)}
-    with pytest.raises(InputError, match="only in the model"):
-        data.use_classes([f"m{index}" for index in range(13)], "the model")
+    data.use_classes([f"m{index}" for index in range(13)], "the model")
+    assert data.classes_without_pictures() == ["m12"]
+    as_text = open_pictures(tmp_path, channels=3, transform=as_tensor((3, 8, 8)), class_order="text")
+    assert as_text.class_names[:4] == ["0", "1", "10", "11"]
+    assert levels(as_text) == {index: int(name) for index, name in enumerate(as_text.class_names)}
 
 
 def test_classes_follow_the_names_of_a_model_with_another_order(tmp_path: Path) -> None:
@@ -258,6 +281,14 @@ def test_training_and_evaluation_number_the_classes_alike(tmp_path: Path) -> Non
     numbered(tmp_path / "val", ["0", "1", "2", "3"])
     train, val = open_data(folder_config(tmp_path), STRONG)
     assert train.class_names == val.class_names == ["ant", "Bee", "bee", "cat"]
+    shutil.rmtree(tmp_path / "val" / "1")
+    (tmp_path / "val" / "2" / "0.png").unlink()
+    train, val = open_data(folder_config(tmp_path), STRONG)
+    assert val.classes_without_pictures() == ["Bee", "bee"]
+    assert [val[index].target for index in range(len(val))] == [0, 3]
+    (tmp_path / "train" / "dog").mkdir()
+    with pytest.raises(InputError, match="dog holds no pictures"):
+        open_data(folder_config(tmp_path), STRONG)
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "synthetic"])

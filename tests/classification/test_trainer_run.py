@@ -188,7 +188,7 @@ def fault_class_empty(data: Path) -> tuple[tuple[str, ...], str]:
 
 def fault_classes_differ(data: Path) -> tuple[tuple[str, ...], str]:
     (data / "val" / "dark").rename(data / "val" / "dusk")
-    return (), "dark only in"
+    return (), "dusk only in"
 
 
 def fault_zero_bytes(data: Path) -> tuple[tuple[str, ...], str]:

@@ -146,6 +146,18 @@ def test_numbered_folders_are_classes_by_index(tmp_path: Path, validated: Callab
             Image.new("RGB", (40, 40)).save(tmp_path / "val" / str(index) / f"{copy}.png")
     result = validated(tmp_path / "weights.safetensors", tmp_path, "--size", "32")
     assert (result["images"], result["correct"], result["classes"]) == (14, 3, 12)
+    # a foreign file without names: by value, or as torchvision numbers them, where class 2 is folder 10
+    save_state_dict(weights.state_dict(), tmp_path / "foreign.safetensors", {"hvt.model": "pvt_v2_b0"})
+    foreign = tmp_path / "foreign.safetensors", tmp_path, "--size", "32"
+    assert validated(*foreign)["correct"] == 3
+    assert validated(*foreign, "--class-order", "text")["correct"] == 1
+    for index in (0, 3, 11):  # the numbers that are left keep their classes
+        shutil.rmtree(tmp_path / "val" / str(index))
+    result = validated(*foreign)
+    assert (result["images"], result["correct"], result["classes_with_pictures"]) == (11, 3, 9)
+    assert validated(*foreign, "--class-order", "text")["correct"] == 1
+    (tmp_path / "map.txt").write_text("\n".join(map(str, [2, 1, 0, 3, 4, 5, 6, 7, 8])))  # folder 1 is class 2
+    assert validated(*foreign, "--class-map", str(tmp_path / "map.txt"))["correct"] == 1
 
 
 def test_unreadable_pictures(
@@ -158,7 +170,8 @@ def test_unreadable_pictures(
     assert (result["images"], result["unreadable"]) == (5, [str(broken)])
     assert main([str(trained), *data, "--on-error", "skip", "--max-errors", "0.2"]) == 0
     assert "right, 1 unreadable left out)" in capsys.readouterr().out
-    assert main([str(trained), *data, "--on-error", "skip"]) == 2  # 1 % of six pictures is none
+    assert main([str(trained), *data, "--on-error", "skip"]) == 0  # 1 % of six pictures is less than one: one it is
+    assert main([str(trained), *data, "--on-error", "skip", "--max-errors", "0"]) == 2
     assert "error: --max-errors: 1 of 6 pictures" in capsys.readouterr().err
     assert main([str(trained), *data]) == 2
     error = capsys.readouterr().err

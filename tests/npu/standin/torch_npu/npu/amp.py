@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -26,6 +27,12 @@ class GradScaler(torch.amp.GradScaler):
     ) -> None:
         super().__init__("npu", init_scale, growth_factor, backoff_factor, growth_interval, enabled)
         self._dynamic = dynamic
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """As torch_npu's: an optimiser that says it scales by itself gets the scaler, which no fused one takes."""
+        if self._enabled and getattr(optimizer, "_step_supports_amp_scaling", False):
+            return optimizer.step(*args, **kwargs, grad_scaler=self)
+        return super().step(optimizer, *args, **kwargs)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         super().update(new_scale if self._dynamic or new_scale is not None else self.get_scale())
