@@ -28,12 +28,15 @@ def look(dataset: Any, extent: Extent) -> Report:
     """Report on a data set of mmsegmentation, of whatever type: they all list pictures and maps."""
     from hvt_backbones.openmmlab_commands.check import Report, listed
     from hvt_backbones.openmmlab_commands.findings import ask_all, evenly
-    from hvt_backbones.openmmlab_commands.maps import gather, inspect, numbers_of
+    from hvt_backbones.openmmlab_commands.maps import gather, inspect, numbers_of, readers_of
     from hvt_backbones.openmmlab_commands.samples import SAMPLE, is_segmentation
 
     findings, samples = listed(dataset)
-    if not is_segmentation(dataset) or not all("seg_map_path" in sample for sample in samples):
-        return Report(findings, f"{len(samples)} samples ({type(dataset).__name__}: lists no maps, nothing is checked)")
+    kind = type(dataset).__name__
+    if not is_segmentation(dataset) or not readers_of(dataset):
+        return Report(findings, f"{len(samples)} samples (how the maps of this {kind} are read is not known here)")
+    if not all("seg_map_path" in sample for sample in samples):
+        return Report(findings, f"{len(samples)} pictures without maps")
     pairs = [(sample["img_path"], sample["seg_map_path"]) for sample in samples]
     chosen = evenly(pairs, SAMPLE) if extent.quick else pairs
     ask = functools.partial(inspect, numbers=numbers_of(dataset), whole=not extent.quick)

@@ -55,23 +55,22 @@ class Findings:
         Raises:
             InputError: the first thing that is wrong, how many there are of its kind, and the command that lists them.
         """
-        wrong = [kind for kind in self.found if kind.wrong]
+        wrong = [(kind, found) for kind, found in self.found.items() if kind.wrong]
         if not wrong:
             return
-        kinds = f"; {len(wrong) - 1} other kinds of mistake" if len(wrong) > 1 else ""
-        rest = len(self.found[wrong[0]]) > 1 or kinds
-        raise InputError(f"{self._line(wrong[0])}{kinds}{f' (`{command} CONFIG` lists them)' if rest else ''}")
+        (kind, found), count = wrong[0], sum(len(found) for _, found in wrong)
+        source = "" if found[0].startswith(self.source) else f"{self.source}: "
+        more = f" (the first of {count} mistakes: `{command} CONFIG` lists them)" if count > 1 else ""
+        raise InputError(f"{source}{found[0]}: {kind.remedy}{more}")
 
     def summary(self) -> str | None:
         """One line of what was found and is not refused."""
-        notes = [self._line(kind, "") for kind in self.found if not kind.wrong]
+        notes = [
+            f"{found[0]}{f' (the first of {len(found)})' if len(found) > 1 else ''}: {kind.remedy}"
+            for kind, found in self.found.items()
+            if not kind.wrong
+        ]
         return f"{self.source}: {'; '.join(notes)}" if notes else None
-
-    def _line(self, kind: Kind, source: str | None = None) -> str:
-        found = self.found[kind]
-        prefix = f"{self.source}: " if source is None else source
-        more = f" (the first of {len(found)})" if len(found) > 1 else ""
-        return f"{prefix}{found[0]}{more}: {kind.remedy}"
 
     def lines(self) -> list[str]:
         """A count of each kind, and the first of each with what to do."""

@@ -89,10 +89,18 @@ class Numbers:
         return f"holds {some(odd)}; the classes are {first}{last}"
 
 
+def readers_of(dataset: Any) -> list[Any]:
+    """The steps of a pipeline that read maps as it is done here; others have formats of their own."""
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    load = LoadAnnotations._load_seg_map
+    return [step for step in dataset.pipeline.transforms if getattr(type(step), "_load_seg_map", None) is load]
+
+
 def numbers_of(dataset: Any) -> Numbers:
     """What a data set of mmsegmentation says about its maps, and how its pipeline reads them."""
     classes, label_map = dataset.metainfo.get("classes"), dataset.label_map
-    readers = [step for step in dataset.pipeline.transforms if hasattr(step, "reduce_zero_label")]
+    readers = readers_of(dataset)
     return Numbers(
         classes=len(label_map) if label_map else len(classes) if classes else None,
         reduce_zero_label=bool(dataset.reduce_zero_label),

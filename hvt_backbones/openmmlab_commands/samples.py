@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from . import maps
 from .annotation_guard import tell
 from .findings import UNREADABLE, Findings, Kind, evenly, picture_sizes
 
@@ -19,19 +20,19 @@ def check_samples(dataset: Any) -> None:
     Raises:
         InputError: a picture's size is not what its annotations say, or its map is none.
     """
+    segmentation = is_segmentation(dataset)
+    if segmentation:
+        maps.watch_maps()
     samples = [sample for sample in evenly(dataset.data_list, SAMPLE) if is_local(sample)]
     if getattr(dataset, "backend_args", None) is not None or not samples:
         return
-    if is_segmentation(dataset) and "seg_map_path" in samples[0]:
-        from . import maps
-
-        maps.watch_maps()
+    if segmentation and "seg_map_path" in samples[0] and maps.readers_of(dataset):
         numbers = maps.numbers_of(dataset)
         found = (maps.inspect((sample["img_path"], sample["seg_map_path"]), numbers) for sample in samples)
         findings = Findings(str(dataset.data_prefix["seg_map_path"]))
         maps.gather(findings, found, dataset.metainfo.get("classes") or (), len(dataset.data_list))
         tell(findings, "segmentation")
-    elif "height" in samples[0] and "width" in samples[0]:
+    elif not segmentation and "height" in samples[0] and "width" in samples[0]:
         findings = Findings(str(dataset.ann_file))
         for sample in samples:
             if (odd := compare_size((sample["img_path"], (sample["height"], sample["width"])))) is not None:
