@@ -33,7 +33,7 @@ def look(dataset: Any, extent: Extent) -> Report:
     from mmdet.datasets import CocoDataset, Objects365V1Dataset, Objects365V2Dataset
 
     from hvt_backbones.openmmlab_commands.annotation_guard import use_of
-    from hvt_backbones.openmmlab_commands.annotations import compare_classes
+    from hvt_backbones.openmmlab_commands.annotations import CATEGORY, compare_classes
 
     kind, sorted_kinds = type(dataset), (Objects365V1Dataset, Objects365V2Dataset)
     known = [one.load_data_list for one in (CocoDataset, *sorted_kinds)]
@@ -42,10 +42,11 @@ def look(dataset: Any, extent: Extent) -> Report:
     content, report = _read(dataset.ann_file, use_of(dataset))
     if not report.counts:  # it has not the form
         return report
-    categories = content["categories"]
-    if isinstance(dataset, sorted_kinds):
-        categories = sorted(categories, key=lambda category: category["id"])
-    compare_classes(report.findings, categories, dataset.metainfo.get("classes") or (), all_there=True)
+    if CATEGORY not in report.findings.found:
+        categories = content["categories"]
+        if isinstance(dataset, sorted_kinds):
+            categories = sorted(categories, key=lambda category: category["id"])
+        compare_classes(report.findings, categories, dataset.metainfo.get("classes") or (), all_there=True)
     folder = dataset.data_prefix.get("img") or ""
     pictures = [
         (os.path.join(folder, image["file_name"]), (image["height"], image["width"]))

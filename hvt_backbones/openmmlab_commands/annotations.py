@@ -168,7 +168,7 @@ def compare_classes(
     Args:
         all_there: the file has to have each of the classes.
     """
-    names = [category["name"] for category in categories]
+    names = [category.get("name") for category in categories]
     listed = [name for name in names if name in set(classes)]
     if lacking := [name for name in classes if name not in set(listed)]:
         if all_there:

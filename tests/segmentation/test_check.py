@@ -87,7 +87,6 @@ WRONG = {
     "beyond": (as_type(np.uint8, (3, 9)), TRAINING, "holds 9; the classes are 1 to 3"),
     "beyond in validation": (as_type(np.uint8, (3, 9)), VALIDATION, "holds 9; the classes are 1 to 3"),
     "16 bits": (as_type(np.uint16, (1, 257)), TRAINING, "holds 257; the classes are 1 to 3"),
-    "32 bits": (as_type(np.int32, (2, 60000)), TRAINING, "holds 60000"),
     "another size": (sized(32, 32), VALIDATION, "is 32 x 32 pixels, its picture"),
     "another shape": (sized(64, 32), TRAINING, "is 32 x 64 pixels, its picture"),
 }  # fmt: skip
