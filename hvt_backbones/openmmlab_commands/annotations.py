@@ -51,7 +51,7 @@ NO_AREA = Kind("annotation without area", "computed from its mask or box", wrong
 NO_MASK = Kind("object without a mask of 3 points", "taken for a crowd, neither learned nor counted", wrong=False)
 PART = Kind("part of a mask under 3 points", "left out", wrong=False)
 NOT_LISTED = Kind("annotation of a picture not listed", "left out", wrong=False)
-OTHER_CLASS = Kind("object of a class not asked for", "left out", wrong=False)
+OTHER_CLASS = Kind("classes that are not asked for", "left out", wrong=False)
 OUTSIDE = Kind("box outside of its picture", "left out of training", wrong=False)
 OVER_EDGE = Kind("box far over its picture's edge", "over a third are: bbox is [left, top, width, height]", wrong=False)
 TINY = Kind("box narrower than a pixel", "left out of training", wrong=False)
@@ -190,17 +190,19 @@ class _Annotations:
     def inspect(self, annotations: list[dict[str, Any]], inspected: Inspected) -> None:
         findings, counts = self.findings, Counter[str]()
         wanted = None if self.use.classes is None else set(self.use.classes)
-        objects = 0
+        objects, others = 0, Counter[str]()
         for annotation in annotations:
             name = self._name_of(annotation)
             if name is None:
                 continue
             if wanted is not None and name not in wanted:
-                findings.add(OTHER_CLASS, f"{_named(annotation)} is of the class {name!r}")
+                others[name] += 1
                 continue
             objects += 1
             if self._is_object(annotation):
                 counts[name] += 1
+        if others:
+            findings.add(OTHER_CLASS, f"{others.total()} of {len(annotations)} are of {some(list(others))}")
         self._number(annotations)
         if not findings.wrong:  # else these follow from what is wrong
             self._weigh(objects, len(annotations), counts)
@@ -261,8 +263,8 @@ class _Annotations:
         """Whether there is a mask; where there is none, the object becomes a crowd."""
         mask = annotation.get("segmentation")
         if isinstance(mask, list) and mask:
-            if not all(isinstance(part, list) for part in mask):
-                self.findings.add(MASK, f"{_named(annotation)} has a segmentation that is no list of polygons")
+            if not all(map(_is_polygon, mask)):
+                self.findings.add(MASK, f"{_named(annotation)} has a segmentation that is no list of lists of numbers")
                 return False
             sound = [part for part in mask if len(part) >= 6 and len(part) % 2 == 0]
             if len(sound) == len(mask):
@@ -273,14 +275,14 @@ class _Annotations:
                 annotation["segmentation"] = sound
                 return True
             said = f"has a polygon of {len(mask[0])} numbers"
-        elif isinstance(mask, dict) and "counts" in mask:
-            size, counts = mask.get("size"), mask["counts"]
-            if height and size != [height, width]:
-                self.findings.add(
-                    MASK, f"{_named(annotation)} has a mask of size {size} in a picture of {height} x {width}"
-                )
-            elif isinstance(counts, list) and sum(counts) != height * width:
-                self.findings.add(MASK, f"{_named(annotation)} has counts of {sum(counts)} pixels of {height * width}")
+        elif isinstance(mask, dict) and mask:
+            size, counts, place = mask.get("size"), mask.get("counts"), f"a picture of {height} x {width}"
+            if not isinstance(counts, str) and not (isinstance(counts, list) and _is_polygon(counts)):
+                self.findings.add(MASK, f"{_named(annotation)} has a mask with the counts {repr(counts)[:60]}")
+            elif height and size != [height, width]:
+                self.findings.add(MASK, f"{_named(annotation)} has a mask of size {size} in {place}")
+            elif height and isinstance(counts, list) and sum(counts) != height * width:
+                self.findings.add(MASK, f"{_named(annotation)} has counts of {sum(counts)} pixels in {place}")
             return True
         else:
             said = f"has the segmentation {repr(mask)[:60]}" if "segmentation" in annotation else "has no segmentation"
@@ -323,6 +325,13 @@ class _Annotations:
 
 def _named(annotation: dict[str, Any]) -> str:
     return f"annotation {annotation.get('id')!r}"
+
+
+def _is_polygon(part: Any) -> bool:
+    try:
+        return isinstance(part, list) and math.isfinite(sum(part))
+    except TypeError:
+        return False
 
 
 def _area(annotation: dict[str, Any], height: int, width: int) -> float:

@@ -111,8 +111,8 @@ def picture_sizes(path: str, *, whole: bool = False) -> set[tuple[int, int]]:
                 width, height = picture.size
                 try:
                     side = picture.getexif().get(ORIENTATION) in ON_ITS_SIDE
-                except Exception:  # of any type: of a damaged tag, which says nothing about the pixels
-                    side = False
+                except Exception:  # of any type: of a damaged tag, so that either may be right
+                    side = True
                 if whole:
                     picture.load()
         except OSError:

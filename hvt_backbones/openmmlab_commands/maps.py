@@ -232,7 +232,7 @@ def watch_maps() -> None:
 
     @functools.wraps(LoadAnnotations._load_seg_map)
     def load_seg_map(reader: LoadAnnotations, results: dict[str, Any]) -> None:
-        path, reduce = results["seg_map_path"], results["reduce_zero_label"]
+        path, reduce = results["seg_map_path"], bool(results.get("reduce_zero_label", reader.reduce_zero_label))
         if reader.reduce_zero_label not in (None, reduce):
             raise InputError(
                 f"reduce_zero_label is {reduce} for the data set and {reader.reduce_zero_label} for its "

@@ -95,9 +95,11 @@ WRONG = {
     "crowd as text": (first(iscrowd="0"), "annotation 1 has the iscrowd '0'"),
     "no masks": (without("segmentation"), "annotation 1 has no segmentation"),
     "a flat polygon": (first(segmentation=[1, 1, 20, 1, 20, 20]), "annotation 1 has a segmentation that is no list of"),
+    "a polygon with text": (first(segmentation=[[1, 1, 20, "1", 20, 20]]), "that is no list of lists of numbers"),
+    "run lengths that are none": (first(segmentation={"size": [SIDE, SIDE], "counts": [["9"]]}), "the counts [['9']]"),
     "run lengths of another size": (first(segmentation=rle(32, 64)), "annotation 1 has a mask of size [32, 64] in a"),
     "run lengths that end early": (
-        first(segmentation={"size": [SIDE, SIDE], "counts": [9, 9]}), "annotation 1 has counts of 18 pixels of 4096",
+        first(segmentation={"size": [SIDE, SIDE], "counts": [9, 9]}), "annotation 1 has counts of 18 pixels in a",
     ),
     "no object": (lambda c: c.update(annotations=[]), "0 annotations have no object of the classes"),
     "pictures not listed": (each("annotations", image_id=77), "annotations have no object of the classes"),
@@ -196,7 +198,7 @@ def test_what_is_mended_counts_in_full(
     assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mask", [[], [[1, 1, 20, 20]], [[1, 1, 9]], None, "text"])
+@pytest.mark.parametrize("mask", [[], {}, [[1, 1, 20, 20]], [[1, 1, 9]], None, "text"])
 def test_an_object_without_a_mask_is_neither_learned_nor_counted(mask: Any, tmp_path: Path, told: list[str]) -> None:
     cfg = write(tmp_path, lambda content: content["annotations"][1].update(segmentation=mask))
     box = torch.tensor(json.loads((tmp_path / "coco/annotations/instances_train2017.json").read_text())
