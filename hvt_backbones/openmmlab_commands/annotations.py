@@ -1,8 +1,8 @@
 """COCO's annotation files: what is wrong in one, and what is mended in memory as it is loaded.
 
 Mended is what has one meaning and is common: ids of annotations that pycocotools loses (0, equal, missing), `iscrowd`
-and `area` that are missing. An object without a mask, where masks are asked for, is taken for a crowd: neither learned
-nor counted. The rest is refused.
+and `area` that are missing. An object without a mask, where masks are asked for, is not learned, and its box counts.
+The rest is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ NO_OBJECT = Kind("no object", "annotate the pictures, or name the classes that t
 ANNOTATION_ID = Kind("id that pycocotools loses", "all annotations numbered from 1 in memory", wrong=False)
 NO_CROWD = Kind("annotation without iscrowd", "taken for 0", wrong=False)
 NO_AREA = Kind("annotation without area", "computed from its mask or box", wrong=False)
-NO_MASK = Kind("object without a mask of 3 points", "taken for a crowd, neither learned nor counted", wrong=False)
+NO_MASK = Kind("object without a mask of 3 points", "taken for a crowd, which is not learned", wrong=False)
+BOX_FOR_MASK = Kind("object without a mask of 3 points", "its box counts as its mask", wrong=False)
 PART = Kind("part of a mask under 3 points", "left out", wrong=False)
 NOT_LISTED = Kind("annotation of a picture not listed", "left out", wrong=False)
 OTHER_CLASS = Kind("classes that are not asked for", "left out", wrong=False)
@@ -260,7 +261,10 @@ class _Annotations:
         return not annotation["iscrowd"] and (has_mask or not self.use.masks)
 
     def _check_mask(self, annotation: dict[str, Any], height: int, width: int) -> bool:
-        """Whether there is a mask; where there is none, the object becomes a crowd."""
+        """Whether there is a mask; where there is none, the object is not learned: it becomes a crowd.
+
+        It is counted, as a box, which pycocotools too takes for the mask of predictions that have none.
+        """
         mask = annotation.get("segmentation")
         if isinstance(mask, list) and mask:
             if not all(map(_is_polygon, mask)):
@@ -269,12 +273,14 @@ class _Annotations:
             sound = [part for part in mask if len(part) >= 6 and len(part) % 2 == 0]
             if len(sound) == len(mask):
                 return True
+            numbers = next(len(part) for part in mask if part not in sound)
+            if not self.use.training and len(mask[0]) > 4:
+                return True  # the metric draws what pycocotools can: scores are those of COCO's own tools
             if sound:
-                numbers = next(len(part) for part in mask if part not in sound)
                 self.findings.add(PART, f"{_named(annotation)} has a polygon of {numbers} numbers beside sound ones")
                 annotation["segmentation"] = sound
                 return True
-            said = f"has a polygon of {len(mask[0])} numbers"
+            said = f"has a polygon of {numbers} numbers"
         elif isinstance(mask, dict) and mask:
             size, counts, place = mask.get("size"), mask.get("counts"), f"a picture of {height} x {width}"
             if not isinstance(counts, str) and not (isinstance(counts, list) and _is_polygon(counts)):
@@ -286,12 +292,13 @@ class _Annotations:
             return True
         else:
             said = f"has the segmentation {repr(mask)[:60]}" if "segmentation" in annotation else "has no segmentation"
-        self.findings.add(NO_MASK, f"{_named(annotation)} {said}")
+        self.findings.add(NO_MASK if self.use.training else BOX_FOR_MASK, f"{_named(annotation)} {said}")
         left, top, across, down = annotation["bbox"]
         right, bottom = left + across, top + down
         annotation["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
-        annotation["iscrowd"] = 1
-        return False
+        if self.use.training:
+            annotation["iscrowd"] = 1
+        return not self.use.training
 
     def _number(self, annotations: list[dict[str, Any]]) -> None:
         """pycocotools takes a match with id 0 for none, and keeps the last of equal ids."""
@@ -313,9 +320,9 @@ class _Annotations:
         left_out = [what for kind in (OUTSIDE, TINY, NO_SURFACE) for what in found.get(kind, ())]
         if len(left_out) > objects / 2:
             found[NOTHING_LEFT] = [f"{left_out[0]}, and {len(left_out)} of {objects} objects are like that"]
-        masks = found.get(NO_MASK, ())
-        if len(masks) > objects / 2:
-            found[NO_MASKS] = found.pop(NO_MASK)
+        for kind in (NO_MASK, BOX_FOR_MASK):
+            if len(found.get(kind, ())) > objects / 2:
+                found[NO_MASKS] = found.pop(kind)
         if len(found.get(OVER_EDGE, ())) <= objects / 3:
             found.pop(OVER_EDGE, None)
         lost = len(found.get(NOT_LISTED, ())) == annotations > 0

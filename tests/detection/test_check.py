@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmdet.evaluation import CocoMetric
@@ -199,7 +200,9 @@ def test_what_is_mended_counts_in_full(
 
 
 @pytest.mark.parametrize("mask", [[], {}, [[1, 1, 20, 20]], [[1, 1, 9]], None, "text"])
-def test_an_object_without_a_mask_is_neither_learned_nor_counted(mask: Any, tmp_path: Path, told: list[str]) -> None:
+def test_an_object_without_a_mask_is_not_learned_and_counts_by_its_box(
+    mask: Any, tmp_path: Path, told: list[str]
+) -> None:
     cfg = write(tmp_path, lambda content: content["annotations"][1].update(segmentation=mask))
     box = torch.tensor(json.loads((tmp_path / "coco/annotations/instances_train2017.json").read_text())
                        ["annotations"][1]["bbox"])  # fmt: skip
@@ -210,8 +213,14 @@ def test_an_object_without_a_mask_is_neither_learned_nor_counted(mask: Any, tmp_
     assert "taken for a crowd" in told[0]
     file = tmp_path / "coco/annotations/instances_val2017.json"
     metric = CocoMetric(ann_file=str(file), metric=["bbox", "segm"])
-    assert metric._coco_api.anns[2]["iscrowd"] == 1
-    assert metric._coco_api.annToMask(metric._coco_api.anns[2]).sum() > 0
+    ours = metric._coco_api.anns[2]
+    left, top, width, height = ours["bbox"]
+    expected = np.zeros((SIDE, SIDE), np.uint8)
+    expected[top : top + height, left : left + width] = 1
+    assert ours["iscrowd"] == 0
+    assert (metric._coco_api.annToMask(ours) == expected).all()
+    assert "annotation 2 has " in told[1]
+    assert "its box counts as its mask" in told[1]
 
 
 def odd_but_sound(content: Content) -> None:
