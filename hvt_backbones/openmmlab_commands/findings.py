@@ -6,6 +6,7 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,5 +148,9 @@ def _answers(ask: Callable[[Any], Any], items: Sequence[Any], workers: int) -> I
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
     try:
         yield from pool.map(ask, items, chunksize=CHUNK)
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"one of {workers} processes was ended, for want of memory perhaps: lower --workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -17,7 +17,7 @@ from pycocotools import mask as masks
 
 from detection.check import main
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands import annotation_guard
+from hvt_backbones.openmmlab_commands import annotation_guard, findings
 from hvt_backbones.openmmlab_commands.data import watch_data
 from tests.dense_runs import CATEGORY_IDS, CLASSES, SIDE, draw_coco, write_config
 from tests.detection.conftest import settings
@@ -122,6 +122,14 @@ def test_a_wrong_file_is_said_and_refused(case: str, tmp_path: Path, capsys: pyt
         file = "instances_train2017.json: " if part == "train" else "instances_val2017.json: "
         assert file in str(caught.value)
         assert words in str(caught.value)
+
+
+def test_a_metric_of_another_file_knows_the_classes_before_training(tmp_path: Path) -> None:
+    write(tmp_path, lambda content: content["categories"][1].update(name="ball"))
+    watch_data()
+    metric = CocoMetric(ann_file=str(tmp_path / "coco/annotations/instances_val2017.json"))
+    with pytest.raises(InputError, match=r"val2017.json: it has 1 of the 2 classes, not box: name those"):
+        metric.dataset_meta = {"classes": CLASSES}
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -246,8 +254,9 @@ def odd_but_sound(content: Content) -> None:
 
 
 def test_the_oddities_of_real_files_are_no_mistakes(
-    tmp_path: Path, capsys: pytest.CaptureFixture, told: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(findings, "CHUNK", 1)  # so that two processes share the few pictures
     cfg = write(tmp_path, odd_but_sound)
     for split in ("train2017", "val2017"):
         folder = tmp_path / "coco" / split
