@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from mmengine.dataset import BaseDataset
 from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
+from .annotation_guard import watch_annotations
 from .config import describe
+from .samples import check_samples
 
 SHOWN = 6  # names of a folder in a message
 
@@ -60,17 +63,22 @@ def datasets_of(config: Any) -> Iterator[Mapping[str, Any]]:
 def watch_data() -> None:
     """Let MMEngine's data sets raise `InputError` for what shows only as they are read.
 
-    That is a file that cannot be loaded, a data set without samples, and annotations that lack a class, with which
-    mmdetection gives the others wrong numbers. For the rest of the process, and for processes forked from it.
+    That is a file that cannot be loaded, a data set without samples, annotations that lack a class, with which
+    mmdetection gives the others wrong numbers, and what the quick part of `check` finds. For the rest of the process,
+    and for processes forked from it.
     """
     prepare_data, serialize_data = BaseDataset.prepare_data, BaseDataset._serialize_data
     if hasattr(prepare_data, "__wrapped__"):
         return
+    if "mmdet.datasets" in sys.modules:
+        watch_annotations()
 
     @functools.wraps(prepare_data)
     def prepare_named(dataset: BaseDataset, index: int) -> Any:
         try:
             return prepare_data(dataset, index)
+        except InputError:  # which names the file
+            raise
         except Exception as error:  # OpenCV, PIL and MMCV have many
             files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
             if not any(Path(file).name == "loading.py" for file in files):
@@ -91,6 +99,7 @@ def watch_data() -> None:
             )
         if not dataset.data_list:
             raise InputError(f"{where} holds no sample, or none that filter_cfg keeps")
+        check_samples(dataset)
         return serialize_data(dataset)
 
     BaseDataset.prepare_data, BaseDataset._serialize_data = prepare_named, serialize_checked

@@ -1,0 +1,114 @@
+"""mmdetection's data sets and COCO's metric, told to inspect and mend the annotations that they load."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from mmengine.logging import print_log
+
+from hvt_backbones.errors import InputError
+
+from .annotations import Use, compare_classes, inspect
+from .config import describe
+from .findings import Findings
+
+_use: ContextVar[Use | None] = ContextVar("_use", default=None)
+_told: set[str] = set()  # an evaluation reads the file of its data set again
+
+
+@contextlib.contextmanager
+def _reading(use: Use) -> Iterator[None]:
+    token = _use.set(use)
+    try:
+        yield
+    finally:
+        _use.reset(token)
+
+
+def use_of(dataset: Any) -> Use:
+    """What a data set of mmdetection reads its annotations for."""
+    masks = any(getattr(step, "with_mask", False) for step in dataset.pipeline.transforms)
+    classes = dataset.metainfo.get("classes")
+    return Use(masks=masks, training=not dataset.test_mode, classes=tuple(classes) if classes else None)
+
+
+def tell(findings: Findings, application: str) -> None:
+    """Refuse what is wrong; say the rest in one line of the log, once.
+
+    Raises:
+        InputError: something is wrong.
+    """
+    findings.refuse(f"python -m {application}.check")
+    if (said := findings.summary()) and said not in _told:
+        _told.add(said)
+        print_log(said, logger="current", level=logging.WARNING)
+
+
+def check_order(coco: Any, classes: Sequence[str] | None, *, all_there: bool = False) -> None:
+    """
+    Raises:
+        InputError: the categories of a loaded file are in another order than the classes.
+    """
+    findings = Findings(coco.source)
+    compare_classes(findings, coco.dataset["categories"], classes or (), all_there=all_there)
+    tell(findings, "detection")
+
+
+def watch_annotations() -> None:
+    """For the rest of the process; what is wrong with a file is an `InputError` as it is loaded."""
+    from mmdet.datasets import BaseDetDataset
+    from mmdet.datasets.api_wrappers import COCO
+    from mmdet.evaluation import CocoMetric
+
+    if hasattr(BaseDetDataset.full_init, "__wrapped__"):
+        return
+    full_init, open_file, index, cat_ids = BaseDetDataset.full_init, COCO.__init__, COCO.createIndex, COCO.get_cat_ids
+    open_metric, meta = CocoMetric.__init__, CocoMetric.dataset_meta
+
+    @functools.wraps(full_init)
+    def full_init_watched(dataset: BaseDetDataset) -> None:
+        with _reading(use_of(dataset)):
+            full_init(dataset)
+
+    @functools.wraps(open_file)
+    def open_file_watched(coco: COCO, annotation_file: str | None = None) -> None:
+        coco.source = str(annotation_file)
+        try:
+            open_file(coco, annotation_file)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{annotation_file} is no JSON ({describe(error)}): write it anew") from error
+        except AssertionError as error:
+            raise InputError(f"{annotation_file}: {describe(error)}: expected COCO's annotations") from error
+
+    @functools.wraps(index)
+    def index_watched(coco: COCO) -> None:
+        if (use := _use.get()) is not None:
+            tell(inspect(coco.dataset, coco.source, use).findings, "detection")
+        index(coco)
+
+    @functools.wraps(cat_ids)
+    def cat_ids_watched(coco: COCO, cat_names: Sequence[str] = (), *rest: Any, **arguments: Any) -> list[int]:
+        check_order(coco, cat_names)
+        return cat_ids(coco, cat_names, *rest, **arguments)
+
+    @functools.wraps(open_metric)
+    def open_metric_watched(
+        self: CocoMetric, ann_file: Any = None, metric: Any = "bbox", *args: Any, **more: Any
+    ) -> None:
+        with _reading(Use(masks="segm" in metric)):
+            open_metric(self, ann_file, metric, *args, **more)
+
+    def set_meta(metric: CocoMetric, value: Any) -> None:
+        meta.fset(metric, value)
+        if metric._coco_api is not None:  # else the annotations come with the pictures
+            check_order(metric._coco_api, (value or {}).get("classes"), all_there=True)
+
+    BaseDetDataset.full_init = full_init_watched
+    COCO.__init__, COCO.createIndex, COCO.get_cat_ids = open_file_watched, index_watched, cat_ids_watched
+    CocoMetric.__init__, CocoMetric.dataset_meta = open_metric_watched, meta.setter(set_meta)

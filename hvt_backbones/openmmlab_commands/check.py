@@ -1,0 +1,159 @@
+"""`check` of detection and segmentation: all data sets of a configuration, looked through before training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, init_default_scope
+
+from hvt_backbones.atomic import whole_file
+from hvt_backbones.errors import ArgumentParser
+
+from .application import Application
+from .config import ConfigOptions, building, describe, read_config
+from .data import check_data, datasets_of
+from .findings import Findings, Kind
+
+UNLISTED = Kind("no sample", "check ann_file, data_root and data_prefix")
+PARTS = ("train", "val", "test")
+
+
+@dataclass
+class Report:
+    """What is said of one data set.
+
+    Attributes:
+        totals: "118287 pictures, 860001 annotations".
+        counts: of each class, in `unit`.
+    """
+
+    findings: Findings
+    totals: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    unit: str = "objects"
+
+    def lines(self) -> list[str]:
+        lines = [f"{self.findings.source}: {self.totals}"]
+        if self.counts:
+            numbers = sorted(self.counts.values())
+            least, most = min(self.counts, key=self.counts.get), max(self.counts, key=self.counts.get)
+            lines.append(
+                f"  {len(numbers)} classes; {self.unit} of each: {numbers[0]} ({least}) to {numbers[-1]} ({most}), "
+                f"median {statistics.median(numbers):g}"
+            )
+        return lines + self.findings.lines()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is looked at: with `quick` what a training looks at before it starts."""
+
+    quick: bool
+    workers: int
+
+
+def build_parser(application: Application, reads: str) -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"python -m {application.name}.check",
+        description=f"Look through the data of a configuration: {reads}. Exits with 1 if anything is wrong.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", help=f"a file, or a name in {application.name}/configs")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="change the configuration"
+    )
+    parser.add_argument("--quick", action="store_true", help="what every training looks at before it starts")
+    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes; 0: one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def check(
+    argv: Sequence[str] | None,
+    application: Application,
+    reads: str,
+    look: Callable[[BaseDataset, Extent], Report],
+    look_at_evaluator: Callable[[Mapping[str, Any], set[str]], Report | None] = lambda evaluator, seen: None,
+) -> int:
+    """Print a report of each data set. Returns 1 if anything is wrong.
+
+    Args:
+        reads: what is looked at, for the help.
+        look: reports on a data set that has not listed its samples yet.
+        look_at_evaluator: reports on the file of an evaluator, unless it is among those that were seen.
+    """
+    args = build_parser(application, reads).parse_args(argv)
+    application.prepare()
+    cfg = read_config(args.config, args.cfg_options, application)
+    init_default_scope(cfg.get("default_scope", application.scope))
+    check_data(cfg, PARTS, application.layout)
+    reports = {}
+    for part, report in _reports(cfg, args.config, Extent(args.quick, args.workers), look, look_at_evaluator):
+        print(f"{part}: " + "\n".join(report.lines()), flush=True)
+        reports.setdefault(part, []).append(
+            {"source": report.findings.source, "counts": report.counts, "findings": report.findings.as_json()}
+        )
+    if args.json is not None:
+        with whole_file(args.json) as partial:
+            partial.write_text(json.dumps(reports, indent=1) + "\n")
+        print(f"written to {args.json}")
+    wrong = [found for part in reports.values() for one in part for found in one["findings"] if found["wrong"]]
+    return 1 if wrong else 0
+
+
+def _reports(
+    cfg: Config,
+    name: str,
+    extent: Extent,
+    look: Callable[[BaseDataset, Extent], Report],
+    look_at_evaluator: Callable[[Mapping[str, Any], set[str]], Report | None],
+) -> Iterator[tuple[str, Report]]:
+    seen: dict[tuple[str, ...], str] = {}
+    files = set()
+    for part in PARTS:
+        loader = cfg.get(f"{part}_dataloader")
+        for config in datasets_of(loader["dataset"]) if loader else ():
+            with building(name):
+                dataset = DATASETS.build({**config, "lazy_init": True, "serialize_data": False})
+            key = tuple(
+                str(getattr(dataset, one, None)) for one in ("ann_file", "data_prefix", "metainfo", "test_mode")
+            )
+            if key in seen:
+                print(f"{part}: as {seen[key]}")
+                continue
+            seen[key] = part
+            files.add(os.path.abspath(getattr(dataset, "ann_file", "") or ""))
+            yield part, look(dataset, extent)
+        evaluators = cfg.get(f"{part}_evaluator") or ()
+        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+            if (report := look_at_evaluator(evaluator, files)) is not None:
+                yield f"{part}_evaluator", report
+
+
+def listed(dataset: BaseDataset) -> tuple[Findings, list[dict[str, Any]]]:
+    """The samples of a data set, which are none if it cannot list them."""
+    where = getattr(dataset, "ann_file", None) or getattr(dataset, "data_root", None) or type(dataset).__name__
+    findings, samples = Findings(str(where)), []
+    try:
+        dataset.full_init()
+        samples = dataset.data_list
+    except Exception as error:  # of any type: each format has its own reader
+        findings.add(UNLISTED, f"{type(dataset).__name__} cannot list its samples ({describe(error)})")
+    if not samples and not findings.wrong:
+        findings.add(UNLISTED, f"{type(dataset).__name__} holds no sample, or none that filter_cfg keeps")
+    return findings, samples

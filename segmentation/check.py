@@ -1,0 +1,53 @@
+"""Look through maps and pictures before training: `python -m segmentation.check CONFIG`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hvt_backbones.openmmlab_commands import run_command
+
+from .application import SEGMENTATION
+
+if TYPE_CHECKING:
+    from hvt_backbones.openmmlab_commands.check import Extent, Report
+
+READS = "every map, its numbers and its size, and every picture"
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Returns 1 if anything is wrong."""
+    from hvt_backbones.openmmlab_commands.check import check
+
+    return check(argv, SEGMENTATION, READS, look)
+
+
+def look(dataset: Any, extent: Extent) -> Report:
+    """Report on a data set of mmsegmentation, of whatever type: they all list pictures and maps."""
+    from hvt_backbones.openmmlab_commands.check import Report, listed
+    from hvt_backbones.openmmlab_commands.findings import ask_all, evenly
+    from hvt_backbones.openmmlab_commands.maps import gather, inspect, numbers_of, readers_of
+    from hvt_backbones.openmmlab_commands.samples import SAMPLE, is_segmentation
+
+    findings, samples = listed(dataset)
+    kind = type(dataset).__name__
+    if not is_segmentation(dataset) or not readers_of(dataset):
+        return Report(findings, f"{len(samples)} samples (how the maps of this {kind} are read is not known here)")
+    if not all("seg_map_path" in sample for sample in samples):
+        return Report(findings, f"{len(samples)} pictures without maps")
+    pairs = [(sample["img_path"], sample["seg_map_path"]) for sample in samples]
+    chosen = evenly(pairs, SAMPLE) if extent.quick else pairs
+    ask = functools.partial(inspect, numbers=numbers_of(dataset), whole=not extent.quick)
+    maps = ask_all(ask, chosen, extent.workers, "map")
+    counts = gather(findings, maps, dataset.metainfo.get("classes") or (), len(pairs))
+    return Report(findings, f"{len(pairs)} pictures, {len(chosen)} maps read", counts, "maps")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
