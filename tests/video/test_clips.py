@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from hvt_backbones.errors import InputError
 from tests.video.conftest import SIDE, steps, write_clip, write_list, write_sound
-from video.clips import ClipAccMetric, ClipDataset, CountedPyAVInit, PyAVInit, decoding_steps, said
+from video.clips import ClipAccMetric, ClipDataset, decoding_steps, said
 from video.decoders import find_decoder, find_videos, probe
 
 DECODERS = ("decord", "pyav")
@@ -232,13 +232,6 @@ def test_both_decoders_give_the_same_frames(name: str, tmp_path: Path) -> None:
     assert torch.equal(*samples)
 
 
-def test_pyav_counts_what_the_header_does_not_state(tmp_path: Path) -> None:
-    """Without it, mmaction2 takes such a video for one without frames."""
-    path = write_clip(tmp_path / "clip.webm", 33, codec="libvpx")
-    assert PyAVInit().transform(dict(filename=str(path)))["total_frames"] == 0
-    assert CountedPyAVInit().transform(dict(filename=str(path)))["total_frames"] == 33
-
-
 def test_pyav_counts_what_is_shown_of_a_video_that_was_cut_out_of_another(tmp_path: Path) -> None:
     """By copying its packets from the last key frame before the cut on."""
     whole = write_clip(tmp_path / "whole.mp4", 48, codec="libx264")
@@ -277,7 +270,7 @@ def test_without_decord_pyav_decodes_and_it_is_said_once(
     datasets = [dataset(tmp_path, test_mode=True) for _ in range(2)]
     assert capfd.readouterr().out.count("clips are decoded by pyav: decord does not import (") == 1
     assert [type(step).__name__ for step in datasets[0].pipeline.transforms[:3]] == [
-        "CountedPyAVInit", "SampleFrames", "PyAVDecode"
+        "ClipInit", "SampleFrames", "ClipDecode"
     ]  # fmt: skip
     del with_decord
     assert datasets[1][0]["inputs"].shape == (1, 3, 4, 32, 32)
