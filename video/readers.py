@@ -8,10 +8,13 @@ and it counts what a video that was cut out of another without encoding it again
 from __future__ import annotations
 
 import bisect
+import contextlib
+import importlib
 import io
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,10 +83,20 @@ def read_header(content: bytes) -> Header:
             if packet.size and not packet.is_discard:
                 pts = packet.pts if packet.pts is not None else len(packets)
                 packets.append((pts, len(packets), packet.is_keyframe))
-            if turn is None and (frames := packet.decode()):
-                turn = find_turn(frames[0])
+            if turn is None:
+                with contextlib.suppress(av.FFmpegError):  # whoever wants this frame will see
+                    turn = next((find_turn(frame) for frame in packet.decode()), None)
     keys = tuple(index for index, packet in enumerate(sorted(packets)) if packet[2])
     return Header(len(packets), keys, turn or Turn())
+
+
+@cache
+def _pyav_imports() -> bool:
+    try:
+        importlib.import_module("av")
+    except Exception:  # a library that does not fit fails with more than ImportError
+        return False
+    return True
 
 
 class DecordReader:
@@ -92,14 +105,13 @@ class DecordReader:
     def __init__(self, content: bytes, num_threads: int) -> None:
         import decord
 
-        try:
-            self.header = read_header(content)
-        except Exception:  # PyAV does not import, or does not know what decord may
-            self.header = None
+        decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's messages name no file
+        self.header = read_header(content) if _pyav_imports() else None  # decord would tell of no container on stderr
         self.turn = self.header.turn if self.header else Turn()
         if self.turn != Turn():
             content = TRACK_MATRIX.sub(rb"\g<1>" + UPRIGHT_MATRIX, content)  # decord fails at some widths that it turns
-        self.reader = decord.VideoReader(io.BytesIO(content), num_threads=num_threads)
+        # without fault_tol frames that it cannot decode are silently copies of others
+        self.reader = decord.VideoReader(io.BytesIO(content), num_threads=num_threads, fault_tol=1e-6)
         if self.header and self.header.count != len(self.reader):
             raise ClipError(f"it counts {len(self.reader)} frames, of which {self.header.count} are shown")
         self.rate = float(self.reader.get_avg_fps())
