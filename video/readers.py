@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 # The track header of an MP4 or MOV, version 0 or 1: what precedes the matrix, and the matrix with its constants.
 TRACK_MATRIX = re.compile(rb"(tkhd(?:\x00.{39}|\x01.{51}))(?:.{8}\x00{4}){2}.{8}\x40\x00{3}", re.DOTALL)
 UPRIGHT_MATRIX = bytes.fromhex("00010000 00000000 00000000 00000000 00010000 00000000 00000000 00000000 40000000")
+# Containers in which decord finds a frame by its time; in others it shows other frames than were asked for.
+FOUND_BY_TIME = ("mov", "matroska", "flv")
 
 
 class ClipError(Exception):
@@ -63,11 +65,15 @@ class Header(NamedTuple):
         count: packets that are shown, which are the frames; what a container states may be none, or another number.
         keys: which of them can be decoded without others.
         turn: of the first frame.
+        rate: frames per second on average.
+        container: FFmpeg's first name of its format.
     """
 
     count: int
     keys: tuple[int, ...]
     turn: Turn
+    rate: float
+    container: str
 
 
 def read_header(content: bytes) -> Header:
@@ -86,8 +92,9 @@ def read_header(content: bytes) -> Header:
             if turn is None:
                 with contextlib.suppress(av.FFmpegError):  # whoever wants this frame will see
                     turn = next((find_turn(frame) for frame in packet.decode()), None)
+        rate, name = float(stream.average_rate or 0), container.format.name.partition(",")[0]
     keys = tuple(index for index, packet in enumerate(sorted(packets)) if packet[2])
-    return Header(len(packets), keys, turn or Turn())
+    return Header(len(packets), keys, turn or Turn(), rate, name)
 
 
 @cache
@@ -99,6 +106,28 @@ def _pyav_imports() -> bool:
     return True
 
 
+class InOrder:
+    """Frames that are decoded one after another: on from where it has come to, or from the beginning."""
+
+    def __init__(self, decode: Callable[[], Iterator[Any]], to_array: Callable[[Any], NDArray[np.uint8]]) -> None:
+        self.decode = decode
+        self.to_array = to_array
+        self.frames, self.position = decode(), 0
+
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        if min(indices) < self.position:
+            self.frames, self.position = self.decode(), 0
+        found: dict[int, Any] = dict.fromkeys(indices)
+        last = max(indices)
+        for frame in self.frames:
+            if self.position in found:
+                found[self.position] = self.to_array(frame)
+            self.position += 1
+            if self.position > last:
+                return np.stack([found[index] for index in indices])
+        raise ClipError(f"frame {self.position} is damaged")
+
+
 class DecordReader:
     """A clip by decord, whose header PyAV reads where it imports."""
 
@@ -106,15 +135,32 @@ class DecordReader:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's messages name no file
+        self.num_threads = num_threads
         self.header = read_header(content) if _pyav_imports() else None  # decord would tell of no container on stderr
         self.turn = self.header.turn if self.header else Turn()
+        if self.header and self.header.container == "mpegts":
+            raise ClipError("it loses its place in a transport stream")  # for ever, now and then
         if self.turn != Turn():
             content = TRACK_MATRIX.sub(rb"\g<1>" + UPRIGHT_MATRIX, content)  # decord fails at some widths that it turns
-        # without fault_tol frames that it cannot decode are silently copies of others
-        self.reader = decord.VideoReader(io.BytesIO(content), num_threads=num_threads, fault_tol=1e-6)
+        self.content = content
+        self.reader = self._open()
         if self.header and self.header.count != len(self.reader):
             raise ClipError(f"it counts {len(self.reader)} frames, of which {self.header.count} are shown")
         self.rate = float(self.reader.get_avg_fps())
+        self.in_order = None
+        if self.header and self.header.container not in FOUND_BY_TIME:
+            self.in_order = InOrder(self._decode, lambda frame: frame.asnumpy())
+
+    def _open(self) -> Any:
+        import decord
+
+        # without fault_tol frames that it cannot decode are silently copies of others
+        return decord.VideoReader(io.BytesIO(self.content), num_threads=self.num_threads, fault_tol=1e-6)
+
+    def _decode(self) -> Iterator[Any]:
+        reader = self._open()
+        for _ in range(len(reader)):
+            yield reader.next()
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -123,11 +169,11 @@ class DecordReader:
         return self.header.keys if self.header else self.reader.get_key_indices()  # decord has them as they are decoded
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        return self.turn(self.reader.get_batch(indices).asnumpy())
+        return self.turn(self.in_order.read(indices) if self.in_order else self.reader.get_batch(indices).asnumpy())
 
 
 class PyAVReader:
-    """A clip by PyAV. It decodes on from where it has come to, or from the beginning."""
+    """A clip by PyAV."""
 
     def __init__(self, content: bytes, num_threads: int) -> None:
         self.content = content
@@ -135,7 +181,15 @@ class PyAVReader:
         self.header = read_header(content)
         if not self.header.count:
             raise ClipError("it holds no frame")
-        self._rewind()
+        self.rate = self.header.rate
+        self.in_order = InOrder(self._decode, ToRGB())
+
+    def _decode(self) -> Iterator[Any]:
+        import av
+
+        with av.open(io.BytesIO(self.content)) as container:
+            container.streams.video[0].codec_context.thread_count = self.num_threads
+            yield from container.decode(video=0)
 
     def __len__(self) -> int:
         return self.header.count
@@ -143,30 +197,8 @@ class PyAVReader:
     def keys(self) -> Sequence[int]:
         return self.header.keys
 
-    def _rewind(self) -> None:
-        import av
-
-        self.container = av.open(io.BytesIO(self.content))
-        stream = self.container.streams.video[0]
-        stream.codec_context.thread_count = self.num_threads
-        self.rate = float(stream.average_rate or 0)
-        self.frames, self.position = self.container.decode(stream), 0
-        self.to_rgb = ToRGB(stream.time_base)
-
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        if min(indices) < self.position:
-            self._rewind()
-        found: dict[int, NDArray[np.uint8]] = dict.fromkeys(indices)
-        last = max(indices)
-        for frame in self.frames:
-            if self.position in found:
-                found[self.position] = self.to_rgb(frame)
-            self.position += 1
-            if self.position > last:
-                break
-        else:
-            raise ClipError(f"frame {self.position} of {len(self)} is damaged")
-        return self.header.turn(np.stack([found[index] for index in indices]))
+        return self.header.turn(self.in_order.read(indices))
 
 
 class ToRGB:
@@ -177,8 +209,7 @@ class ToRGB:
     height it is in between, which is left to differ.) Frames take the size of the first, should the video change it.
     """
 
-    def __init__(self, time_base: Fraction) -> None:
-        self.time_base = time_base
+    def __init__(self) -> None:
         self.size: tuple[int, int] | None = None
         self.kind: tuple[int, int, str] | None = None
 
@@ -206,7 +237,9 @@ class ToRGB:
         from av.filter import Graph
 
         graph = Graph()
-        last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=self.time_base)
+        last = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+        )
         for name, arguments in (*filters, ("format", "pix_fmts=rgb24"), ("buffersink", None)):
             following = graph.add(name, arguments)
             last.link_to(following)
