@@ -14,7 +14,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,7 +107,10 @@ def _pyav_imports() -> bool:
 
 
 class InOrder:
-    """Frames that are decoded one after another: on from where it has come to, or from the beginning."""
+    """Frames that are decoded one after another: on from where it has come to, or from the beginning.
+
+    Its functions must not hold who holds it, or decoders and their threads wait for the garbage collector.
+    """
 
     def __init__(self, decode: Callable[[], Iterator[Any]], to_array: Callable[[Any], NDArray[np.uint8]]) -> None:
         self.decode = decode
@@ -135,32 +138,21 @@ class DecordReader:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's messages name no file
-        self.num_threads = num_threads
         self.header = read_header(content) if _pyav_imports() else None  # decord would tell of no container on stderr
         self.turn = self.header.turn if self.header else Turn()
         if self.header and self.header.container == "mpegts":
             raise ClipError("it loses its place in a transport stream")  # for ever, now and then
         if self.turn != Turn():
             content = TRACK_MATRIX.sub(rb"\g<1>" + UPRIGHT_MATRIX, content)  # decord fails at some widths that it turns
-        self.content = content
-        self.reader = self._open()
+        # without fault_tol frames that it cannot decode are silently copies of others
+        start = partial(decord.VideoReader, num_threads=num_threads, fault_tol=1e-6)
+        self.reader = start(io.BytesIO(content))
         if self.header and self.header.count != len(self.reader):
             raise ClipError(f"it counts {len(self.reader)} frames, of which {self.header.count} are shown")
         self.rate = float(self.reader.get_avg_fps())
         self.in_order = None
         if self.header and self.header.container not in FOUND_BY_TIME:
-            self.in_order = InOrder(self._decode, lambda frame: frame.asnumpy())
-
-    def _open(self) -> Any:
-        import decord
-
-        # without fault_tol frames that it cannot decode are silently copies of others
-        return decord.VideoReader(io.BytesIO(self.content), num_threads=self.num_threads, fault_tol=1e-6)
-
-    def _decode(self) -> Iterator[Any]:
-        reader = self._open()
-        for _ in range(len(reader)):
-            yield reader.next()
+            self.in_order = InOrder(partial(_decode_decord, start, content), lambda frame: frame.asnumpy())
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -172,24 +164,21 @@ class DecordReader:
         return self.turn(self.in_order.read(indices) if self.in_order else self.reader.get_batch(indices).asnumpy())
 
 
+def _decode_decord(start: Callable[[io.BytesIO], Any], content: bytes) -> Iterator[Any]:
+    reader = start(io.BytesIO(content))
+    for _ in range(len(reader)):
+        yield reader.next()
+
+
 class PyAVReader:
     """A clip by PyAV."""
 
     def __init__(self, content: bytes, num_threads: int) -> None:
-        self.content = content
-        self.num_threads = num_threads
         self.header = read_header(content)
         if not self.header.count:
             raise ClipError("it holds no frame")
         self.rate = self.header.rate
-        self.in_order = InOrder(self._decode, ToRGB())
-
-    def _decode(self) -> Iterator[Any]:
-        import av
-
-        with av.open(io.BytesIO(self.content)) as container:
-            container.streams.video[0].codec_context.thread_count = self.num_threads
-            yield from container.decode(video=0)
+        self.in_order = InOrder(partial(_decode_pyav, content, num_threads), ToRGB())
 
     def __len__(self) -> int:
         return self.header.count
@@ -199,6 +188,14 @@ class PyAVReader:
 
     def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         return self.header.turn(self.in_order.read(indices))
+
+
+def _decode_pyav(content: bytes, num_threads: int) -> Iterator[Any]:
+    import av
+
+    with av.open(io.BytesIO(content)) as container:
+        container.streams.video[0].codec_context.thread_count = num_threads
+        yield from container.decode(video=0)
 
 
 class ToRGB:
@@ -237,6 +234,8 @@ class ToRGB:
         from av.filter import Graph
 
         graph = Graph()
+        with contextlib.suppress(AttributeError):  # of older PyAV
+            graph.threads = 1
         last = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
         )
