@@ -87,12 +87,13 @@ def test_a_file_that_is_no_list(content: bytes, message: str, tmp_path: Path) ->
 
 
 def test_blanks_in_paths_empty_lines_and_names_without_suffix(tmp_path: Path) -> None:
-    write_clip(tmp_path / "playing the  flute" / "a clip.mp4")
-    data = dataset(tmp_path, ["", "playing the  flute/a clip.mp4   2", "  good\t1  ", ""])
+    name = "playing the  fl\u00fcte/a\u2028clip.mp4"
+    write_clip(tmp_path / name)
+    data = dataset(tmp_path, ["", f"{name}   2\r", "  good\t1  ", ""])
     infos = [data.get_data_info(index) for index in range(len(data))]
     assert [info["label"] for info in infos] == [2, 1]
     assert [info["filename"] for info in infos] == [
-        f"{tmp_path}/playing the  flute/a clip.mp4",
+        f"{tmp_path}/{name}",
         f"{tmp_path}/good.mp4",
     ]
     assert data[0]["inputs"].shape == data[1]["inputs"].shape == (1, 3, 4, 32, 32)
