@@ -67,6 +67,7 @@ class Header(NamedTuple):
         turn: of the first frame.
         rate: frames per second on average.
         container: FFmpeg's first name of its format.
+        tagged: has a tag that FFmpeg took for a turn once.
     """
 
     count: int
@@ -74,6 +75,7 @@ class Header(NamedTuple):
     turn: Turn
     rate: float
     container: str
+    tagged: bool
 
 
 def read_header(content: bytes) -> Header:
@@ -92,9 +94,10 @@ def read_header(content: bytes) -> Header:
             if turn is None:
                 with contextlib.suppress(av.FFmpegError):  # whoever wants this frame will see
                     turn = next((find_turn(frame) for frame in packet.decode()), None)
+        tagged = "rotate" in {name.lower() for name in stream.metadata}
         rate, name = float(stream.average_rate or 0), container.format.name.partition(",")[0]
     keys = tuple(index for index, packet in enumerate(sorted(packets)) if packet[2])
-    return Header(len(packets), keys, turn or Turn(), rate, name)
+    return Header(len(packets), keys, turn or Turn(), rate, name, tagged)
 
 
 @cache
@@ -142,6 +145,8 @@ class DecordReader:
         self.turn = self.header.turn if self.header else Turn()
         if self.header and self.header.container == "mpegts":
             raise ClipError("it loses its place in a transport stream")  # for ever, now and then
+        if self.header and self.header.tagged:
+            raise ClipError("it turns the clip by a tag, as players do not")
         if self.turn != Turn():
             content = TRACK_MATRIX.sub(rb"\g<1>" + UPRIGHT_MATRIX, content)  # decord fails at some widths that it turns
         # without fault_tol frames that it cannot decode are silently copies of others

@@ -33,7 +33,8 @@ MODEL = dict(
 
 def write_clip(
     path: Path, frames: int = FRAMES, *, label: int = 0, codec: str = "mpeg4", options: dict[str, str] | None = None,
-    encoder: dict[str, str] | None = None, times: Sequence[int] | None = None, rate: int = 10, **settings: Any,
+    encoder: dict[str, str] | None = None, times: Sequence[int] | None = None, rate: int = 10,
+    metadata: dict[str, str] | None = None, **settings: Any,
 ) -> Path:  # fmt: skip
     """A clip of SIDE x SIDE pixels: a square of the class's colour that moves, brighter with each frame.
 
@@ -45,6 +46,7 @@ def write_clip(
         stream = container.add_stream(codec, rate=rate, options=encoder or {})
         for name, value in ({"width": SIDE, "height": SIDE, "pix_fmt": "yuv420p"} | settings).items():
             setattr(stream.codec_context, name, value)
+        stream.metadata.update(metadata or {})
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(frames):

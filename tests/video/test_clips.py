@@ -300,6 +300,10 @@ def stream(path: Path) -> None:
     write_clip(path, 28, codec="libx264")
 
 
+def tagged(path: Path) -> None:
+    write_clip(path, 28, metadata=dict(rotate="90"))
+
+
 def cut_out(path: Path) -> None:
     """By copying its packets from the last key frame before the cut on, which players hide."""
     whole = write_clip(path.with_name("whole.mp4"), 48, codec="libx264")
@@ -312,7 +316,7 @@ def cut_out(path: Path) -> None:
                 target.mux(packet)
 
 
-@pytest.mark.parametrize(("name", "make"), [("stream.ts", stream), ("part.mp4", cut_out)])
+@pytest.mark.parametrize(("name", "make"), [("stream.ts", stream), ("tag.mkv", tagged), ("part.mp4", cut_out)])
 def test_what_decord_cannot_decode_names_pyav_which_auto_takes(
     name: str, make: Any, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
