@@ -118,7 +118,7 @@ def check(
         "too_short": [],
     }
     good = []
-    results = probe_all([clip_path(root, entry.path) for entry in there], chosen.name, quick, workers)
+    results = probe_all([clip_path(root, entry.path) for entry in there], chosen.setting, quick, workers)
     progress = tqdm(results, desc="check", total=len(there), unit="clip", dynamic_ncols=True)
     for entry, result in zip(there, progress, strict=True):
         if isinstance(result, str):

@@ -16,39 +16,56 @@ from .shims import prepare_imports
 prepare_imports()
 
 from mmaction.datasets import VideoDataset
-from mmaction.datasets.transforms import DecordDecode, DecordInit, PyAVDecode, PyAVInit
+from mmaction.datasets.transforms import DecordDecode, DecordInit
 from mmaction.evaluation import AccMetric
 from mmaction.registry import DATASETS, HOOKS, METRICS, TRANSFORMS
 from mmengine.dist import all_gather_object, is_main_process
+from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.runner import Runner
+from numpy.typing import NDArray
 
 from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
-from .decoders import ClipError, count_packets, explain, find_decoder, read_bytes
+from .decoders import explain, find_decoder, read_bytes
 from .lists import clip_path, find_missing, read_list
+from .readers import Clip, ClipError
 
-OPENING, READING = (DecordInit, PyAVInit), (DecordInit, DecordDecode, PyAVInit, PyAVDecode)
 UNREADABLE = "unreadable"  # of a sample: the clips that were passed over for it
 LEFT_OUT = {"pred": None, "label": None}
 said: dict[str, set[str]] = {}  # the name of a run's logger -> lines that need no second time
 
 
 @TRANSFORMS.register_module()
-class CountedPyAVInit(PyAVInit):
-    """mmaction2's `PyAVInit` with the number of frames and their rate, as `DecordInit` tells them.
+class ClipInit(DecordInit):
+    """mmaction2's `DecordInit` for either decoder: the number of frames are those that are shown.
 
-    `PyAVInit` takes the number from the header: WebM, Matroska and MPEG state none, and a video that was cut off states
-    one that is too high.
+    Args:
+        decoder: see `video.readers.Clip`.
+        **arguments: those of `DecordInit`.
     """
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        results = super().transform(results)
-        results["total_frames"] = count_packets(self.file_client.get(results["filename"]))
-        results["avg_fps"] = float(results["video_reader"].streams.video[0].average_rate or 0)
-        return results
+    def __init__(self, decoder: str = "auto", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.decoder = decoder
+
+    def _get_video_reader(self, filename: str) -> Clip:
+        backend = "local" if self.io_backend == "disk" else self.io_backend  # MMEngine's FileClient warns of itself
+        store = get_file_backend(backend_args={"backend": backend, **self.kwargs}, enable_singleton=True)
+        return Clip(store.get(clip_path("", filename)), self.decoder, self.num_threads)
+
+
+@TRANSFORMS.register_module()
+class ClipDecode(DecordDecode):
+    """mmaction2's `DecordDecode` for either decoder; its mode "efficient" takes key frames."""
+
+    def _decord_load_frames(self, container: Clip, frame_inds: NDArray) -> list[NDArray]:
+        return list(container.read(frame_inds.reshape(-1).tolist(), keys=self.mode == "efficient"))
+
+
+OPENING, READING = ClipInit, (ClipInit, ClipDecode)
 
 
 def decoding_steps(pipeline: Sequence[Any], decoder: str = "auto") -> list[Any]:
@@ -63,7 +80,7 @@ def decoding_steps(pipeline: Sequence[Any], decoder: str = "auto") -> list[Any]:
         said.setdefault(run, set()).add(line)
         if is_main_process():
             print_log(line, logger="current")
-    return [_decoding_step(step, chosen.name) for step in pipeline]
+    return [_decoding_step(step, chosen.setting) for step in pipeline]
 
 
 def type_name(config: Mapping[str, Any]) -> str:
@@ -76,13 +93,10 @@ def _decoding_step(step: Any, decoder: str) -> Any:
     if not isinstance(step, Mapping):
         return step
     name = type_name(step)
-    arguments = {key: value for key, value in step.items() if key != "type"}
+    arguments = {key: value for key, value in step.items() if key not in ("type", "multi_thread")}
     if name in ("DecordInit", "PyAVInit"):
-        if decoder == "decord" and name == "DecordInit":
-            return step
-        arguments.pop("num_threads", None)
-        return {"type": CountedPyAVInit, **arguments}
-    return {"type": PyAVDecode, **arguments} if name == "DecordDecode" and decoder == "pyav" else step
+        return {"type": ClipInit, "decoder": "pyav" if name == "PyAVInit" else decoder, **arguments}
+    return {"type": ClipDecode, **arguments} if name in ("DecordDecode", "PyAVDecode") else step
 
 
 @DATASETS.register_module()
@@ -130,6 +144,7 @@ class ClipDataset(VideoDataset):
         self.on_error = on_error
         self.max_errors = max_errors
         self.min_frames = min_frames
+        self.decoder = find_decoder(decoder).setting
         super().__init__(ann_file, decoding_steps(pipeline, decoder), **arguments)
 
     @property
@@ -201,7 +216,7 @@ class ClipDataset(VideoDataset):
             except Exception as error:  # what decoders raise at damaged bytes is beyond listing
                 if not isinstance(step, READING) or isinstance(error, ImportError):
                     raise
-                raise explain(read_bytes(path), error) from None
+                raise explain(read_bytes(path), error, self.decoder) from None
             if isinstance(step, OPENING) and result["total_frames"] < self.min_frames:
                 raise ClipError(f"has {result['total_frames']} frames of at least {self.min_frames}")
             if result is None:

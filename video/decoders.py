@@ -1,13 +1,8 @@
-"""Videos opened and decoded by decord, or by PyAV where decord does not import (it has wheels for x86-64 alone).
-
-Both count the packets of the first video stream, decode them in order and convert to RGB by the same library, so that
-frame i of one is frame i of the other. They differ where a video was cut out of another without encoding it again: what
-was kept before its beginning, for the frames after it to be decoded, counts for decord, which shows the nearest frame
-for each, and not for PyAV.
-"""
+"""Which decoder reads clips, whether a file is a clip, and why it is none; `video.readers` does the reading."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -19,6 +14,8 @@ from typing import NamedTuple
 
 from hvt_backbones.errors import InputError
 
+from .readers import Clip, ClipError
+
 DECODERS = ("auto", "decord", "pyav")
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 CHUNK = 32  # frames in memory at a time
@@ -26,19 +23,17 @@ LONGEST = 160  # characters of a decoder's message
 DECORD_PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # the time, and the line in its source
 
 
-class ClipError(Exception):
-    """What is wrong with a clip, without its name."""
-
-
 class Decoder(NamedTuple):
     """
     Attributes:
         name: "decord" or "pyav".
         reason: why this one, in words.
+        setting: what `Clip` takes: the name, or "auto" where decord leaves to PyAV what it cannot decode.
     """
 
     name: str
     reason: str
+    setting: str
 
 
 @cache
@@ -56,26 +51,22 @@ def find_decoder(name: str = "auto") -> Decoder:
             importlib.import_module(module)
         except Exception as error:
             raise InputError(f"decoder is {name!r}, which does not import ({error}): choose auto") from error
-        return Decoder(name, "asked for")
+        return Decoder(name, "asked for", name)
     try:
         importlib.import_module("decord")
     except Exception as error:  # a library that does not fit fails with more than ImportError
         reason = f"decord does not import ({' '.join(str(error).split()) or type(error).__name__})"
     else:
-        return Decoder("decord", "it imports")
+        reason = ""
     try:
         importlib.import_module("av")
     except Exception as error:
+        if not reason:
+            return Decoder("decord", "it imports", "decord")
         raise InputError(f"{reason}, nor does PyAV ({error}): `make install-all` installs one of them") from error
-    return Decoder("pyav", reason)
-
-
-def count_packets(content: bytes) -> int:
-    """Packets of the first video stream that are shown, which are its frames; the header may state none, or others."""
-    import av
-
-    with av.open(io.BytesIO(content)) as container:
-        return sum(1 for packet in container.demux(video=0) if packet.size and not packet.is_discard)
+    if reason:
+        return Decoder("pyav", reason, "pyav")
+    return Decoder("decord", "it imports; what it cannot decode, by pyav", "auto")
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -94,8 +85,8 @@ def read_bytes(path: str | Path) -> bytes:
     return content
 
 
-def explain(content: bytes, error: BaseException) -> ClipError:
-    """Why a file that a decoder refused with `error` is no clip; PyAV, if it is there, tells what it holds."""
+def explain(content: bytes, error: BaseException, decoder: str) -> ClipError:
+    """Why a file that `decoder` refused with `error` is no clip, or that the other decoder can read it."""
     try:
         import av
 
@@ -106,48 +97,37 @@ def explain(content: bytes, error: BaseException) -> ClipError:
     except Exception:
         pass  # no container that it knows
     text = getattr(error, "strerror", None) or DECORD_PLACE.sub("", str(error))
-    return ClipError(f"cannot be decoded ({' '.join(text.split())[:LONGEST] or type(error).__name__})")
+    text = " ".join(text.split())[:LONGEST] or type(error).__name__
+    other = {"decord": "pyav", "pyav": "decord"}.get(decoder)  # "auto" has tried both
+    if other:
+        with contextlib.suppress(Exception):  # it does not import, or cannot either
+            read_all(content, other)
+            return ClipError(f'cannot be decoded by {decoder} ({text}), but decoder="{other}" can')
+    return ClipError(f"cannot be decoded ({text})")
+
+
+def read_all(content: bytes, decoder: str, *, quick: bool = False) -> int:
+    """Decode all frames, with `quick` the first alone, and return their number."""
+    clip = Clip(content, decoder)
+    end = 1 if quick else len(clip)
+    for start in range(0, end, CHUNK):
+        clip.read(range(start, min(start + CHUNK, end)))
+    return len(clip)
 
 
 def probe(path: str | Path, decoder: str, *, quick: bool = False) -> int:
-    """Decode a clip by "decord" or "pyav", with `quick` only its first frame, and return its number of frames.
+    """Decode a clip by "decord", "pyav" or "auto", with `quick` only its first frame; its number of frames.
 
     Raises:
         ClipError: what is wrong with it.
     """
     content = read_bytes(path)
     try:
-        count, decoded = (_probe_decord if decoder == "decord" else _probe_pyav)(content, quick)
+        return read_all(content, decoder, quick=quick)
     except MemoryError:
         raise
     except Exception as error:  # each decoder has its own
-        raise explain(content, error) from error
-    if decoded < (1 if quick else count):
-        raise ClipError(f"cannot be decoded: frame {decoded} of {count} is damaged")
-    return count
-
-
-def _probe_decord(content: bytes, quick: bool) -> tuple[int, int]:
-    import decord
-
-    reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
-    count = len(reader)
-    end = 1 if quick else count
-    for start in range(0, end, CHUNK):
-        reader.get_batch(range(start, min(start + CHUNK, end)))
-    return count, end
-
-
-def _probe_pyav(content: bytes, quick: bool) -> tuple[int, int]:
-    import av
-
-    count, decoded = count_packets(content), 0
-    with av.open(io.BytesIO(content)) as container:
-        for _ in container.decode(video=0):
-            decoded += 1
-            if quick:
-                break
-    return count, decoded
+        raise explain(content, error, decoder) from error
 
 
 def find_videos(given: Sequence[str]) -> list[Path]:

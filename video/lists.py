@@ -35,7 +35,7 @@ def read_list(file: str | Path, num_classes: int | None = None, delimiter: str =
         InputError: the file does not exist, is no text, or holds nothing.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")  # names may have other ends of lines
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist: check the path of the list") from error
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,31 @@ MODEL = dict(
 
 
 def write_clip(
-    path: Path, frames: int = FRAMES, *, label: int = 0, codec: str = "mpeg4", options: dict[str, str] | None = None
-) -> Path:
-    """A clip of SIDE x SIDE pixels: a square of the class's colour that moves, brighter with each frame."""
+    path: Path, frames: int = FRAMES, *, label: int = 0, codec: str = "mpeg4", options: dict[str, str] | None = None,
+    encoder: dict[str, str] | None = None, times: Sequence[int] | None = None, rate: int = 10,
+    metadata: dict[str, str] | None = None, **settings: Any,
+) -> Path:  # fmt: skip
+    """A clip of SIDE x SIDE pixels: a square of the class's colour that moves, brighter with each frame.
+
+    `options` are those of the file, `encoder` and `settings` (width, pix_fmt ...) of the encoder; `times` of the frames
+    are in ms.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=10)
-        stream.width = stream.height = SIDE
-        stream.pix_fmt = "yuv420p"
+        stream = container.add_stream(codec, rate=rate, options=encoder or {})
+        for name, value in ({"width": SIDE, "height": SIDE, "pix_fmt": "yuv420p"} | settings).items():
+            setattr(stream.codec_context, name, value)
+        stream.metadata.update(metadata or {})
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(frames):
-            picture = np.full((SIDE, SIDE, 3), 8 * index % 256, dtype=np.uint8)
+            picture = np.full((stream.height, stream.width, 3), 8 * index % 256, dtype=np.uint8)
             picture[16:48, 2 * index % 32 : 2 * index % 32 + 32] = COLOURS[label % len(COLOURS)]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            picture[-7:, ::3] = COLOURS[index % len(COLOURS)]
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            if times:
+                frame.pts, frame.time_base = times[index], stream.codec_context.time_base
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
