@@ -238,7 +238,7 @@ class HVTBackbone(BaseModule):
 
 
 def _is_pretrained(config: Mapping[str, Any]) -> bool:
-    kind = config["type"]
+    kind = config.get("type", "Pretrained" if "checkpoint" in config else None)  # as mmdet's PVT takes it
     return kind is PretrainedInit or (isinstance(kind, str) and kind.rpartition(".")[2] == "Pretrained")
 
 

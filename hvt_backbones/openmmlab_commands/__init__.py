@@ -19,10 +19,10 @@ OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg", "mmaction")
 def command(name: Literal["train", "test", "info"], application: Application) -> Callable[..., int]:
     """The `main(argv=None)` of `python -m APPLICATION.NAME`: it imports what it needs when it is called."""
 
-    def run(argv: Sequence[str] | None) -> None:
+    def run(argv: Sequence[str] | None) -> int | None:
         from . import run as commands
 
-        getattr(commands, name)(argv, application)
+        return getattr(commands, name)(argv, application)
 
     def main(argv: Sequence[str] | None = None) -> int:
         return run_command(run, argv)
@@ -34,7 +34,8 @@ def run_command(run: Callable[[Sequence[str] | None], int | None], argv: Sequenc
     """Call `run(argv)`, which imports what it needs.
 
     Returns:
-        The exit status: what `run` returns, or 0; 2 for what the user can mend, told in one line; 130 for Ctrl-C.
+        The exit status: what `run` returns, or 0; 2 for what the user can mend, told in one line; 1 for a training that
+        diverged; 130 for Ctrl-C.
     """
 
     def with_packages(argv: Sequence[str] | None) -> int | None:

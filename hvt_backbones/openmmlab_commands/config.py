@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import difflib
 import inspect
@@ -23,11 +24,14 @@ from .application import Application
 OTHER_KEYS = ("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
               "model_wrapper_cfg", "sync_bn", "tta_model", "tta_pipeline", "work_dir")  # fmt: skip
 LONGEST = 300  # characters of a foreign message
+BRACKETS = {"(": ")", "[": "]", "{": "}"}
 ALIKE = 0.85  # in_channels and out_channels are less so
 
 
 class ConfigOptions(DictAction):
-    """MMEngine's KEY=VALUE, with a line that names what is not of this form."""
+    """MMEngine's KEY=VALUE, with brackets in brackets, and a line that names what is not of this form."""
+
+    _parse_iterable = staticmethod(lambda text: parse_value(text))
 
     def __call__(
         self,
@@ -42,8 +46,61 @@ class ConfigOptions(DictAction):
                 if not equals or not all(key.split(".")):
                     raise ValueError
                 super().__call__(parser, namespace, [text], option_string)
-            except (ValueError, AssertionError):
-                parser.error(f"--cfg-options {text!r} is not KEY=VALUE, such as model.backbone.with_cp=True")
+            except (ValueError, SyntaxError):
+                parser.error(
+                    f"--cfg-options {text!r} is not KEY=VALUE, such as model.backbone.with_cp=True or a.b=[(1,2),(3,4)]"
+                )
+
+
+def parse_value(text: str) -> Any:
+    """What stands behind KEY=: a number, True, None, a word, `[...]`, `(...)`, `{key: value}` or `dict(key=value)`.
+
+    They may hold one another. Words need no quotes, unless they have commas; `1,2` is `[1, 2]`, as MMEngine has it.
+
+    Raises:
+        ValueError: brackets or quotes that are not closed.
+    """
+    parts = _split(text)
+    if len(parts) > 1:
+        return [_parse_one(part) for part in parts if part.strip()]
+    return _parse_one(text)
+
+
+def _parse_one(text: str) -> Any:
+    text = text.strip()
+    named = text.startswith("dict(") and text.endswith(")")
+    start = "{" if named else text[:1]
+    if start and start in "\"'" and len(text) > 1:
+        return ast.literal_eval(text)
+    if not start or start not in BRACKETS or not text.endswith(")" if named else BRACKETS[start]):
+        return DictAction._parse_int_float_bool(text)
+    parts = [part for part in _split(text[5:-1] if named else text[1:-1]) if part.strip()]
+    if start != "{":
+        return (tuple if start == "(" else list)(_parse_one(part) for part in parts)
+    pairs = [_split(part, "=" if named else ":", 1) for part in parts]
+    return {_parse_one(key): _parse_one(value) for key, value in pairs}
+
+
+def _split(text: str, separator: str = ",", most: int = -1) -> list[str]:
+    """At the separators outside brackets and quotes."""
+    parts, begin, closers, quote, before = [], 0, [], "", ""
+    for index, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'" and before in ("", *",([{:="):
+            quote = char
+        elif char in BRACKETS:
+            closers.append(BRACKETS[char])
+        elif char in BRACKETS.values():
+            if not closers or closers.pop() != char:
+                raise ValueError(f"a {char} too many")
+        elif char == separator and not closers and len(parts) != most:
+            parts.append(text[begin:index])
+            begin = index + 1
+        before = char.strip() or before
+    if closers or quote:
+        raise ValueError(f"{(closers or [quote])[-1]} is missing")
+    return [*parts, text[begin:]]
 
 
 def read_config(name: str, options: Mapping[str, Any] | None, application: Application) -> Config:

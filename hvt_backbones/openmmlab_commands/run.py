@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import nn
@@ -25,6 +28,8 @@ from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 from hvt_backbones.processes import leave_processes
 
 from .application import Application
+from .bad_steps import BadStepHook, DivergedError
+from .changes import check_changes, resume_changed
 from .checkpoints import find_latest, guard_checkpoints
 from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
@@ -56,7 +61,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def train(argv: Sequence[str] | None, application: Application) -> None:
+def train(argv: Sequence[str] | None, application: Application) -> int:
     """Train as a configuration says."""
     parser = build_parser(application, "train", "Train a model.")
     _add_run_options(parser)
@@ -73,6 +78,16 @@ def train(argv: Sequence[str] | None, application: Application) -> None:
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size of all processes"
     )
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="resume with settings that differ from the checkpoint's"
+    )
+    parser.add_argument(
+        "--max-bad-steps",
+        type=_side,
+        default=3,
+        metavar="N",
+        help="steps in a row with a loss or gradient that is no number, before the end (default 3)",
+    )
     args = parser.parse_args(argv)
     cfg, device = _prepare(args, application)
     if args.amp:
@@ -82,8 +97,17 @@ def train(argv: Sequence[str] | None, application: Application) -> None:
             raise InputError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size to scale from")
         cfg.auto_scale_lr.enable = True
     _find_start(cfg, args.resume)
+    changed = bool(cfg.get("resume") and cfg.get("load_from")) and check_changes(
+        cfg, cfg.load_from, allowed=args.allow_changes
+    )
     check_data(cfg, ("train", "val"), application.layout)
-    _run(args, cfg, device, _train)
+    try:
+        _run(args, cfg, device, partial(_train, changed=changed, max_bad_steps=args.max_bad_steps))
+    except DivergedError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 def _find_start(cfg: Config, resume: str | None) -> None:
@@ -128,7 +152,12 @@ def _use_tta(cfg: Config) -> None:
         raise InputError("--tta: the config has no tta_pipeline, which says the sizes and the flip")
     for dataset in datasets_of(cfg.test_dataloader.dataset):
         dataset["pipeline"] = cfg.tta_pipeline
-    cfg.model = {**cfg.get("tta_model", {"type": "SegTTAModel"}), "module": cfg.model}
+    from .averaging import AveragingTTAModel
+
+    tta_model = cfg.get("tta_model", {"type": "SegTTAModel"})
+    if tta_model["type"] in ("SegTTAModel", "mmseg.SegTTAModel"):
+        tta_model = {**tta_model, "type": AveragingTTAModel}
+    cfg.model = {**tta_model, "module": cfg.model}
 
 
 def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config, torch.device]:
@@ -151,8 +180,11 @@ def _run(args: argparse.Namespace, cfg: Config, device: torch.device, method: Ca
         leave_processes()
 
 
-def _train(cfg: Config) -> None:
-    CommandRunner.from_cfg(cfg).train()
+def _train(cfg: Config, *, changed: bool, max_bad_steps: int) -> None:
+    runner = CommandRunner.from_cfg(cfg)
+    runner.changed = changed
+    runner.register_hook(BadStepHook(max_bad_steps))
+    runner.train()
 
 
 def _test(cfg: Config) -> dict[str, float]:
@@ -175,6 +207,7 @@ def make_folder(option: str, folder: str | Path) -> None:
 
 class CommandRunner(Runner):
     strict = False  # in training, `load_from` takes what fits
+    changed = False  # whether a resumed run has other settings than its checkpoint
 
     def register_hooks(self, *args: Any, **arguments: Any) -> None:
         super().register_hooks(*args, **arguments)
@@ -218,7 +251,10 @@ class CommandRunner(Runner):
 
     def resume(self, filename: str, *args: Any, **arguments: Any) -> None:
         try:
-            super().resume(filename, *args, **arguments)
+            if self.changed and isinstance(self.optim_wrapper, OptimWrapper):
+                resume_changed(self, partial(super().resume, filename, resume_param_scheduler=False))
+            else:
+                super().resume(filename, *args, **arguments)
         except InputError:
             raise
         except (KeyError, ValueError) as error:
