@@ -227,7 +227,7 @@ def outputs(case: Case, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     raw: dict[str, Tensor] = {}
     handles = []
     for i, stage in enumerate(backbone.stages):
-        handles.append(stage.register_forward_hook(lambda _m, _a, y, i=i: raw.__setitem__(f"blocks{i}", y)))
+        handles.append(stage.register_forward_hook(lambda _m, _a, y, i=i: raw.__setitem__(f"blocks{i}", y[0])))
         handles.append(stage.norm.register_forward_hook(lambda _m, _a, y, i=i: raw.__setitem__(f"normed{i}", y)))
         handles.append(stage.downsample.register_forward_hook(lambda _m, _a, y, i=i: raw.__setitem__(f"down{i}", y)))
     result = model(images)
