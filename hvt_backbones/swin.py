@@ -194,6 +194,7 @@ class ShiftedWindowBackbone(Backbone):
         drop_path_rate: float,
         ape_size: int | Sequence[int] | None,
         patch_norm: bool,
+        output_norm: bool,
         norm_eps: float,
         out_indices: Sequence[int],
     ) -> None:
@@ -230,7 +231,7 @@ class ShiftedWindowBackbone(Backbone):
             Stage(
                 downsample(i),
                 [block(i, j) for j in range(depth)],
-                nn.LayerNorm(dims[i], eps=norm_eps) if i in out_indices else None,
+                nn.LayerNorm(dims[i], eps=norm_eps) if output_norm and i in out_indices else None,
             )
             for i, depth in enumerate(depths[: max(out_indices) + 1])
         ]
@@ -283,8 +284,10 @@ class SwinTransformer(ShiftedWindowBackbone):
         ape_size: grid (one side, or one per axis) of an absolute position embedding, resized bicubically to other
             grids; None for no such embedding.
         patch_norm: LayerNorm after the patch embedding.
+        output_norm: LayerNorm of each returned map. The `features_only` models of timm and transformers'
+            `Swinv2Backbone` (in DPT, for example) have none.
         norm_eps: eps of all norms.
-        out_indices: the stages whose normed maps are returned; later stages are not built.
+        out_indices: the stages whose maps are returned; later stages are not built.
         small_map: "pad" or "shrink", see `WindowAttention`.
 
     Raises:
@@ -310,6 +313,7 @@ class SwinTransformer(ShiftedWindowBackbone):
         drop_path_rate: float = 0.1,
         ape_size: int | Sequence[int] | None = None,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         small_map: str = "pad",
@@ -330,6 +334,7 @@ class SwinTransformer(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=ape_size,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )
@@ -364,6 +369,7 @@ class SwinTransformerV2(ShiftedWindowBackbone):
         drop_path_rate: float = 0.1,
         ape_size: int | Sequence[int] | None = None,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         small_map: str = "pad",
@@ -388,6 +394,7 @@ class SwinTransformerV2(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=ape_size,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )

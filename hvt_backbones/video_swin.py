@@ -85,6 +85,7 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
@@ -104,6 +105,7 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=None,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )
@@ -137,6 +139,7 @@ class VideoSwinTransformerV2(ShiftedWindowBackbone):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
@@ -160,6 +163,7 @@ class VideoSwinTransformerV2(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=None,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +213,14 @@ class _Plan:
         return None
 
     def _is_new_norm(self, key: str) -> bool:
-        """Whether this norm belongs to dense models; classification checkpoints have one after the last stage only."""
+        """Whether only dense models have this norm, and the weights are a classifier's: it has one, after its last stage.
+
+        Any other weights could have had it. Where they lack it, their output was another one, or had no norm.
+        """
         added = not self.backbone.norm_feeds_next_stage or self.backbone.family in FAMILIES_THAT_ADD_NORMS
-        if STAGE_NORM.match(key) is None or not added:
-            return False
-        norm = key.rpartition(".")[0]
-        return not any(theirs.startswith(f"{norm}.") for theirs in self.checkpoint.tensors)
+        norm = STAGE_NORM.match(key)
+        last = self.checkpoint.stages - 1
+        return norm is not None and added and norm["s"] != last and _normed_stages(self.checkpoint.tensors) == [last]
 
     def _place(self, key: str, tensor: Tensor) -> None:
         name = self.names[key]
@@ -276,13 +278,24 @@ class _Plan:
         if wrong:
             raise WeightsError(
                 f"the {report.layout} weights of the family {report.family} do not fit the model: "
-                f"{'; '.join(wrong)}{self._compare()}: build the model that the weights belong to"
+                f"{'; '.join(wrong)}{self._compare()}{self._compare_norms()}: build the model that the weights belong to"
             )
+
+    def _compare_norms(self) -> str:
+        given, own = _normed_stages(self.checkpoint.tensors), _normed_stages(self.names)
+        if not any(STAGE_NORM.match(key.removeprefix("backbone.")) for key in self.report.missing):
+            return ""
+        words = "norm_after_stage" if self.backbone.norm_feeds_next_stage else "out_indices and output_norm"
+        return f"; the weights have norms after the stages {given}, the model after {own} (see {words})"
 
     def _compare(self) -> str:
         given = _architecture(self.checkpoint.tensors)
         own = _architecture({key: self.state[name] for key, name in self.names.items()})
         return "" if given == own else f"; the weights have {given}, the model has {own}"
+
+
+def _normed_stages(tensors: Iterable[str]) -> list[int]:
+    return sorted({norm["s"] for key in tensors if (norm := STAGE_NORM.match(key))})
 
 
 def _architecture(tensors: Mapping[str, Tensor]) -> str:
