@@ -26,7 +26,16 @@ FOREIGN = {
     "mask_token": "belongs to masked-image pre-training",
     **dict.fromkeys(("total_ops", "total_params"), "a counter of thop"),
     **dict.fromkeys(
-        "input_shape output_shape parameter_quantity inference_memory MAdd duration Flops Memory".split(),
+        (
+            "input_shape",
+            "output_shape",
+            "parameter_quantity",
+            "inference_memory",
+            "MAdd",
+            "duration",
+            "Flops",
+            "Memory",
+        ),
         "a counter of torchstat",
     ),
 }

@@ -49,7 +49,7 @@ def inflate(
     check_numbers(counts={"patch_frames": patch_frames}, rates={}, ratios=())
     from .load import read_source
 
-    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source)
+    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source).tensors
     checkpoint = read_checkpoint(tensors, layout)
     if checkpoint.layout.family != "swin":
         raise WeightsError(f"only 2-D Swin is inflated to video, the weights are of {checkpoint.layout.family}")

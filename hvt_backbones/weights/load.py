@@ -13,7 +13,8 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
-from .convert import Checkpoint, find_tensors, read_checkpoint
+from .convert import Checkpoint, read_checkpoint
+from .files import FoundWeights, find_weights
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .layouts import ALL, OURS, our_layout
 from .report import LoadReport, some
@@ -35,7 +36,12 @@ FAMILIES_THAT_ADD_NORMS = ("twins_pcpvt", "twins_svt")
 
 
 def load_weights(
-    model: Backbone | Classifier, source: Source, *, layout: str = "auto", class_map: ClassMap | None = None
+    model: Backbone | Classifier,
+    source: Source,
+    *,
+    layout: str = "auto",
+    class_map: ClassMap | None = None,
+    weights_key: str | None = None,
 ) -> LoadReport:
     """Load weights into `model`, and account for every key of both.
 
@@ -52,6 +58,8 @@ def load_weights(
         class_map: for each class of the model the row of the checkpoint's head, as a sequence, a tensor or the path of
             a text file with one index a line. The rows of ImageNet-1K's classes in ImageNet-22K are
             `data/map22kto1k.txt` of the repository microsoft/Swin-Transformer.
+        weights_key: which of several sets of weights at the top of `source` to take, such as "state_dict_ema"; by
+            default the trained ones, before their moving average. The report names what else was there.
 
     Returns:
         The report; printed, it is a short table.
@@ -61,10 +69,11 @@ def load_weights(
     """
     if not isinstance(model, Backbone | Classifier):
         raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
-    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source)
+    found = find_weights(source, weights_key) if isinstance(source, Mapping) else read_source(source, weights_key)
     backbone = model.backbone if isinstance(model, Classifier) else model
-    checkpoint = read_checkpoint(tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
+    checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
     plan = _Plan(model, backbone, checkpoint)
+    plan.report.weights_key, plan.report.other_weights = found.key, found.others
     if class_map is not None:
         plan.map_classes(class_map)
     plan.match()
@@ -105,12 +114,12 @@ def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, str]:
     return {}
 
 
-def read_source(source: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a path, a URL or "hf-hub:org/name"."""
+def read_source(source: str | os.PathLike, weights_key: str | None = None) -> FoundWeights:
+    """The weights of a path, a URL or "hf-hub:org/name"."""
     from .fetch import fetch
-    from .files import read_state_dict
+    from .files import read_weights
 
-    return read_state_dict(fetch(source))
+    return read_weights(fetch(source), weights_key)
 
 
 def _layouts(backbone: Backbone) -> list:
@@ -213,9 +222,9 @@ class _Plan:
         return None
 
     def _is_new_norm(self, key: str) -> bool:
-        """Whether only dense models have this norm, and the weights are a classifier's: it has one, after its last stage.
+        """Whether only dense models have this norm, and the weights are a classifier's, with one after its last stage.
 
-        Any other weights could have had it. Where they lack it, their output was another one, or had no norm.
+        Any other weights could have had it: where they have not, their maps were others.
         """
         added = not self.backbone.norm_feeds_next_stage or self.backbone.family in FAMILIES_THAT_ADD_NORMS
         norm = STAGE_NORM.match(key)
@@ -278,7 +287,8 @@ class _Plan:
         if wrong:
             raise WeightsError(
                 f"the {report.layout} weights of the family {report.family} do not fit the model: "
-                f"{'; '.join(wrong)}{self._compare()}{self._compare_norms()}: build the model that the weights belong to"
+                f"{'; '.join(wrong)}{self._compare()}{self._compare_norms()}: "
+                "build the model that the weights belong to"
             )
 
     def _compare_norms(self) -> str:
