@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backbone import Backbone
+from .backbone import Backbone, is_whole
 from .classifier import Classifier
 from .errors import InputError, WeightsError
 from .pvt_v2 import PyramidVisionTransformerV2
@@ -99,8 +99,6 @@ def create_classifier(
     if num_classes is None:
         wanted = tag if pretrained is True else pretrained
         num_classes = 1000 if variant.frames is None else _video_classes(variant, wanted)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-        raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
     arguments = _arguments(variant, overrides)
     last = _num_stages(arguments) - 1
     family = FAMILY_CLASSES[variant.family]
@@ -141,8 +139,8 @@ def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def _num_stages(arguments: dict[str, Any]) -> int:
     depths = arguments["depths"]
-    whole = isinstance(depths, Iterable) and not isinstance(depths, str)
-    if not whole or not depths or not all(isinstance(depth, int) and depth > 0 for depth in depths):
+    whole = isinstance(depths, Sequence) and not isinstance(depths, str)
+    if not whole or not depths or not all(map(is_whole, depths)):
         raise InputError(f"depths must be positive whole numbers, one per stage, such as (2, 2, 6, 2); got {depths!r}")
     return len(depths)
 

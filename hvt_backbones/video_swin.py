@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import sides
+from .backbone import check_stages, sides
 from .layers.position_bias import RelativePositionBias, relative_position_index
 from .swin import CosineWindowAttention, ShiftedWindowBackbone, Window, WindowAttention, windows_per_stage
 
@@ -89,6 +89,7 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
         super().__init__(
             [functools.partial(VideoWindowAttention, qk_scale=qk_scale)] * len(depths),
             post_norm=False,
@@ -143,6 +144,7 @@ class VideoSwinTransformerV2(ShiftedWindowBackbone):
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
         pretrained = windows_per_stage(pretrained_window_size, len(depths), 3, name="pretrained_window_size", least=0)
         super().__init__(
             [
