@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from torch import Tensor, fx, nn
@@ -16,44 +18,70 @@ from .layers.maps import channels_first, channels_last
 NO_DECAY_NAMES = ("absolute_pos_embed", "position_bias", "logit_scale", "position")
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether `value` is an integer, NumPy's included, of at least `least`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# kind of an argument -> what fits, and how to say it
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "counts": (is_whole, "a positive integer"),
+    "rates": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "factors": (lambda value: _is_number(value) and value > 0, "a positive number"),
+    "flags": (lambda value: isinstance(value, bool), "True or False"),
+}
+KINDS_PER_STAGE = {
+    **dict.fromkeys(("depths", "embed_dims", "num_heads", "sr_ratios"), "counts"),
+    "mlp_ratios": "factors",
+}
+
+
+def check_arguments(**kinds: Mapping[str, Any]) -> None:
+    """Raise InputError where an argument is not of its kind: `counts={"in_chans": in_chans}`, see `KINDS`."""
+    for kind, arguments in kinds.items():
+        fits, words = KINDS[kind]
+        for name, value in arguments.items():
+            if not fits(value):
+                raise InputError(f"{name} is {value!r}: give {words}")
+
+
 def check_stages(out_indices: Sequence[int], **per_stage: Sequence[Any]) -> None:
-    """Raise InputError where arguments that have one entry per stage differ in length, or an output does not exist."""
+    """Raise InputError where arguments that have one entry per stage have not, or an output does not exist."""
+    for name, values in per_stage.items():
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            example = f", such as ({', '.join([repr(values)] * 4)}) for four" if isinstance(values, Real) else ""
+            raise InputError(f"{name} is {values!r}: give one entry per stage{example}")
+        if name in KINDS_PER_STAGE:
+            check_arguments(**{KINDS_PER_STAGE[name]: {f"{name}[{i}]": value for i, value in enumerate(values)}})
     lengths = {name: len(values) for name, values in per_stage.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"one entry per stage is needed, got {', '.join(f'{n} of {k}' for k, n in lengths.items())}")
     stages = next(iter(lengths.values()))
-    indices = list(out_indices)
-    if not indices or sorted(set(indices)) != indices or not 0 <= indices[0] <= indices[-1] < stages:
-        raise InputError(f"out_indices {tuple(indices)}: give ascending stage numbers from 0 to {stages - 1}")
+    whole = isinstance(out_indices, Sequence) and all(is_whole(index, 0) for index in out_indices)
+    indices = list(out_indices) if whole else []
+    if not indices or sorted(set(indices)) != indices or indices[-1] >= stages:
+        raise InputError(
+            f"out_indices is {out_indices!r}: give ascending stage numbers from 0 to {stages - 1}, in a tuple"
+        )
 
 
 def sides(size: int | Sequence[int], axes: int, name: str, least: int = 1) -> tuple[int, ...]:
     """Read a size: one side for all axes, or one per axis."""
-    given = tuple(size) if isinstance(size, Sequence) else (size,) * axes
-    if len(given) != axes or not all(isinstance(side, int) and side >= least for side in given):
-        raise InputError(f"{name} {size!r}: give an integer of at least {least}, or {axes} of them")
-    return given
+    given = size if isinstance(size, Sequence) and not isinstance(size, str) else (size,) * axes
+    if len(given) != axes or not all(is_whole(side, least) for side in given):
+        raise InputError(f"{name} is {size!r}: give an integer of at least {least}, or {axes} of them")
+    return tuple(map(int, given))
 
 
 def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
     """Raise InputError where a stage's heads do not divide its channels."""
     for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
-        check_numbers(counts={f"the width of stage {i}": dim, f"the heads of stage {i}": heads}, rates={}, ratios=())
         if dim % heads:
             raise InputError(f"stage {i} has {dim} channels, which {heads} heads do not divide")
-
-
-def check_numbers(*, counts: dict[str, Any], rates: dict[str, float], ratios: Sequence[float]) -> None:
-    """Raise InputError where a count is no positive integer, a rate not in [0, 1), or an MLP ratio not positive."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}: give a positive integer")
-    for name, value in rates.items():
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise InputError(f"{name} is {value!r}: give a number from 0 to below 1")
-    for value in ratios:
-        if not isinstance(value, int | float) or value <= 0:
-            raise InputError(f"the MLP ratio {value!r} is not a positive number")
 
 
 class Stage(nn.Module):
@@ -194,7 +222,7 @@ class Backbone(nn.Module):
 
         Stage 0 includes the patch embedding and the absolute position embedding. 0 thaws everything.
         """
-        if not 0 <= count <= len(self.stages):
+        if not is_whole(count, 0) or count > len(self.stages):
             raise InputError(f"cannot freeze {count} stages: the model has {len(self.stages)}")
         self.frozen_stages = count
         for name, parameter in self.named_parameters():

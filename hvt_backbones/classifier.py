@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .backbone import Backbone, param_groups
+from .backbone import Backbone, is_whole, param_groups
+from .errors import InputError
 
 
 class Classifier(nn.Module):
@@ -25,6 +26,8 @@ class Classifier(nn.Module):
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the head by a new one for `num_classes` classes, on the device and dtype of the backbone."""
+        if not is_whole(num_classes, 0):
+            raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
         self.num_classes = num_classes
         if num_classes == 0:
             self.head: nn.Module = nn.Identity()

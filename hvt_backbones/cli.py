@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--backbone-only", action="store_true", help="leave out a detector's or segmentor's neck, heads and so on"
     )
+    _add_weights_key(convert)
     convert.set_defaults(run=run_convert)
 
     doctor = commands.add_parser(
@@ -81,7 +82,14 @@ def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     parser.add_argument("--model", metavar="NAME", help="the model of a checkpoint that does not say it")
+    _add_weights_key(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, cuda:1 (default auto)")
+
+
+def _add_weights_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights-key", metavar="KEY", help="which of several sets of weights in the checkpoint (state_dict_ema)"
+    )
 
 
 def _positive(text: str) -> int:
@@ -144,7 +152,7 @@ def run_predict(args: argparse.Namespace) -> None:
 
     images = predict.find_images(args.images)
     device = select_device(args.device)
-    model_file = predict.open_model(args.source, args.model)
+    model_file = predict.open_model(args.source, args.model, args.weights_key)
     predict.image_variant(model_file.name)
     model = model_file.classifier().to(device)
     probabilities = predict.predict(model, predict.image_batches(images, model_file.preprocessing, device))
@@ -187,7 +195,7 @@ def run_features(args: argparse.Namespace) -> None:
         preprocessing = predict.data_config(args.source)
         backbone = create_backbone(args.source, **stages).eval()
     else:
-        model_file = predict.open_model(args.source, args.model)
+        model_file = predict.open_model(args.source, args.model, args.weights_key)
         predict.image_variant(model_file.name)
         backbone, preprocessing = model_file.backbone(**stages), model_file.preprocessing
     if args.size:
@@ -206,15 +214,16 @@ def run_convert(args: argparse.Namespace) -> None:
     from . import predict
     from .weights import convert_state_dict, inflate
     from .weights.convert import recognise
-    from .weights.files import read_classes, read_metadata, read_state_dict, save_state_dict
+    from .weights.files import read_classes, read_metadata, read_weights, save_state_dict
 
     _check_writable(args.output)
-    state_dict, metadata = read_state_dict(args.input), read_metadata(args.input)
+    weights, metadata = read_weights(args.input, args.weights_key), read_metadata(args.input)
+    state_dict = weights.tensors
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output} is the input itself: give another name")
     arch = predict.recorded_value(args.input, metadata, "hvt.overrides", dict) or {}
     if args.model:
-        model_file = predict.open_model(str(args.input), args.model)
+        model_file = predict.open_model(str(args.input), args.model, args.weights_key)
         _ = model_file.classifier() if model_file.num_classes else model_file.backbone()
         metadata = {**metadata, "hvt.model": model_file.name}
     if "hvt.model" in metadata and not any(key.endswith("relative_coords_table") for key in state_dict):
@@ -229,7 +238,8 @@ def run_convert(args: argparse.Namespace) -> None:
         metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
     save_state_dict(converted, args.output, metadata)
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
-    print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors")
+    under = f" under {weights.key!r}, not {', '.join(weights.others)}" if weights.others else ""
+    print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors{under}")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
 
 

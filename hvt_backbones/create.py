@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backbone import Backbone
+from .backbone import Backbone, is_whole
 from .classifier import Classifier
 from .errors import InputError, WeightsError
 from .pvt_v2 import PyramidVisionTransformerV2
@@ -39,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def create_backbone(
-    name: str, *, pretrained: bool | str | Path = False, out_indices: Sequence[int] | None = None, **overrides: Any
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    weights_key: str | None = None,
+    out_indices: Sequence[int] | None = None,
+    **overrides: Any,
 ) -> Backbone:
     """A backbone for dense prediction, as the official detection code builds it.
 
@@ -47,6 +52,7 @@ def create_backbone(
         name: a name of `list_models()`, or one of timm's, torchvision's or the papers'.
         pretrained: True for the first weights of the model, a tag ("in1k", "in22k", "in22k_ft_in1k"), a path or a URL;
             for a video model also the name of an image model to inflate ("swin_tiny", "swin_base.in22k").
+        weights_key: which of several sets of weights in the file, such as "state_dict_ema"; see `load_weights`.
         out_indices: stages to return, from 0; by default all. Only the stages up to the last one are built.
         **overrides: constructor arguments of the family's class, such as `in_chans`, `window_size`,
             `drop_path_rate`. Where `depths` has fewer stages than the model, the other per-stage arguments are cut.
@@ -62,7 +68,7 @@ def create_backbone(
         raise InputError(f"out_indices must be a tuple of stage numbers, such as (0, 1, 2, 3); got {out_indices!r}")
     arguments["out_indices"] = tuple(range(stages)) if out_indices is None else tuple(out_indices)
     model = FAMILY_CLASSES[variant.family](**arguments)
-    _load(model, variant, tag, pretrained)
+    _load(model, variant, tag, pretrained, weights_key=weights_key)
     return model
 
 
@@ -71,6 +77,7 @@ def create_classifier(
     *,
     num_classes: int | None = None,
     pretrained: bool | str | Path = False,
+    weights_key: str | None = None,
     class_map: Sequence[int] | str | Path | None = None,
     **overrides: Any,
 ) -> Classifier:
@@ -80,7 +87,7 @@ def create_classifier(
         name: as in `create_backbone`.
         num_classes: width of the output; 0 gives pooled features. By default 1000, of a video model the classes of
             the weights' data set, 400 without. Pretrained weights for other classes load without their head.
-        pretrained: as in `create_backbone`.
+        pretrained, weights_key: as in `create_backbone`.
         class_map: which rows of the pretrained head the classes take, as in `load_weights`: from 22K to 1K.
         **overrides: as in `create_backbone`, without `out_indices`.
 
@@ -92,14 +99,12 @@ def create_classifier(
     if num_classes is None:
         wanted = tag if pretrained is True else pretrained
         num_classes = 1000 if variant.frames is None else _video_classes(variant, wanted)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-        raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
     arguments = _arguments(variant, overrides)
     last = _num_stages(arguments) - 1
     family = FAMILY_CLASSES[variant.family]
     arguments = {**family.classifier_arguments(last + 1), **arguments}
     model = Classifier(family(**arguments, out_indices=(last,)), num_classes)
-    _load(model, variant, tag, pretrained, class_map)
+    _load(model, variant, tag, pretrained, class_map=class_map, weights_key=weights_key)
     return model
 
 
@@ -134,8 +139,8 @@ def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def _num_stages(arguments: dict[str, Any]) -> int:
     depths = arguments["depths"]
-    whole = isinstance(depths, Iterable) and not isinstance(depths, str)
-    if not whole or not depths or not all(isinstance(depth, int) and depth > 0 for depth in depths):
+    whole = isinstance(depths, Sequence) and not isinstance(depths, str)
+    if not whole or not depths or not all(map(is_whole, depths)):
         raise InputError(f"depths must be positive whole numbers, one per stage, such as (2, 2, 6, 2); got {depths!r}")
     return len(depths)
 
@@ -170,11 +175,11 @@ def _load(
     variant: Variant,
     tag: str | None,
     pretrained: bool | str | Path,
-    class_map: Sequence[int] | str | Path | None = None,
+    **choices: Any,
 ) -> None:
     if pretrained is False or pretrained is None:
-        if class_map is not None:
-            raise InputError("class_map maps the head of pretrained weights: give `pretrained` too")
+        if given := [name for name, value in choices.items() if value is not None]:
+            raise InputError(f"{given[0]} is about pretrained weights: give `pretrained` too")
         return
     if pretrained is not True and not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
@@ -182,11 +187,11 @@ def _load(
     from .weights.fetch import fetch
 
     if pretrained is not True and is_file_or_url(pretrained):
-        report = load_weights(model, pretrained, class_map=class_map)
+        report = load_weights(model, pretrained, **choices)
     else:
         published = published_weights(variant, tag if pretrained is True else pretrained)
         path = fetch(published.source, filename=published.filename)
-        report = load_weights(model, path, class_map=class_map)
+        report = load_weights(model, path, **choices)
     logger.info("%s: %s", variant.name, report)
     if any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said

@@ -124,12 +124,13 @@ class ModelFile:
         return model.eval()
 
 
-def open_model(source: str, model: str | None = None) -> ModelFile:
+def open_model(source: str, model: str | None = None, weights_key: str | None = None) -> ModelFile:
     """Read weights by a model's name (`swin_tiny`, `swin_base.in22k`), from a file or from a URL.
 
     Args:
         source: the name, path or URL.
         model: the name of the model in a file that does not say it; files of this project's trainer do.
+        weights_key: which of several sets of weights in the file, see `load_weights`.
 
     Raises:
         InputError: no such model or file, or a file that does not say its model.
@@ -140,13 +141,13 @@ def open_model(source: str, model: str | None = None) -> ModelFile:
 
     if is_file_or_url(source):
         path = fetch(source)
-        return describe_weights(source, read_state_dict(path), read_metadata(path), model)
+        return describe_weights(source, read_state_dict(path, key=weights_key), read_metadata(path), model)
     variant, tag = image_variant(source)
     if model is not None:
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)
     path = fetch(published.source, filename=published.filename)
-    return _model_file(source, read_state_dict(path), {}, variant, _published_preprocessing(published))
+    return _model_file(source, read_state_dict(path, key=weights_key), {}, variant, _published_preprocessing(published))
 
 
 def describe_weights(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages
+from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages
 from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights
 from .layers.block import Block
 from .layers.maps import convolve
@@ -101,10 +101,11 @@ class PyramidVisionTransformerV2(Backbone):
             mlp_ratios=mlp_ratios,
             sr_ratios=sr_ratios,
         )
-        check_numbers(
+        check_arguments(
             counts={"in_chans": in_chans},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            ratios=mlp_ratios,
+            factors={"norm_eps": norm_eps, "patch_norm_eps": patch_norm_eps, "sr_norm_eps": sr_norm_eps},
+            flags={"qkv_bias": qkv_bias, "linear": linear},
         )
         check_heads(embed_dims, num_heads)
         rates = drop_path_rates(drop_path_rate, tuple(depths))

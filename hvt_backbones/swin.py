@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages, sides
+from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, sides
 from .errors import InputError
 from .layers.block import Block
 from .layers.maps import channels_first, channels_last, padding_value
@@ -62,6 +62,8 @@ class WindowAttention(nn.Module):
         if small_map not in SMALL_MAP:
             raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
         self.small_map = small_map
+        if qk_scale is not None:
+            check_arguments(factors={"qk_scale": qk_scale})
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -149,10 +151,8 @@ def windows_per_stage(
     window_size: Window | Sequence[Window], stages: int, axes: int, *, name: str = "window_size", least: int = 1
 ) -> list[tuple[int, ...]]:
     """Read windows: one side, one side per axis, or one of these per stage."""
-    if not isinstance(window_size, Sequence):
-        return [sides(window_size, axes, name, least)] * stages
-    window_size = tuple(window_size)
-    if len(window_size) == axes and all(isinstance(side, int) for side in window_size):
+    one = not isinstance(window_size, Sequence) or isinstance(window_size, str)
+    if one or (len(window_size) == axes and not any(isinstance(window, Sequence) for window in window_size)):
         return [sides(window_size, axes, name, least)] * stages
     if len(window_size) != stages:
         raise InputError(f"{name} {window_size!r} has {len(window_size)} entries for {stages} stages")
@@ -194,17 +194,18 @@ class ShiftedWindowBackbone(Backbone):
         drop_path_rate: float,
         ape_size: int | Sequence[int] | None,
         patch_norm: bool,
+        output_norm: bool,
         norm_eps: float,
         out_indices: Sequence[int],
     ) -> None:
         depths = tuple(depths)
-        check_numbers(
+        check_arguments(
             counts={"in_chans": in_chans, "embed_dim": embed_dim},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            ratios=(mlp_ratio,),
+            factors={"mlp_ratio": mlp_ratio, "norm_eps": norm_eps},
+            flags={"qkv_bias": qkv_bias, "patch_norm": patch_norm, "output_norm": output_norm},
         )
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        check_stages(out_indices, depths=depths, num_heads=num_heads, windows=windows)
         check_heads(dims, num_heads)
         rates = drop_path_rates(drop_path_rate, depths)
 
@@ -230,7 +231,7 @@ class ShiftedWindowBackbone(Backbone):
             Stage(
                 downsample(i),
                 [block(i, j) for j in range(depth)],
-                nn.LayerNorm(dims[i], eps=norm_eps) if i in out_indices else None,
+                nn.LayerNorm(dims[i], eps=norm_eps) if output_norm and i in out_indices else None,
             )
             for i, depth in enumerate(depths[: max(out_indices) + 1])
         ]
@@ -239,7 +240,7 @@ class ShiftedWindowBackbone(Backbone):
         self.pos_drop = nn.Dropout(drop_rate)
         self.absolute_pos_embed = None
         if ape_size is not None:
-            grid = (ape_size,) * len(patch_size) if isinstance(ape_size, int) else tuple(ape_size)
+            grid = sides(ape_size, len(patch_size), "ape_size")
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *grid, embed_dim))
         self._initialise()
 
@@ -283,8 +284,10 @@ class SwinTransformer(ShiftedWindowBackbone):
         ape_size: grid (one side, or one per axis) of an absolute position embedding, resized bicubically to other
             grids; None for no such embedding.
         patch_norm: LayerNorm after the patch embedding.
+        output_norm: LayerNorm of each returned map. The `features_only` models of timm and transformers'
+            `Swinv2Backbone` (in DPT, for example) have none.
         norm_eps: eps of all norms.
-        out_indices: the stages whose normed maps are returned; later stages are not built.
+        out_indices: the stages whose maps are returned; later stages are not built.
         small_map: "pad" or "shrink", see `WindowAttention`.
 
     Raises:
@@ -310,10 +313,12 @@ class SwinTransformer(ShiftedWindowBackbone):
         drop_path_rate: float = 0.1,
         ape_size: int | Sequence[int] | None = None,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         small_map: str = "pad",
     ) -> None:
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
         super().__init__(
             [functools.partial(WindowAttention, qk_scale=qk_scale, small_map=small_map)] * len(depths),
             post_norm=False,
@@ -330,6 +335,7 @@ class SwinTransformer(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=ape_size,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )
@@ -364,10 +370,12 @@ class SwinTransformerV2(ShiftedWindowBackbone):
         drop_path_rate: float = 0.1,
         ape_size: int | Sequence[int] | None = None,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         small_map: str = "pad",
     ) -> None:
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
         pretrained = windows_per_stage(pretrained_window_size, len(depths), 2, name="pretrained_window_size", least=0)
         super().__init__(
             [
@@ -388,6 +396,7 @@ class SwinTransformerV2(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=ape_size,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_heads, check_numbers, check_stages, sides
+from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, sides
 from .errors import InputError
 from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights, pad_to_cell
 from .layers.block import Block
@@ -109,9 +109,6 @@ class Twins(Backbone):
         norm_eps: float,
         out_indices: Sequence[int],
     ) -> None:
-        norms = (norm_after_stage,) * len(depths) if isinstance(norm_after_stage, bool) else tuple(norm_after_stage)
-        if not all(isinstance(norm, bool) for norm in norms):
-            raise InputError(f"norm_after_stage {norm_after_stage!r}: give True or False, or one of them per stage")
         check_stages(
             out_indices,
             embed_dims=embed_dims,
@@ -119,12 +116,16 @@ class Twins(Backbone):
             num_heads=num_heads,
             mlp_ratios=mlp_ratios,
             sr_ratios=sr_ratios,
-            norm_after_stage=norms,
         )
-        check_numbers(
+        norms = (norm_after_stage,) * len(depths) if isinstance(norm_after_stage, bool) else norm_after_stage
+        if not isinstance(norms, Sequence) or not all(isinstance(norm, bool) for norm in norms):
+            raise InputError(f"norm_after_stage is {norms!r}: give True or False, or one of them per stage")
+        check_stages(out_indices, depths=depths, norm_after_stage=norms)
+        check_arguments(
             counts={"in_chans": in_chans},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            ratios=mlp_ratios,
+            factors={"norm_eps": norm_eps},
+            flags={"qkv_bias": qkv_bias, "pad_patches": pad_patches},
         )
         check_heads(embed_dims, num_heads)
         patch = sides(patch_size, 2, "patch_size")
@@ -201,6 +202,8 @@ class TwinsPCPVT(Twins):
         sr_norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
+        check_arguments(factors={"sr_norm_eps": sr_norm_eps})
+
         def attention(i: int, j: int, **options) -> nn.Module:
             return SpatialReductionAttention(
                 embed_dims[i], num_heads[i], sr_ratio=sr_ratios[i], norm_eps=sr_norm_eps, **options
@@ -263,6 +266,7 @@ class TwinsSVT(Twins):
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         check_stages(out_indices, depths=depths, window_sizes=window_sizes)
+        check_arguments(factors={"sr_norm_eps": sr_norm_eps}, flags={"mask_padding": mask_padding})
         windows = [sides(window, 2, "window_sizes") for window in window_sizes]
 
         def attention(i: int, j: int, **options) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import sides
+from .backbone import check_stages, sides
 from .layers.position_bias import RelativePositionBias, relative_position_index
 from .swin import CosineWindowAttention, ShiftedWindowBackbone, Window, WindowAttention, windows_per_stage
 
@@ -85,9 +85,11 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
         super().__init__(
             [functools.partial(VideoWindowAttention, qk_scale=qk_scale)] * len(depths),
             post_norm=False,
@@ -104,6 +106,7 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=None,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )
@@ -137,9 +140,11 @@ class VideoSwinTransformerV2(ShiftedWindowBackbone):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         patch_norm: bool = True,
+        output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
         pretrained = windows_per_stage(pretrained_window_size, len(depths), 3, name="pretrained_window_size", least=0)
         super().__init__(
             [
@@ -160,6 +165,7 @@ class VideoSwinTransformerV2(ShiftedWindowBackbone):
             drop_path_rate=drop_path_rate,
             ape_size=None,
             patch_norm=patch_norm,
+            output_norm=output_norm,
             norm_eps=norm_eps,
             out_indices=out_indices,
         )

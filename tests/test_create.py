@@ -21,12 +21,36 @@ BAD_ARGUMENTS = {
     "parts of channels": ({"embed_dim": 96.0}, "embed_dim is 96.0"),
     "negative channels": ({"in_chans": -1}, "in_chans is -1"),
     "channels as text": ({"in_chans": "3"}, "in_chans is '3'"),
-    "ratio": ({"mlp_ratio": -1.0}, "MLP ratio -1.0"),
+    "ratio": ({"mlp_ratio": -1.0}, "mlp_ratio is -1.0"),
     "negative rate": ({"drop_path_rate": -1.0}, "drop_path_rate is -1.0"),
     "rate above 1": ({"attn_drop_rate": 2.0}, "attn_drop_rate is 2.0"),
-    "part of a window": ({"window_size": 7.0}, "window_size 7.0"),
+    "part of a window": ({"window_size": 7.0}, "window_size is 7.0"),
     "number for a tag": ({"pretrained": 3}, "pretrained is 3"),
 }
+
+
+OF_THE_WRONG_KIND = {
+    "swin_tiny": {"embed_dim": True, "num_heads": 2, "window_size": "7", "mlp_ratio": "4", "qkv_bias": 1, "norm_eps": 0,
+                  "qk_scale": "1", "patch_norm": None, "small_map": 3, "drop_rate": float("nan")},
+    "pvt_v2_b0": {"embed_dims": 64, "num_heads": 2, "mlp_ratios": 4, "sr_ratios": (8, 4, 2, 1.0), "linear": 1},
+    "twins_pcpvt_small": {"sr_ratios": 1, "depths": 2, "norm_after_stage": 1, "sr_norm_eps": "x", "pad_patches": 0},
+    "twins_svt_small": {"window_sizes": 7, "mask_padding": 1, "num_heads": ("2", 4, 8, 16)},
+    "video_swin_tiny": {"window_size": (8, 7), "patch_size": 4.0, "out_indices": "3", "attn_drop_rate": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, wrong in OF_THE_WRONG_KIND.items() for argument in wrong]
+)
+def test_arguments_of_the_wrong_kind_are_named(name: str, argument: str) -> None:
+    with pytest.raises(InputError, match=argument):
+        create_backbone(name, **{argument: OF_THE_WRONG_KIND[name][argument]})
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (16,), (0, 16), -3, 16.0, True, "16"], ids=str)
+def test_grids_of_the_absolute_position_embedding(size: object) -> None:
+    with pytest.raises(InputError, match="ape_size is"):
+        create_backbone("swin_tiny", ape_size=size)
 
 
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)

@@ -251,7 +251,7 @@ def test_initial_values() -> None:
         ({"mlp_ratios": (4, 4)}, "4 of depths.*2 of mlp_ratios"),
         ({"embed_dims": (8, 16, 20)}, "3 of embed_dims"),
         ({"num_heads": (1, 3, 5, 8)}, "stage 1 has 16 channels, which 3 heads"),
-        ({"sr_ratios": (8, 4, 0, 1)}, "sr_ratio 0"),
+        ({"sr_ratios": (8, 4, 0, 1)}, r"sr_ratios\[2\] is 0"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: dict, message: str) -> None:

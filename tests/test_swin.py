@@ -146,7 +146,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"depths": (2, 2, 2)}, "depths"),
         ({"num_heads": (1, 3, 4, 4)}, "stage 1 has 16 channels, which 3 heads"),
         ({"small_map": "crop"}, "small_map is 'crop': choose one of pad, shrink"),
-        ({"patch_size": 0}, "patch_size 0"),
+        ({"patch_size": 0}, "patch_size is 0"),
         ({"window_size": (4, 4, 4)}, "window_size"),
     ],
 )

@@ -255,8 +255,8 @@ def test_initial_values() -> None:
         (hvt.TwinsPCPVT, {"norm_after_stage": (3,)}, "True or False"),
         (hvt.TwinsPCPVT, {"num_heads": (1, 2, 3, 8)}, "stage 2 has 20 channels, which 3 heads"),
         (hvt.TwinsSVT, {"window_sizes": (7, 7)}, "4 of depths, 2 of window_sizes"),
-        (hvt.TwinsSVT, {"window_sizes": (7, 7, 0, 7)}, "window_sizes 0"),
-        (hvt.TwinsSVT, {"patch_size": 0}, "patch_size 0"),
+        (hvt.TwinsSVT, {"window_sizes": (7, 7, 0, 7)}, "window_sizes is 0"),
+        (hvt.TwinsSVT, {"patch_size": 0}, "patch_size is 0"),
     ],
 )
 def test_arguments_that_do_not_fit(cls: type[hvt.Backbone], arguments: dict, message: str) -> None:

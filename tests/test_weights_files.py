@@ -260,7 +260,7 @@ WITHOUT_TENSORS = {
     "empty": ({}, r"holds no tensors"),
     "elsewhere": (
         {"teacher": {"w": torch.ones(1)}, "epoch": 1},
-        r"no tensors at its top level: choose key= among 'teacher'",
+        r"no tensors at its top level: choose weights_key= among 'teacher'",
     ),
 }
 

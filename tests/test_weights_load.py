@@ -102,6 +102,58 @@ def test_a_detector_fills_a_backbone() -> None:
     assert "outside 'backbone.'" in str(report)
 
 
+OUTPUT_NORMS = {
+    "a detector with fewer outputs": (
+        lambda: weights(swin(out_indices=(1, 2)), "mmdet"),
+        swin,
+        r"\[1, 2\].*\[0, 1, 2\]",
+    ),
+    "maps without norms": (lambda: weights(swin(output_norm=False), "huggingface"), swin, r"\[\].*output_norm"),
+    "a classifier without its own": (
+        lambda: {key: tensor for key, tensor in weights(classifier()).items() if not key.startswith("norm.")},
+        swin,
+        r"6 keys .* are missing",
+    ),
+    "stages without norms": (
+        lambda: weights(twins_svt(norm_after_stage=False), "mmseg"),
+        twins_svt,
+        r"\[\], the model after \[0, 1\] \(see norm_after_stage",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "build", "message"), OUTPUT_NORMS.values(), ids=OUTPUT_NORMS.keys())
+def test_a_norm_that_the_weights_could_have_had_is_missing(given: Callable, build: Callable, message: str) -> None:
+    """New, it would give other maps than those of the weights, behind a report that says that all is well."""
+    with pytest.raises(WeightsError, match=message):
+        load_weights(build(), given())
+
+
+def test_maps_without_norms() -> None:
+    source = randomised(swin(output_norm=False)).eval()
+    model = swin(output_norm=False).eval()
+    assert load_weights(model, weights(source, "huggingface")).ok
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(model(images), source(images))
+
+
+def test_one_of_several_sets_of_weights(caplog) -> None:
+    trained, average = weights(classifier()), weights(classifier())
+    checkpoint = {"state_dict": trained, "optimizer": {"state": {0: torch.ones(1)}}, "state_dict_ema": average}
+    model = classifier()
+    report = load_weights(model, checkpoint)
+    torch.testing.assert_close(model.head.weight.data, trained["head.weight"])
+    assert (report.weights_key, report.other_weights) == ("state_dict", ("state_dict_ema",))
+    assert "its 'state_dict', not state_dict_ema (weights_key=)" in str(report)
+    assert "weights_key chooses 'state_dict_ema' instead" in caplog.text
+    caplog.clear()
+    assert load_weights(model, checkpoint, weights_key="state_dict_ema").weights_key == "state_dict_ema"
+    torch.testing.assert_close(model.head.weight.data, average["head.weight"])
+    assert not caplog.text
+    with pytest.raises(WeightsError, match="no key 'ema': its keys are 'state_dict', 'optimizer', 'state_dict_ema'"):
+        load_weights(model, checkpoint, weights_key="ema")
+
+
 def test_stages_that_are_not_built() -> None:
     report = load_weights(swin(out_indices=(0, 1)), weights(swin()))
     assert report.ok

@@ -21,6 +21,24 @@ from .translate import grouped, repacked
 
 # Buffers that a model computes from sizes; `attn_mask` even depends on the image.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+# The last part of keys, anywhere, that belong to no model of ours -> why they are there.
+FOREIGN = {
+    "mask_token": "belongs to masked-image pre-training",
+    **dict.fromkeys(("total_ops", "total_params"), "a counter of thop"),
+    **dict.fromkeys(
+        (
+            "input_shape",
+            "output_shape",
+            "parameter_quantity",
+            "inference_memory",
+            "MAdd",
+            "duration",
+            "Flops",
+            "Memory",
+        ),
+        "a counter of torchstat",
+    ),
+}
 OUR_STAGE = template("stages.{s}.blocks.{b}.attn.proj.weight")
 OUR_HEAD = template("head.{p}")
 
@@ -193,6 +211,8 @@ def read_checkpoint(
         if key.rpartition(".")[2] in COMPUTED:
             result.computed.append(key)
             _keep_coordinates(result, key.removeprefix(prefix), tensor)
+        elif reason := FOREIGN.get(key.rpartition(".")[2]):
+            result.dropped[key] = reason
         elif key.startswith(prefix):
             inner[key.removeprefix(prefix)] = key
         else:
@@ -212,11 +232,12 @@ def _keep_coordinates(result: Checkpoint, key: str, tensor: Tensor) -> None:
 
 def _take_ours(result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[str, str], outer: dict[str, str]) -> None:
     heads = {key: theirs for key, theirs in outer.items() if OUR_HEAD.match(key)}
-    result.dropped = {theirs: f"outside {result.wrapper!r}" for key, theirs in outer.items() if key not in heads}
+    others = {theirs: f"outside {result.wrapper!r}" for key, theirs in outer.items() if key not in heads}
+    result.dropped |= others
     keys = inner | heads
     result.tensors = {key: tensors[theirs] for key, theirs in keys.items()}
     result.sources = {key: (theirs,) for key, theirs in keys.items()}
-    alone = result.wrapper.endswith("backbone.") and not result.dropped
+    alone = result.wrapper.endswith("backbone.") and not others
     result.style = "classifier" if heads or alone or any(OUR_HEAD.match(key) for key in inner) else "dense"
 
 
@@ -227,13 +248,9 @@ def _translate(
     outer: dict[str, str],
     grid: tuple[int, int] | None,
 ) -> None:
-    table, ignored = result.layout, result.layout.ignored or {}
+    table = result.layout
     groups, unmatched = grouped(inner, [r for r in table.rules if not r.outer or not result.wrapper], "theirs")
-    for key in unmatched:
-        if key in ignored:
-            result.dropped[inner[key]] = ignored[key]
-        else:
-            result.unknown.append(inner[key])
+    result.unknown = [inner[key] for key in unmatched]
     beside, foreign = grouped(outer, [r for r in table.rules if r.outer], "theirs")
     result.dropped |= {outer[key]: f"outside {result.wrapper!r}" for key in foreign}
     named = [(group, inner) for group in groups] + [(group, outer) for group in beside]

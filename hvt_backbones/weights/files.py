@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import pickle
 import pickletools
@@ -19,6 +20,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 GIT_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 HEAD_BYTES = 1024
+logger = logging.getLogger(__name__)
 
 
 class _Placeholder:
@@ -96,7 +99,27 @@ _PLACEHOLDERS = {
 }
 
 
+@dataclass(frozen=True)
+class FoundWeights:
+    """Weights in the content of a file.
+
+    Attributes:
+        tensors: name -> tensor.
+        key: the key at the top of the content under which they lay; None where they lay under none.
+        others: the other keys there that hold tensors.
+    """
+
+    tensors: dict[str, Tensor]
+    key: str | None = None
+    others: tuple[str, ...] = ()
+
+
 def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of `read_weights`."""
+    return read_weights(path, key).tensors
+
+
+def read_weights(path: str | os.PathLike, key: str | None = None) -> FoundWeights:
     """Read the mapping of names to tensors from a safetensors file or from a file of `torch.save`, on the CPU.
 
     The mapping may lie at the top of the file or, at any depth, under one of `WRAPPER_KEYS`; entries beside it
@@ -106,7 +129,7 @@ def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[
     Args:
         path: the file; its content decides the format, not its suffix.
         key: take the mapping under this key of the file's top level, for example "model_ema" where the file holds
-            both the trained weights and their average.
+            both the trained weights and their average. Without it such a choice is logged as a warning.
 
     Raises:
         WeightsError: the path does not lead to a file of weights, the file is damaged, needs code to be read, or
@@ -114,14 +137,10 @@ def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[
     """
     path = Path(path)
     content = _read_content(path)
-    if key is not None:
-        if key not in content:
-            raise WeightsError(f"{path} has no key {key!r}: its keys are {_listed(content)}")
-        content = content[key]
-    state_dict = find_tensors(content)
-    if not state_dict:
-        raise WeightsError(f"{path} holds no tensors{_where_tensors_may_be(content)}")
-    return state_dict
+    found = find_weights(content, key, str(path))
+    if not found.tensors:
+        raise WeightsError(f"{path} holds no tensors{_where_tensors_may_be(content if key is None else content[key])}")
+    return found
 
 
 def check_file(path: str | os.PathLike) -> None:
@@ -345,6 +364,24 @@ def _first_foreign_global(path: Path) -> str | None:
     return None
 
 
+def find_weights(content: Mapping[str, Any], key: str | None = None, name: str = "the checkpoint") -> FoundWeights:
+    """The weights under `key` at the top of `content`, or those that `find_tensors` finds, and what else is there.
+
+    Raises:
+        WeightsError: there is no such key.
+    """
+    if key is not None and key not in content:
+        raise WeightsError(f"{name} has no key {key!r}: its keys are {_listed(content)}")
+    holders = [at for at, value in content.items() if isinstance(at, str) and find_tensors(value)]
+    taken = key if key is not None else next((at for at in WRAPPER_KEYS if at in holders), None)
+    found = FoundWeights(
+        find_tensors(content if taken is None else content[taken]), taken, tuple(at for at in holders if at != taken)
+    )
+    if key is None and found.tensors and found.others:
+        logger.warning("%s: taken is %r; weights_key chooses %s instead", name, taken, _listed([*found.others]))
+    return found
+
+
 def find_tensors(content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
@@ -358,7 +395,7 @@ def _where_tensors_may_be(content: object) -> str:
     if not isinstance(content, Mapping) or not content:
         return ": pass a file with a model's state_dict()"
     if candidates := [name for name, value in content.items() if isinstance(name, str) and find_tensors(value)]:
-        return f" at its top level: choose key= among {_listed(candidates)}"
+        return f" at its top level: choose weights_key= among {_listed(candidates)}"
     return f" (its keys are {_listed(content)}): pass a file with a model's state_dict()"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbone import check_numbers
+from ..backbone import check_arguments
 from ..errors import WeightsError
 from ..swin import Window, windows_per_stage
 from .convert import Checkpoint, find_tensors, read_checkpoint
@@ -46,10 +46,10 @@ def inflate(
         InputError: `patch_frames` or `window_size` is no positive integer, or not one per axis.
         WeightsError: the weights cannot be read, are not of a 2-D Swin, or their windows are not square.
     """
-    check_numbers(counts={"patch_frames": patch_frames}, rates={}, ratios=())
+    check_arguments(counts={"patch_frames": patch_frames})
     from .load import read_source
 
-    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source)
+    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source).tensors
     checkpoint = read_checkpoint(tensors, layout)
     if checkpoint.layout.family != "swin":
         raise WeightsError(f"only 2-D Swin is inflated to video, the weights are of {checkpoint.layout.family}")

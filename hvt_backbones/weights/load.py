@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
-from .convert import Checkpoint, find_tensors, read_checkpoint
+from .convert import Checkpoint, read_checkpoint
+from .files import FoundWeights, find_weights
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .layouts import ALL, OURS, our_layout
 from .report import LoadReport, some
@@ -35,7 +36,12 @@ FAMILIES_THAT_ADD_NORMS = ("twins_pcpvt", "twins_svt")
 
 
 def load_weights(
-    model: Backbone | Classifier, source: Source, *, layout: str = "auto", class_map: ClassMap | None = None
+    model: Backbone | Classifier,
+    source: Source,
+    *,
+    layout: str = "auto",
+    class_map: ClassMap | None = None,
+    weights_key: str | None = None,
 ) -> LoadReport:
     """Load weights into `model`, and account for every key of both.
 
@@ -52,6 +58,8 @@ def load_weights(
         class_map: for each class of the model the row of the checkpoint's head, as a sequence, a tensor or the path of
             a text file with one index a line. The rows of ImageNet-1K's classes in ImageNet-22K are
             `data/map22kto1k.txt` of the repository microsoft/Swin-Transformer.
+        weights_key: which of several sets of weights at the top of `source` to take, such as "state_dict_ema"; by
+            default the trained ones, before their moving average. The report names what else was there.
 
     Returns:
         The report; printed, it is a short table.
@@ -61,10 +69,11 @@ def load_weights(
     """
     if not isinstance(model, Backbone | Classifier):
         raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
-    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source)
+    found = find_weights(source, weights_key) if isinstance(source, Mapping) else read_source(source, weights_key)
     backbone = model.backbone if isinstance(model, Classifier) else model
-    checkpoint = read_checkpoint(tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
+    checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
     plan = _Plan(model, backbone, checkpoint)
+    plan.report.weights_key, plan.report.other_weights = found.key, found.others
     if class_map is not None:
         plan.map_classes(class_map)
     plan.match()
@@ -105,12 +114,12 @@ def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, str]:
     return {}
 
 
-def read_source(source: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a path, a URL or "hf-hub:org/name"."""
+def read_source(source: str | os.PathLike, weights_key: str | None = None) -> FoundWeights:
+    """The weights of a path, a URL or "hf-hub:org/name"."""
     from .fetch import fetch
-    from .files import read_state_dict
+    from .files import read_weights
 
-    return read_state_dict(fetch(source))
+    return read_weights(fetch(source), weights_key)
 
 
 def _layouts(backbone: Backbone) -> list:
@@ -213,12 +222,14 @@ class _Plan:
         return None
 
     def _is_new_norm(self, key: str) -> bool:
-        """Whether this norm belongs to dense models; classification checkpoints have one after the last stage only."""
+        """Whether only dense models have this norm, and the weights are a classifier's, with one after its last stage.
+
+        Any other weights could have had it: where they have not, their maps were others.
+        """
         added = not self.backbone.norm_feeds_next_stage or self.backbone.family in FAMILIES_THAT_ADD_NORMS
-        if STAGE_NORM.match(key) is None or not added:
-            return False
-        norm = key.rpartition(".")[0]
-        return not any(theirs.startswith(f"{norm}.") for theirs in self.checkpoint.tensors)
+        norm = STAGE_NORM.match(key)
+        last = self.checkpoint.stages - 1
+        return norm is not None and added and norm["s"] != last and _normed_stages(self.checkpoint.tensors) == [last]
 
     def _place(self, key: str, tensor: Tensor) -> None:
         name = self.names[key]
@@ -276,13 +287,25 @@ class _Plan:
         if wrong:
             raise WeightsError(
                 f"the {report.layout} weights of the family {report.family} do not fit the model: "
-                f"{'; '.join(wrong)}{self._compare()}: build the model that the weights belong to"
+                f"{'; '.join(wrong)}{self._compare()}{self._compare_norms()}: "
+                "build the model that the weights belong to"
             )
+
+    def _compare_norms(self) -> str:
+        given, own = _normed_stages(self.checkpoint.tensors), _normed_stages(self.names)
+        if not any(STAGE_NORM.match(key.removeprefix("backbone.")) for key in self.report.missing):
+            return ""
+        words = "norm_after_stage" if self.backbone.norm_feeds_next_stage else "out_indices and output_norm"
+        return f"; the weights have norms after the stages {given}, the model after {own} (see {words})"
 
     def _compare(self) -> str:
         given = _architecture(self.checkpoint.tensors)
         own = _architecture({key: self.state[name] for key, name in self.names.items()})
         return "" if given == own else f"; the weights have {given}, the model has {own}"
+
+
+def _normed_stages(tensors: Iterable[str]) -> list[int]:
+    return sorted({norm["s"] for key in tensors if (norm := STAGE_NORM.match(key))})
 
 
 def _architecture(tensors: Mapping[str, Tensor]) -> str:

@@ -29,6 +29,8 @@ class LoadReport:
         missing: not in the checkpoint, for no known reason.
         unexpected: without a place in the model, for no known reason.
         reasons: name of a list -> key in it -> why.
+        weights_key: the key at the top of the file whose weights were taken; None where they are not under one.
+        other_weights: further keys there that hold weights, such as a moving average.
     """
 
     layout: str
@@ -43,6 +45,8 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
+    weights_key: str | None = None
+    other_weights: Sequence[str] = ()
 
     ROWS = ("loaded", "resized", "inflated", "adapted", "recomputed", "dropped", "initialised", "missing", "unexpected")
 
@@ -64,6 +68,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.layout} checkpoint of the family {self.family}"]
+        if self.other_weights:
+            lines[0] += f": its {self.weights_key!r}, not {some(self.other_weights)} (weights_key=)"
         for row in self.ROWS:
             by_reason: dict[str, list[str]] = {}
             for key in getattr(self, row):

@@ -143,7 +143,6 @@ class Layout:
             those that share its other keys; not asked where it is named.
         rules: the first that matches a key holds, in either direction. None: the keys are ours.
         buffers: what to compute for their strict loading.
-        ignored: template -> reason, of tensors that are not part of the backbone.
         wrapper: style -> what their code puts before the keys of the backbone.
         reads_only: an older way to write the layout; `convert_state_dict` does not write it.
     """
@@ -156,7 +155,6 @@ class Layout:
     unlike: tuple[str, ...] = ()
     rules: tuple[Rule, ...] | None = ()
     buffers: tuple[Buffer, ...] = ()
-    ignored: Mapping[str, str] | None = None
     wrapper: Mapping[str, str] | None = None
     reads_only: bool = False
     axes: int = 2

@@ -13,6 +13,8 @@ MM_BLOCK = [
 ]
 REDUCED_ATTENTION = [(f"attn.{key}.{{p}}", f"attn.{key}.{{p}}") for key in ("q", "kv", "sr", "norm")]
 
+# also in mmsegmentation's pretraining files, whose converters leave it as it is, and in mmclassification's first Swin
+CLASSIFIER_NORM = rule("norm.{p}", "stages.{last}.norm.{p}", style="classifier")
 HEAD = rule("head.{p}", "head.{p}", style="classifier")
 # of mmpretrain's classifiers; mmdetection and mmsegmentation have none and pass over it
 MM_HEAD = rule("head.fc.{p}", "head.{p}", style="classifier", outer=True)

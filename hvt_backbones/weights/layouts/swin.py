@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..rules import Buffer, Layout, Part, Rule, packed, rule, rules
-from .shared import BLOCK, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK
+from .shared import BLOCK, CLASSIFIER_NORM, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK
 from .tensor_rules import OFFICIAL_EMBEDDING, TOKENS, UNFOLD
 
 Rows = list[tuple[str, str]]
@@ -16,9 +16,9 @@ V2_LOGITS = [
     ("attn.qkv.weight", "attn.qkv.weight"),
     ("attn.logit_scale", "attn.logit_scale"),
     ("attn.cpb_mlp.{n}.{p}", "attn.position_bias.mlp.{n}.{p}"),
+    ("attn.rpe_mlp.{n}.{p}", "attn.position_bias.mlp.{n}.{p}"),  # of the files of SimMIM, which its loader renames
 ]
 V2_ATTENTION = [*V2_LOGITS, ("attn.q_bias", "attn.q_bias"), ("attn.v_bias", "attn.v_bias")]
-MASK_TOKEN = "belongs to masked-image pre-training"
 
 
 def embed(theirs: str, projection: str = "proj") -> list[Rule]:
@@ -58,11 +58,10 @@ def official_and_timm(family: str, attention: Rows) -> list[Layout]:
             *merging("layers.{s-1}.downsample."),
             rule("absolute_pos_embed", "absolute_pos_embed", OFFICIAL_EMBEDDING),
             rule("norm{s}.{p}", "stages.{s}.norm.{p}", style="dense"),
-            rule("norm.{p}", "stages.{last}.norm.{p}", style="classifier"),
+            CLASSIFIER_NORM,
             HEAD,
         ),
         buffers=buffers(f"{block}attn", family),
-        ignored={"mask_token": MASK_TOKEN},
     )
     timm = Layout(
         "timm",
@@ -99,6 +98,7 @@ def openmmlab(family: str, attention: Rows, merge: list[Rule]) -> dict[str, Any]
             *rules(block, BLOCK, [*MM_BLOCK, *window_attention]),
             *merge,
             rule("norm{s}.{p}", "stages.{s}.norm.{p}"),
+            CLASSIFIER_NORM,
             MM_HEAD,
         ),
         "buffers": buffers(f"{block}attn.w_msa", family),
@@ -170,7 +170,16 @@ HF_COMMON = [
     rule("layernorm.{p}", "stages.{last}.norm.{p}", style="classifier"),
     HF_HEAD,
 ]
-HF_IGNORED = {"embeddings.mask_token": MASK_TOKEN}
+# Beside the module of the others; inside it in version 4 and in the files of either version. MaskFormer counts from 0.
+# The dense models have a `layernorm` too, of which they make no use.
+HF_OUTPUT_NORMS = [
+    *(
+        rule(f"hidden_states_norms.{stage}.{{p}}", "stages.{s}.norm.{p}", style="dense", outer=outer)
+        for outer in (True, False)
+        for stage in ("stage{s+1}", "{s}")
+    ),
+    rule("swin.layernorm.{p}", "stages.{last}.norm.{p}", style="classifier"),
+]
 HF_NORMS = [("layernorm_before.{p}", "norm1.{p}"), ("layernorm_after.{p}", "norm2.{p}")]
 # the modules of SwinV2, of Swin in version 4, and of the files of either version
 HF_BERT_BLOCK = [
@@ -196,9 +205,8 @@ def hf_swin(table: str, qkv: Rule, block: Rows, **more: Any) -> Layout:
             *HF_COMMON,
             qkv,
             *rules(HF_BLOCK, BLOCK, [*block, (table, TABLE[1])]),
-            rule("hidden_states_norms.stage{s+1}.{p}", "stages.{s}.norm.{p}", style="dense", outer=True),
+            *HF_OUTPUT_NORMS,
         ),
-        ignored=HF_IGNORED,
         **more,
     )
 
@@ -235,7 +243,6 @@ HF_SWINV2 = Layout(
         ),
         *rules(HF_BLOCK, BLOCK, HF_BERT_BLOCK),
     ),
-    ignored=HF_IGNORED,
     wrapper={"classifier": "swinv2."},
 )
 

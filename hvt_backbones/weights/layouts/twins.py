@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..rules import Layout, Part, Rule, packed, rule, rules
-from .shared import BLOCK, HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
+from .shared import BLOCK, CLASSIFIER_NORM, HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
 
 STAGE = "stages.{s}."
 POSITION = "stages.{s}.blocks.0.position.{p}"
@@ -21,7 +21,6 @@ def embed(projection: str) -> list[Rule]:
 
 def official_and_timm(family: str) -> list[Layout]:
     """timm has no dense model with a norm after each stage; the names are the same otherwise."""
-    norm = rule("norm.{p}", "stages.{last}.norm.{p}", style="classifier")
     common = [
         *embed("proj"),
         rule("pos_block.{s}.proj.0.{p}", POSITION),
@@ -36,7 +35,7 @@ def official_and_timm(family: str) -> list[Layout]:
             requires=(f"blocks.0.0.{FIRST_ATTENTION[family]}",),
             rules=(*common, *more, HEAD),
         )
-        for name, more in {"official": (extra_norms, norm), "timm": (norm,)}.items()
+        for name, more in {"official": (extra_norms, CLASSIFIER_NORM), "timm": (CLASSIFIER_NORM,)}.items()
     ]
 
 
@@ -94,6 +93,7 @@ def mmseg(family: str) -> Layout:
             ),
             *projections[family],
             rule("norm_list.{s}.{p}", STAGE + "norm.{p}"),
+            CLASSIFIER_NORM,
             MM_HEAD,
         ),
         wrapper=MM_CLASSIFIER,
