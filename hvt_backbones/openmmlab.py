@@ -10,8 +10,9 @@ A configuration of any of them says
         paramwise_cfg=dict(layer_decay_rate=0.9),
     )
 
-MMEngine's own constructor does too; the keys with which its `paramwise_cfg` spares what must not decay, as the official
-Swin configurations do, are in our names
+MMEngine's own constructor does too, with the rules that are written for a framework's own backbone: parts of names in
+`paramwise_cfg` (`custom_keys`, or the keys of mmaction2's constructor) that fit no parameter here, such as
+`relative_position_bias_table`, are taken for the parameters that they mean. In our names they are
 
     custom_keys={"absolute_pos_embed": dict(decay_mult=0.0), "position_bias": dict(decay_mult=0.0),
                  "logit_scale": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}
@@ -30,15 +31,16 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.model.weight_init import PretrainedInit
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapperDict
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .backbone import NO_DECAY_NAMES
+from .backbone import NO_DECAY_NAMES, Backbone
 from .create import create_backbone, is_file_or_url, published_weights
 from .errors import InputError, WeightsError
 from .openmmlab_resume import translate_training_state
+from .openmmlab_rules import translate_rules
 from .variants import find_variant
 from .weights import LoadReport, load_weights
 from .weights.fetch import fetch
@@ -277,6 +279,28 @@ def check_checkpoint(source: str | Path) -> Path:
     return path
 
 
+def _backbones(model: nn.Module) -> dict[str, Backbone]:
+    return {name: module.model for name, module in model.named_modules() if isinstance(module, HVTBackbone)}
+
+
+def _with_translated_rules(constructor: DefaultOptimWrapperConstructor, model: nn.Module) -> OptimWrapper:
+    """MMEngine's constructor of optimisers, with rules for the parameters that an `HVTBackbone` has in other names."""
+    whole = getattr(model, "module", model)
+    if constructor.paramwise_cfg and (backbones := _backbones(whole)):
+        cfg = dict(constructor.paramwise_cfg)
+        if "custom_keys" in cfg:
+            cfg["custom_keys"] = translate_rules(cfg["custom_keys"], whole, backbones, one_each=True)
+        # mmaction2's has them beside its other settings, which are numbers
+        rules = {key: cfg.pop(key) for key in list(cfg) if key != "custom_keys" and isinstance(cfg[key], Mapping)}
+        constructor.paramwise_cfg = {**cfg, **translate_rules(rules, whole, backbones, one_each=False)}
+    return _construct(constructor, model)
+
+
+# Frameworks' configurations name no constructor, or one of MMEngine's subclasses: there is no other place for it.
+_construct = DefaultOptimWrapperConstructor.__call__
+DefaultOptimWrapperConstructor.__call__ = _with_translated_rules
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class HVTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning-rate decay over an `HVTBackbone` (BEiT, arXiv:2106.08254, App. C).
@@ -361,7 +385,7 @@ class HVTResumeHook(Hook):
         if not runner._resume or "optimizer" not in checkpoint:  # MMEngine has no public word for it
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        names = [name for name, module in model.named_modules() if isinstance(module, HVTBackbone)]
+        names = _backbones(model)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         if not isinstance(runner.optim_wrapper, OptimWrapperDict):
             prefixes = {f"{name}.": f"{name}.model." for name in names}

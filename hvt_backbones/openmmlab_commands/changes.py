@@ -39,6 +39,7 @@ def check_changes(cfg: Config, path: str, *, allowed: bool) -> bool:
     """
     before = read_settings(path)
     if before is None:
+        print(f"{path} does not tell its settings: they were not compared with those of now")
         return False
     now = _plain(cfg.to_dict())
     backbones = [settings.get("model", {}).get("backbone") or {} for settings in (before, now)]

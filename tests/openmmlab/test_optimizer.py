@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 import hvt_backbones as hvt
+from video.shims import prepare_imports as prepare_mmaction
 
 from .models import BACKBONES, build
 
@@ -91,3 +94,40 @@ def test_the_keys_of_the_official_configurations(family: str) -> None:
     tables = {name for name in found if name.endswith("position_bias.table")}
     assert spared == norms | tables
     assert len(tables) == (8 if family == "swin" else 0)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_keys_in_the_names_of_a_frameworks_own_backbone(family: str) -> None:
+    keys = {
+        "relative_position_bias_table": {"decay_mult": 0.0},
+        "position_encodings": {"decay_mult": 0.0},
+        "absolute_pos_embed": {"decay_mult": 0.0},
+        "w_msa": {"decay_mult": 0.5},
+        "ffn": {"lr_mult": 2.0},
+        "backbone.": {"lr_mult": 0.1},
+        "ffn.layers.1": {"lr_mult": 3.0},
+    }
+    elements, method = [], "fpn" if family.startswith("twins") else "retinanet"
+    for ours in (True, False):
+        model, counted = build(method, family, ours=ours), Counter()
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        for name, values in settings(model, paramwise_cfg={"custom_keys": keys}).items():
+            counted[values] += sizes[name]
+        elements.append(counted)
+    assert elements[0] == elements[1]
+    assert len(elements[0]) > 2
+
+
+def test_keys_that_name_nothing_of_the_backbone_are_refused() -> None:
+    model = build("retinanet", "swin", ours=True)
+    with pytest.raises(hvt.InputError, match=r"backbone\.layers\.9.*'backbone\.model\.stages"):
+        settings(model, paramwise_cfg={"custom_keys": {"backbone.layers.9": {"lr_mult": 0.1}}})
+
+
+def test_keys_of_mmactions_own_constructor() -> None:
+    prepare_mmaction()
+    model = build("retinanet", "swin", ours=True)
+    rules = {"relative_position_bias_table": {"decay_mult": 0.0}, "backbone": {"lr_mult": 0.1}}
+    found = settings(model, constructor="mmaction.SwinOptimWrapperConstructor", paramwise_cfg=rules)
+    tables = [values for name, values in found.items() if "position_bias.table" in name]
+    assert tables == [pytest.approx((0.01, 0.0))] * 8
