@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from hvt_backbones.errors import InputError, exit_on_input_error
 
+from .quiet import quiet_imports
+
 if TYPE_CHECKING:
     from .application import Application
 
@@ -39,6 +41,7 @@ def run_command(run: Callable[[Sequence[str] | None], int | None], argv: Sequenc
     """
 
     def with_packages(argv: Sequence[str] | None) -> int | None:
+        quiet_imports()
         try:
             return run(argv)
         except ModuleNotFoundError as error:

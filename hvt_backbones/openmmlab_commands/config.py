@@ -7,6 +7,7 @@ import ast
 import contextlib
 import difflib
 import inspect
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,9 @@ def read_config(name: str, options: Mapping[str, Any] | None, application: Appli
         cfg.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"--cfg-options: {describe(error)}") from error
+    neck = cfg.model.get("neck")
+    if isinstance(neck, Mapping) and isinstance(neck.get("in_channels"), tuple):
+        neck["in_channels"] = list(neck["in_channels"])  # FPN asserts a list
     return cfg
 
 
@@ -209,8 +213,20 @@ def building(path: str) -> Iterator[None]:
         builds = [frame for frame in frames if frame.f_code is build_functions.build_from_cfg.__code__]
         if not builds:
             raise
-        built = builds[-1].f_locals["cfg"].get("type")
-        raise InputError(f"config {path}: {getattr(built, '__name__', built)}: {describe(error)}") from error
+        settings = builds[-1].f_locals["cfg"]
+        built = settings.get("type")
+        what = describe(error)
+        if isinstance(error, AssertionError) and not str(error):
+            what = _assertion(error, settings)
+        raise InputError(f"config {path}: {getattr(built, '__name__', built)}: {what}") from error
+
+
+def _assertion(error: AssertionError, settings: Mapping[str, Any]) -> str:
+    """What a bare assertion asks for, with the arguments in it."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line or "an assertion"
+    words = set(re.findall(r"\w+", line))
+    given = [f"{key}={value!r}" for key, value in settings.items() if key in words]
+    return f"{', '.join(given) or 'its arguments'}: it needs `{line.removeprefix('assert ')}`"
 
 
 def describe(error: BaseException) -> str:

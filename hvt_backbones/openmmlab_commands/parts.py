@@ -32,6 +32,12 @@ def check_parts(model: nn.Module) -> None:
     cause = "set it to these, or change model.backbone.out_indices"
     if neck is not None:
         _compare("neck", getattr(neck, "in_channels", None), given, giver, cause)
+        first = getattr(neck, "start_level", None)
+        if isinstance(first, int) and not 0 <= first < len(given):
+            raise InputError(
+                f"model.neck.start_level is {first}, {giver} gives {len(given)} maps, 0 to {len(given) - 1}: choose "
+                "among these"
+            )
         count, channels = getattr(neck, "num_outs", None), getattr(neck, "out_channels", None)
         if not isinstance(count, int) or not isinstance(channels, int):
             return

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -35,6 +36,7 @@ from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
 from .devices import join_processes, use_amp, use_device
 from .parts import check_classes, check_parts
+from .quiet import quiet_logger
 
 METRICS = "metrics.json"
 
@@ -208,6 +210,11 @@ def make_folder(option: str, folder: str | Path) -> None:
 class CommandRunner(Runner):
     strict = False  # in training, `load_from` takes what fits
     changed = False  # whether a resumed run has other settings than its checkpoint
+
+    def build_logger(self, *args: Any, **arguments: Any) -> MMLogger:
+        logger = super().build_logger(*args, **arguments)
+        quiet_logger(logger)
+        return logger
 
     def register_hooks(self, *args: Any, **arguments: Any) -> None:
         super().register_hooks(*args, **arguments)

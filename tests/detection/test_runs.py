@@ -32,6 +32,9 @@ def test_another_schedule_is_told_refused_or_holds(
 ) -> None:
     run = [str(scheduled), "--work-dir", str(tmp_path / "run"), *CPU]
     assert train(run) == 0
+    said = "".join(capfd.readouterr())
+    assert "Saving checkpoint" in said
+    assert not any(word in said for word in ("Warning", "WARNING", "paramwise_options", "OneDL"))
     moments = read_checkpoint(tmp_path / "run" / "epoch_2.pth")["optimizer"]["state"]
     resumed = [*run, "--resume"]
     options = ["--cfg-options", *EPOCHS, "param_scheduler.0.end=4", "param_scheduler.0.milestones=[3]"]
