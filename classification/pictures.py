@@ -10,14 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
 from timm.data import ImageNetInfo
 from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from hvt_backbones import InputError
-from hvt_backbones.predict import PICTURE_MODES
+from hvt_backbones.images import decode as _decode
 from hvt_backbones.predict import class_names as imagenet_names
 
 from . import upstream as upstream  # a worker that starts afresh unpickles the data set, hence imports this module
@@ -173,16 +172,6 @@ class Pictures(Dataset):
                 "data.on_error = skip"
             ) from None
         return self.transform(picture), target if self.class_order is None else self.class_order[target]
-
-
-def _decode(file: Any, channels: int) -> Image.Image:
-    # libraries switch this on for the whole process; half of a picture would then pass for one, its rest grey
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    if not file.read(1):
-        raise ValueError("it is empty (0 bytes)")
-    file.seek(0)
-    with Image.open(file) as picture:
-        return ImageOps.exif_transpose(picture).convert(PICTURE_MODES[channels])
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
 from hvt_backbones import InputError
-from hvt_backbones.predict import IMAGE_SUFFIXES
+from hvt_backbones.images import IMAGE_SUFFIXES
 
 EXPECTED_FOLDERS = "expected one sub-folder of pictures per class"
 

@@ -6,20 +6,13 @@ import it with the data set.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from PIL import Image
 from timm.data import auto_augment
 
-# (module, beginning) of warnings about pictures whose pixels are right all the same: what is not is an error. None of
-# them names the picture, and each worker repeats them
-FALSE_ALARMS = (
-    (r"PIL\.TiffImagePlugin", ""),  # malformed metadata, EXIF's of a JPEG too: the orientation alone is of use
-    (r"PIL\.Image", "Palette images with Transparency"),  # which is dropped, as of every picture
-    (r"PIL\.Image", r"Image size \(\d+ pixels\) exceeds limit"),  # a large photograph; twice the limit is an error
-    (r"PIL\.JpegImagePlugin", "Image appears to be a malformed MPO file"),  # read as the JPEG that it is
-)
+from hvt_backbones.images import silence_false_alarms
+
 _posterize = auto_augment.posterize
 
 
@@ -39,12 +32,6 @@ def mend_timm() -> None:
     for name, operation in auto_augment.NAME_TO_OP.items():
         if operation is _posterize:
             auto_augment.NAME_TO_OP[name] = posterize
-
-
-def silence_false_alarms() -> None:
-    """Ignore the warnings of `FALSE_ALARMS` in this process."""
-    for module, beginning in FALSE_ALARMS:
-        warnings.filterwarnings("ignore", message=beginning, module=module)
 
 
 mend_timm()

@@ -19,14 +19,13 @@ PREDICTIONS = "predictions.json"
 PICTURES = "pictures"
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: Sequence[str] | None) -> int:
     """Write `pictures/` with boxes, masks and names drawn in, and `predictions.json` of COCO's results format."""
-    import numpy as np
     from PIL import Image
 
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, save_picture
+    from hvt_backbones.images import Reading
+    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, save_picture
     from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
-    from hvt_backbones.predict import read_image
 
     from .application import DETECTION
 
@@ -45,17 +44,21 @@ def run(argv: Sequence[str] | None) -> None:
     visualizer.dataset_meta = model.dataset_meta
     ids = category_ids(model.dataset_meta["classes"], model.cfg)
     results: list[dict[str, Any]] = []
+    reading = Reading(args.on_error)
     for path, target in plan:
-        picture = np.array(read_image(path))
-        found = inference_detector(model, np.ascontiguousarray(picture[..., ::-1])).cpu()
+        pixels = reading.read(read_pixels, path)
+        if pixels is None:
+            continue
+        found = inference_detector(model, pixels).cpu()
         found.pred_instances = found.pred_instances[found.pred_instances.scores >= args.score_thr]
-        visualizer.add_datasample(path.name, picture, found, draw_gt=False, pred_score_thr=args.score_thr)
+        visualizer.add_datasample(path.name, pixels[..., ::-1], found, draw_gt=False, pred_score_thr=args.score_thr)
         save_picture(Image.fromarray(visualizer.get_image()), target)
         before = len(results)
         results += coco_results(found, path, ids)
         print(f"{path}: {len(results) - before} objects, drawn in {target}")
     write_json(args.out_dir / PREDICTIONS, results)
-    print(f"{len(results)} objects of {len(plan)} pictures in {args.out_dir / PREDICTIONS}")
+    print(f"{len(results)} objects of {len(reading.done)} pictures in {args.out_dir / PREDICTIONS}")
+    return reading.status()
 
 
 def _score(text: str) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentParser, InputError, exit_on_input_error
+from .images import Reading, find_images, silence_false_alarms
 from .variants import VARIANTS, Variant, find_variant, list_models
 from .version import __version__
 
@@ -84,6 +85,7 @@ def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="the model of a checkpoint that does not say it")
     _add_weights_key(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, cuda:1 (default auto)")
+    Reading.add_argument(parser)
 
 
 def _add_weights_key(parser: argparse.ArgumentParser) -> None:
@@ -146,20 +148,22 @@ def _as_data(variant: Variant) -> dict[str, Any]:
     }
 
 
-def run_predict(args: argparse.Namespace) -> None:
+def run_predict(args: argparse.Namespace) -> int:
     from . import predict
     from .device import select_device
 
-    images = predict.find_images(args.images)
+    silence_false_alarms()
+    images, reading = find_images(args.images), Reading(args.on_error)
     device = select_device(args.device)
     model_file = predict.open_model(args.source, args.model, args.weights_key)
     predict.image_variant(model_file.name)
     model = model_file.classifier().to(device)
-    probabilities = predict.predict(model, predict.image_batches(images, model_file.preprocessing, device))
+    batches = predict.image_batches(images, model_file.preprocessing, device, reading=reading)
+    probabilities = predict.predict(model, batches)
     names = model_file.class_names or predict.class_names(model_file.num_classes)
     top = probabilities.topk(min(args.top_k, model_file.num_classes))
     results = []
-    for image, values, indices in zip(images, top.values.tolist(), top.indices.tolist(), strict=True):
+    for image, values, indices in zip(reading.done, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [
             {"class": index, "name": names[index] if names else f"class {index}", "probability": value}
             for index, value in zip(indices, values, strict=True)
@@ -167,26 +171,28 @@ def run_predict(args: argparse.Namespace) -> None:
         results.append({"image": str(image), "top": guesses})
     if args.json:
         print(json.dumps({"model": model_file.name, "weights": model_file.source, "predictions": results}, indent=2))
-        return
+        return reading.status()
     for result in results:
         print(result["image"])
         for guess in result["top"]:
             print(f"  {100 * guess['probability']:5.1f} %  {guess['name']}")
+    return reading.status()
 
 
-def run_features(args: argparse.Namespace) -> None:
+def run_features(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from . import predict
     from .create import create_backbone, is_file_or_url
     from .device import select_device
 
+    silence_false_alarms()
     if args.output.suffix not in (".safetensors", ".npz"):
         raise InputError(f"--output {args.output}: end the name in .safetensors or .npz")
     _check_writable(args.output)
     if args.size and len(args.size) > 2:
         raise InputError(f"--size takes HEIGHT WIDTH or one side, got {len(args.size)} numbers")
-    images = predict.find_images(args.images)
+    images, reading = find_images(args.images), Reading(args.on_error)
     device = select_device(args.device)
     stages = {"out_indices": tuple(args.stages)} if args.stages else {}
     if args.random_weights:
@@ -203,11 +209,16 @@ def run_features(args: argparse.Namespace) -> None:
         preprocessing = replace(
             preprocessing, input_size=(preprocessing.input_size[0], height, width), crop_pct=1.0, crop_mode="squash"
         )
-    maps = predict.features(backbone.to(device), predict.image_batches(images, preprocessing, device))
-    predict.write_features(args.output, maps, images)
+    batches = predict.image_batches(images, preprocessing, device, reading=reading)
+    maps = predict.features(backbone.to(device), batches)
+    if not maps:
+        return reading.status()
+    predict.write_features(args.output, maps, reading.done)
     for (name, stage), stride in zip(maps.items(), backbone.strides, strict=True):
         print(f"{name}  stride {stride:2}  {tuple(stage.shape)}")
-    print(f"wrote {args.output}: {len(images)} picture{'s' if len(images) > 1 else ''}, (N, C, H, W) per stage")
+    count = len(reading.done)
+    print(f"wrote {args.output}: {count} picture{'s' if count > 1 else ''}, (N, C, H, W) per stage")
+    return reading.status()
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -260,6 +271,6 @@ def _check_writable(path: Path) -> None:
 
 
 @exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     args = build_parser().parse_args(argv)
-    args.run(args)
+    return args.run(args)

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .atomic import whole_file
 from .backbone import Backbone
 from .classifier import Classifier
 from .create import create_backbone, create_classifier, is_file_or_url
 from .errors import InputError, WeightsError
+from .images import Reading, check_channels, read_image
 from .variants import Variant, find_variant
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .weights.published import PublishedWeights
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what PIL calls such a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,68 +249,41 @@ def class_names(num_classes: int) -> list[str] | None:
     return [info.index_to_description(index) for index in range(num_classes)]
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The pictures that `paths` name; a folder stands for all pictures in it and below, sorted by path.
-
-    Raises:
-        InputError: a path that does not exist, or a folder without pictures.
-    """
-    images = []
-    for given in paths:
-        if not str(given):
-            raise InputError("a picture's path is empty: name a picture or a folder")
-        path = Path(given)
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-            if not found:
-                raise InputError(f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): give a folder that does")
-            images += found
-        elif path.exists():
-            images.append(path)
-        else:
-            raise InputError(f"picture {path} does not exist: check the path")
-    return images
-
-
-def read_image(path: str | Path, channels: int = 3) -> Image:
-    """A picture, upright, with this number of channels.
-
-    Raises:
-        InputError: a file that is empty or no picture, or a number of channels that pictures do not have.
-    """
-    from PIL import Image, ImageOps
-
-    if channels not in PICTURE_MODES:
-        raise InputError(f"the model takes {channels} channels, pictures have 1, 3 or 4: feed it tensors from Python")
-    if Path(path).is_file() and Path(path).stat().st_size == 0:
-        raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
-    try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert(PICTURE_MODES[channels])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"picture {path} cannot be read ({error}): replace it or leave it out") from error
-
-
 def image_batches(
-    paths: Sequence[Path], preprocessing: Preprocessing, device: torch.device, batch_size: int = 16
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    device: torch.device,
+    batch_size: int = 16,
+    reading: Reading[Path] | None = None,
 ) -> Iterator[Tensor]:
-    """(B, C, H, W) batches of the pictures, in order."""
-    transform = preprocessing.transform()
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        yield torch.stack([transform(read_image(path, preprocessing.input_size[0])) for path in batch]).to(device)
+    """(B, C, H, W) batches of the pictures, in order, without those that `reading` passes over."""
+    check_channels(preprocessing.input_size[0])
+    reading = reading or Reading("fail")
+    transform, batch = preprocessing.transform(), []
+    for path in paths:
+        picture = reading.read(lambda path: read_image(path, preprocessing.input_size[0]), path)
+        if picture is not None:
+            batch.append(transform(picture))
+        if len(batch) == batch_size:
+            yield torch.stack(batch).to(device)
+            batch = []
+    if batch:
+        yield torch.stack(batch).to(device)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+def predict(model: Classifier, batches: Iterable[Tensor]) -> Tensor:
     """Class probabilities, (number of pictures, number of classes), on the CPU."""
-    return torch.cat([model(batch).float().softmax(-1).cpu() for batch in batches])
+    found = [model(batch).float().softmax(-1).cpu() for batch in batches]
+    return torch.cat(found) if found else torch.empty(0, model.num_classes)
 
 
 @torch.inference_mode()
 def features(backbone: Backbone, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """`stage0`, `stage1`, ... -> (number of pictures, C, H, W), on the CPU."""
+    """`stage0`, `stage1`, ... -> (number of pictures, C, H, W), on the CPU; nothing of no pictures."""
     maps = [tuple(stage.cpu() for stage in backbone(batch)) for batch in batches]
+    if not maps:
+        return {}
     stages = (torch.cat(stage) for stage in zip(*maps, strict=True))
     return {f"stage{i}": stage for i, stage in zip(backbone.out_indices, stages, strict=True)}
 

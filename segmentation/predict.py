@@ -16,15 +16,15 @@ OVERLAYS = "overlays"
 LABELS = "labels"
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: Sequence[str] | None) -> int:
     """Write `overlays/` with the classes' colours, `labels/` with a class per pixel, and `predictions.json`."""
     import numpy as np
     from PIL import Image
 
+    from hvt_backbones.images import Reading
     from hvt_backbones.openmmlab_commands.data import datasets_of
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, save_picture
+    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, save_picture
     from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
-    from hvt_backbones.predict import read_image
 
     from .application import SEGMENTATION
 
@@ -41,12 +41,14 @@ def run(argv: Sequence[str] | None) -> None:
     model.cfg.test_pipeline = [step for step in pipeline if step["type"] != "LoadAnnotations"]
     classes = model.dataset_meta["classes"]
     palette = np.array(model.dataset_meta["palette"], dtype=np.uint8)
-    results = []
+    results, reading = [], Reading(args.on_error)
     for (path, overlay), (_, label_file) in zip(plan, label_files, strict=True):
-        picture = np.array(read_image(path))
-        found = inference_model(model, np.ascontiguousarray(picture[..., ::-1]))
+        pixels = reading.read(read_pixels, path)
+        if pixels is None:
+            continue
+        found = inference_model(model, pixels)
         labels = found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        save_picture(Image.fromarray((picture // 2 + palette[labels] // 2).astype(np.uint8)), overlay)
+        save_picture(Image.fromarray((pixels[..., ::-1] // 2 + palette[labels] // 2).astype(np.uint8)), overlay)
         indexed = Image.fromarray(labels, mode="P")
         indexed.putpalette(palette.flatten().tolist())
         save_picture(indexed, label_file)
@@ -54,6 +56,7 @@ def run(argv: Sequence[str] | None) -> None:
         print(f"{path}: {', '.join(list(results[-1]['classes'])[:5])}, drawn in {overlay}")
     write_json(args.out_dir / PREDICTIONS, results)
     print(f"{len(results)} pictures in {args.out_dir / PREDICTIONS}")
+    return reading.status()
 
 
 def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from hvt_backbones import convert_state_dict, create_backbone, create_classifier
 from hvt_backbones.cli import main
-from hvt_backbones.predict import data_config, find_images, open_model, read_image
+from hvt_backbones.images import find_images, read_image
+from hvt_backbones.predict import data_config, open_model
 from hvt_backbones.variants import VARIANTS
 from hvt_backbones.weights import fetch as fetch_module
 from hvt_backbones.weights.files import read_metadata, read_state_dict, save_state_dict
@@ -342,9 +343,9 @@ BAD = {
     "missing checkpoint": ("predict missing.pth PICTURE", "missing.pth does not exist"),
     "missing picture": ("predict TINY missing.png", "missing.png does not exist"),
     "empty folder": ("predict TINY empty", "holds no pictures"),
-    "zero-byte picture": ("predict TINY zero.png", "zero bytes"),
-    "text as a picture": ("predict TINY text.png", "cannot be read"),
-    "truncated picture": ("predict TINY PICTURE cut.png", "cannot be read"),
+    "zero-byte picture": ("predict TINY zero.png --on-error fail", "zero bytes"),
+    "text as a picture": ("predict TINY text.png --on-error fail", "cannot be read"),
+    "truncated picture": ("predict TINY PICTURE cut.png --on-error fail", "cannot be read"),
     "picture as a checkpoint": ("predict PICTURE PICTURE --model swin_tiny", "a.png"),
     "truncated checkpoint": ("predict cut.safetensors PICTURE", "truncated or damaged"),
     "garbled description": ("predict garbled.safetensors PICTURE", "hvt.overrides"),
@@ -413,3 +414,21 @@ def test_a_path_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: pytest.C
 def test_an_empty_path_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["features", "pvt_v2_b0", "", "--random-weights", "--output", "maps.npz"]) == 2
     assert "path is empty" in capsys.readouterr().err
+
+
+def test_predictions_and_features_read_on_past_what_cannot_be_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sound, broken = folder / "pictures" / "a.png", tmp_path / "broken.png"
+    broken.write_bytes(sound.read_bytes()[:60])
+    model = str(folder / "tiny.safetensors")
+    assert main(["predict", model, str(broken), str(sound), "--json"]) == 1
+    said = capsys.readouterr()
+    assert [found["image"] for found in json.loads(said.out)["predictions"]] == [str(sound)]
+    assert said.err.splitlines()[-1] == "1 of 2 files were left out"
+    assert said.err.startswith(f"error: picture {broken} cannot be read")
+    output = tmp_path / "maps.npz"
+    assert main(["features", model, str(sound), str(broken), "--output", str(output)]) == 1
+    assert json.loads(str(numpy.load(output)["images"])) == [str(sound)]
+    assert main(["features", model, str(broken), "--output", str(tmp_path / "none.npz")]) == 1
+    assert not (tmp_path / "none.npz").exists()

@@ -24,12 +24,13 @@ FRAME_HEIGHT = 160  # pixels
 LINE_HEIGHT = 18
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: Sequence[str] | None) -> int:
     """Write `strips/`, frames of each clip with the best classes below, and `predictions.json`."""
     import torch
     from mmengine.dataset import pseudo_collate
 
     from hvt_backbones.atomic import whole_file
+    from hvt_backbones.images import Reading
     from hvt_backbones.openmmlab_commands.pictures import plan_pictures, save_picture
     from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
 
@@ -49,17 +50,17 @@ def run(argv: Sequence[str] | None) -> None:
     dataset = open_dataset(model.cfg)
     names = names or list(model.dataset_meta.get("classes") or ())
     results: list[dict[str, Any]] = []
-    left_out = 0
-    for path, target in plan:
+    reading = Reading(args.on_error)
+
+    def load(path: Path) -> dict[str, Any]:
         try:
-            data = dataset.load(_info(path))
+            return dataset.load(_info(path))
         except ClipError as error:
-            if dataset.on_error == "fail":
-                raise InputError(
-                    f"clip {path} {error}: replace it, leave it out, or set test_dataloader.dataset.on_error=skip"
-                ) from error
-            print(f"{path} {error}: left out")
-            left_out += 1
+            raise InputError(f"clip {path} {error}: replace it or leave it out") from error
+
+    for path, target in plan:
+        data = reading.read(load, path)
+        if data is None:
             continue
         with torch.inference_mode():
             scores = model.test_step(pseudo_collate([data]))[0].pred_score.float().cpu()
@@ -87,7 +88,8 @@ def run(argv: Sequence[str] | None) -> None:
         print(f"{path}, drawn in {target}")
         print("\n".join(f"  {line}" for line in lines))
     write_json(args.out_dir / PREDICTIONS, results)
-    print(f"{len(results)} clips in {args.out_dir / PREDICTIONS}" + (f", {left_out} left out" if left_out else ""))
+    print(f"{len(results)} clips in {args.out_dir / PREDICTIONS}")
+    return reading.status()
 
 
 def read_labels(path: Path) -> list[str]:

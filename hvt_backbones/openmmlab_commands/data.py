@@ -17,6 +17,7 @@ from hvt_backbones.weights.report import some
 
 from .annotation_guard import watch_annotations
 from .config import describe
+from .pictures import watch_pictures
 from .samples import check_samples
 
 SHOWN = 6  # names of a folder in a message
@@ -70,6 +71,7 @@ def watch_data() -> None:
     prepare_data, serialize_data = BaseDataset.prepare_data, BaseDataset._serialize_data
     if hasattr(prepare_data, "__wrapped__"):
         return
+    watch_pictures()
     if "mmdet.datasets" in sys.modules:
         watch_annotations()
 

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from hvt_backbones.errors import InputError
+from hvt_backbones.images import ON_ITS_SIDE, orientation
 
-ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the tag of EXIF, and its values that swap height and width
 CHUNK = 16  # pictures that a process takes at a time
 SHOWN = 20  # of each kind; --json has all
 
@@ -110,10 +110,7 @@ def picture_sizes(path: str, *, whole: bool = False) -> set[tuple[int, int]]:
         try:
             with Image.open(path) as picture:
                 width, height = picture.size
-                try:
-                    side = picture.getexif().get(ORIENTATION) in ON_ITS_SIDE
-                except Exception:  # of any type: of a damaged tag, so that either may be right
-                    side = True
+                side = orientation(picture) in ON_ITS_SIDE
                 if whole:
                     picture.load()
         except OSError:

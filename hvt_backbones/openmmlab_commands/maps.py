@@ -242,7 +242,7 @@ def watch_maps() -> None:
         numbers = results.get("numbers") or Numbers(None, reduce, label_map)
         pixels, _ = decode(get(path, backend_args=reader.backend_args), reader.imdecode_backend, path)
         size = tuple(results.get("ori_shape", pixels.shape)[:2])
-        if pixels.shape not in (size, size[::-1]):  # which of the two it is, a picture's EXIF may decide
+        if pixels.shape != size:
             raise InputError(
                 f"{path} is {pixels.shape[0]} x {pixels.shape[1]} pixels, its picture {results['img_path']} "
                 f"{size[0]} x {size[1]}: {SIZE.remedy}"

@@ -1,16 +1,127 @@
-"""Which pictures `predict` reads, and where what it draws goes."""
+"""Pictures of detection and segmentation: read alike in training, testing and prediction, and where drawings go."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import InputError
-from hvt_backbones.predict import find_images
+from hvt_backbones.images import ON_ITS_SIDE, TURNS, find_images, orientation
+
+from .config import describe
+
+TURNED_BY_EXIF = ("color", "grayscale")  # how MMCV calls what OpenCV brings upright by itself
+BACKENDS = ("cv2", "pillow")  # those of MMCV that do
+
+
+def watch_pictures() -> None:
+    """Let MMCV's `LoadImageFromFile` turn pictures as their annotations or maps are.
+
+    Upright where these have the size of the upright picture, and where there are none; as stored where they have the
+    size of the picture as it is stored. Where both sizes are the same (upside down, mirrored, square), as stored: maps
+    and boxes are drawn over the pixels of a file, and of a tool that turns them first a picture on its side shows it.
+
+    For the rest of the process, and for processes forked from it.
+    """
+    load = LoadImageFromFile.transform
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def load_as_annotated(loader: LoadImageFromFile, results: dict[str, Any]) -> dict[str, Any] | None:
+        path = results["img_path"]
+        turn = _turn_of(path)
+        if loader.color_type not in TURNED_BY_EXIF or loader.imdecode_backend not in BACKENDS:
+            return load(loader, results)
+        as_stored = copy.copy(loader)
+        as_stored.color_type = f"{loader.color_type}_ignore_orientation"
+        found = load(as_stored, results)
+        if found is None:
+            return None
+        stored = found["img"].shape[:2]
+        upright = stored[::-1] if turn in ON_ITS_SIDE else stored
+        wanted, of = _size_of_annotations(results)
+        if wanted is not None and wanted not in (stored, upright):
+            raise InputError(
+                f"{of} is {wanted[0]} x {wanted[1]} pixels, its picture {path} {upright[0]} x {upright[1]}"
+                + ("" if stored == upright else f" upright and {stored[0]} x {stored[1]} as stored")
+                + " (height x width): annotate the picture as it is, or leave it out"
+            )
+        if turn in TURNS and (wanted is None or (wanted == upright != stored)):
+            found["img"] = turned(found["img"], turn)
+            found["img_shape"] = found["ori_shape"] = found["img"].shape[:2]
+        return found
+
+    LoadImageFromFile.transform = load_as_annotated
+
+
+def _turn_of(path: str) -> int:
+    """EXIF's orientation of a file.
+
+    Raises:
+        InputError: its pixels are floating-point numbers, of which OpenCV makes black.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode, turn = picture.mode, orientation(picture)
+    except Exception:  # a format of another reader, or damaged: the reader of the pixels says so
+        return 1
+    if mode == "F":
+        raise InputError(
+            f"picture {path} cannot be read (its pixels are floating-point numbers, of which nothing says what is "
+            "white): save it with 8 or 16 bits"
+        )
+    return turn
+
+
+def _size_of_annotations(results: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
+    """The (height, width) of the picture that was annotated, and what says so; None where nothing does."""
+    if path := results.get("seg_map_path"):
+        try:
+            with Image.open(path) as picture:
+                return picture.size[::-1], str(path)
+        except Exception:  # the reader of maps says what is wrong, and knows other formats
+            return None, ""
+    if "instances" in results and results.get("height") and results.get("width"):
+        return (int(results["height"]), int(results["width"])), "the size in the annotation file"
+    return None, ""
+
+
+def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """(H, W, ...) pixels as EXIF's orientation `turn` says that they are looked at."""
+    if turn in ON_ITS_SIDE:
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """A picture as training reads it, upright: (H, W, 3), uint8, blue first.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.stat().st_size == 0:
+        raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
+    try:
+        return LoadImageFromFile().transform({"img_path": str(path)})["img"]
+    except InputError:
+        raise
+    except Exception as error:  # OpenCV and MMCV have many
+        raise InputError(f"picture {path} cannot be read ({describe(error)}): replace it or leave it out") from error
 
 
 def plan_pictures(
@@ -18,16 +129,20 @@ def plan_pictures(
 ) -> list[tuple[Path, Path]]:
     """(picture, file to draw into) for all pictures, or whatever `find` finds, that files and folders name.
 
-    Below `folder` the files lie as the pictures do below the folder that they all have in common.
+    Below `folder` the files lie as the pictures do below the folder that they all have in common, with `suffix` in
+    place of their own; behind their own where several differ in that alone.
 
     Raises:
         InputError: a path that does not exist, two pictures for one file, or a file that is one of the pictures.
     """
     pictures = list(dict.fromkeys(find(given)))
     root = os.path.commonpath([path.absolute().parent for path in pictures])
+    relative = [path.absolute().relative_to(root) for path in pictures]
+    alike = Counter(path.with_suffix("") for path in relative)
     planned: dict[Path, Path] = {}
-    for path in pictures:
-        target = folder / path.absolute().relative_to(root).with_suffix(suffix)
+    for path, below in zip(pictures, relative, strict=True):
+        name = below.name if alike[below.with_suffix("")] > 1 else below.stem
+        target = folder / below.with_name(name + suffix)
         if target in planned:
             raise InputError(f"{path} and {planned[target]} would both be drawn into {target}: rename one of them")
         planned[target] = path

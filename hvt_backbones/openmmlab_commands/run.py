@@ -25,6 +25,7 @@ from torch import nn
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, InputError
+from hvt_backbones.images import Reading
 from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 from hvt_backbones.processes import leave_processes
 
@@ -36,6 +37,7 @@ from .config import LONGEST, ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of, watch_data
 from .devices import join_processes, use_amp, use_device
 from .parts import check_classes, check_parts
+from .pictures import watch_pictures
 from .quiet import quiet_logger
 
 METRICS = "metrics.json"
@@ -323,12 +325,14 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, what: str = "pictu
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file or a URL")
     parser.add_argument(f"{what}s", nargs="+", metavar=what.upper(), help=f"{what}s, or folders of them")
     parser.add_argument("--out-dir", required=True, type=Path, metavar="DIR", help="to write into")
+    Reading.add_argument(parser)
 
 
 def open_model(args: argparse.Namespace, application: Application, *, needs_classes: bool = True) -> nn.Module:
     """The model that CONFIG and CHECKPOINT of a parsed command line name, on its device."""
     application.prepare()
     guard_checkpoints()
+    watch_pictures()
     cfg = read_config(args.config, args.cfg_options, application)
     model = load_model(cfg, args.checkpoint, use_device(args.device), needs_classes=needs_classes)
     make_folder("--out-dir", args.out_dir)

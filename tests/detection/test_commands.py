@@ -21,6 +21,7 @@ from detection.predict import category_ids
 from detection.predict import main as predict
 from detection.test import main as evaluate
 from detection.train import main as train
+from hvt_backbones.errors import InputError
 from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
 from hvt_backbones.ops import use_attention
 from tests.dense_runs import CATEGORY_IDS, ROOT, SIDE, error_line, logged, write_config, write_program
@@ -93,9 +94,61 @@ def test_predict_does_not_draw_over_its_pictures(config: Path, tmp_path: Path, c
     Image.new("RGB", (8, 8)).save(folder / "b.jpg")
     assert predict([str(config), "none.pth", str(folder), "--out-dir", str(tmp_path)]) == 2
     assert "would be overwritten" in error_line(capfd)
-    (folder / "b.jpg").rename(folder / "a.png")
-    assert predict([str(config), "none.pth", str(folder), "--out-dir", str(tmp_path / "out")]) == 2
-    assert "rename one of them" in error_line(capfd)
+
+
+def test_predict_reads_on_and_draws_pictures_of_one_stem(
+    config: Path, trained: Path, coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    sound = Image.open(coco / "val2017" / "000000000000.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sound.resize((60, 40)).save(folder / "a.jpg", exif=exif)
+    sound.save(folder / "a.png")
+    (folder / "b.jpg").write_bytes((coco / "val2017" / "000000000000.jpg").read_bytes()[:50])
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "c.tif")
+    sound.save(folder / "d.jpg")
+    command = [str(config), checkpoint(trained), str(folder), *CPU, "--score-thr", "0.02", "--out-dir"]
+    assert predict([*command, str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err
+    assert [line.split()[2] for line in said.splitlines() if line.startswith("error: ")] == [
+        str(folder / "b.jpg"), str(folder / "c.tif")
+    ]  # fmt: skip
+    assert "2 of 5 files were left out" in said
+    drawn = tmp_path / "out" / "pictures"
+    assert sorted(path.name for path in drawn.iterdir()) == ["a.jpg.jpg", "a.png.jpg", "d.jpg"]
+    assert Image.open(drawn / "a.jpg.jpg").size == (40, 60)
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {result["file_name"] for result in results} == {"a.jpg", "a.png", "d.jpg"}
+    assert predict([*command, str(tmp_path / "strict"), "--on-error", "fail"]) == 2
+    assert f"picture {folder / 'b.jpg'} cannot be read" in error_line(capfd)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_pictures_are_read_as_they_were_annotated(turn: int, tmp_path: Path) -> None:
+    from mmcv.transforms import LoadImageFromFile
+
+    from hvt_backbones.images import read_image
+    from hvt_backbones.openmmlab_commands.pictures import read_pixels, watch_pictures
+
+    watch_pictures()
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = turn
+    stored = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(stored).save(path, exif=exif)
+    upright = np.array(read_image(path))
+    assert np.array_equal(read_pixels(path)[..., ::-1], upright)
+
+    def load(height: int, width: int) -> np.ndarray:
+        given = {"img_path": str(path), "height": height, "width": width, "instances": []}
+        return LoadImageFromFile().transform(given)["img"][..., ::-1]
+
+    assert np.array_equal(load(20, 30), stored)  # upside down and mirrored, too
+    if turn >= 5:
+        assert np.array_equal(load(30, 20), upright)
+    with pytest.raises(InputError, match=r"40 x 30 pixels, its picture .*a\.png"):
+        load(40, 30)
 
 
 MISFITS = {

@@ -1,0 +1,217 @@
+"""Pictures read for what they mean: upright, of 8 bits, in the channels that a model takes.
+
+The one reader of training, evaluation, checks and predictions of classifiers. The pipelines of OpenMMLab keep OpenCV's
+pixels and take from here which way a picture stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Generic, TypeVar
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from .errors import InputError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what PIL calls such a picture
+ORIENTATION = 0x0112  # the tag of EXIF
+# its values -> what brings the picture upright; 1 is upright (EXIF 2.32, Sec. 4.6.4)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ON_ITS_SIDE = (5, 6, 7, 8)
+WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}  # EXIF's types, of which a picture's orientation may be
+# (module, beginning) of warnings about pictures whose pixels are right all the same: what is not is an error. None of
+# them names the picture, and each worker repeats them
+FALSE_ALARMS = (
+    (r"PIL\.TiffImagePlugin", ""),  # malformed metadata, EXIF's of a JPEG too: the orientation alone is of use
+    (r"PIL\.Image", "Palette images with Transparency"),  # which is dropped, as of every picture
+    (r"PIL\.Image", r"Image size \(\d+ pixels\) exceeds limit"),  # a large photograph; twice the limit is an error
+    (r"PIL\.JpegImagePlugin", "Image appears to be a malformed MPO file"),  # read as the JPEG that it is
+)
+Item, Content = TypeVar("Item"), TypeVar("Content")
+
+
+def silence_false_alarms() -> None:
+    """Ignore the warnings of `FALSE_ALARMS` in this process."""
+    for module, beginning in FALSE_ALARMS:
+        warnings.filterwarnings("ignore", message=beginning, module=module)
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF's orientation of an opened picture, 1 to 8; 1 where there is none.
+
+    The one tag is read by itself, so that it does not matter what is wrong with the others.
+    """
+    tags = getattr(picture, "tag_v2", None)  # of a TIFF, whose directory EXIF's is
+    if tags is not None:
+        value = tags.get(ORIENTATION)
+    else:
+        value = _orientation_in(picture.info.get("exif") or b"")
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def _orientation_in(exif: bytes) -> int | None:
+    exif = exif.removeprefix(b"Exif\x00\x00")
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return None
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    if start + 2 > len(exif):
+        return None
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
+        tag, kind = struct.unpack_from(order + "HH", exif, entry)
+        if tag == ORIENTATION and kind in WHOLE_NUMBERS:
+            return struct.unpack_from(order + WHOLE_NUMBERS[kind], exif, entry + 8)[0]
+    return None
+
+
+def decode(file: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
+    """The first frame of a picture, upright, of 8 bits, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+
+    Grey of 16 bits is scaled, transparency is dropped where there is no channel for it.
+
+    Raises:
+        ValueError: numbers whose black and white nobody knows (floating-point, or beyond 16 bits), or no bytes at all.
+        OSError, SyntaxError, ...: what Pillow raises at a file that is no picture.
+    """
+    # libraries switch this on for the whole process; half of a picture would then pass for one, its rest grey
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if not isinstance(file, str | Path):
+        if not file.read(1):
+            raise ValueError("it is empty (0 bytes)")
+        file.seek(0)
+    with Image.open(file) as picture:
+        picture.load()  # some formats have their EXIF behind the pixels
+        turn = TURNS.get(orientation(picture))
+        upright = picture if turn is None else picture.transpose(turn)
+        return _eight_bits(upright).convert(PICTURE_MODES[channels])
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """In a mode from which each of `PICTURE_MODES` can be had, without a warning."""
+    mode = picture.mode
+    if mode == "F":
+        raise ValueError(
+            "its pixels are floating-point numbers, of which nothing says what is white: save it with 8 or 16 bits"
+        )
+    if mode == "I" or mode.startswith("I;16"):
+        grey = np.asarray(picture)
+        if grey.size and not 0 <= int(grey.min()) <= int(grey.max()) < 2**16:
+            raise ValueError(
+                f"its pixels are from {grey.min()} to {grey.max()}, more than 16 bits hold: save it with 8 or 16 bits"
+            )
+        return Image.fromarray((grey // 257).astype(np.uint8))
+    if mode in ("PA", "RGBa") or (mode == "P" and isinstance(picture.info.get("transparency"), bytes)):
+        return picture.convert("RGBA")
+    return picture.convert("LA") if mode == "La" else picture
+
+
+def check_channels(channels: int) -> None:
+    """
+    Raises:
+        InputError: pictures do not have as many.
+    """
+    if channels not in PICTURE_MODES:
+        raise InputError(f"the model takes {channels} channels, pictures have 1, 3 or 4: feed it tensors from Python")
+
+
+def read_image(path: str | Path, channels: int = 3) -> Image.Image:
+    """`decode` of a file, with a line that names it.
+
+    Raises:
+        InputError: a file that is empty or no picture, or a number of channels that pictures do not have.
+    """
+    check_channels(channels)
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
+    try:
+        return decode(path, channels)
+    except MemoryError:
+        raise
+    except Exception as error:  # what decoders raise at damaged bytes is beyond listing
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"picture {path} cannot be read ({reason}): replace it or leave it out") from error
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The pictures that `paths` name; a folder stands for all pictures in it and below, sorted by path.
+
+    Raises:
+        InputError: a path that does not exist, or a folder without pictures.
+    """
+    images = []
+    for given in paths:
+        if not str(given):
+            raise InputError("a picture's path is empty: name a picture or a folder")
+        path = Path(given)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            if not found:
+                raise InputError(f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): give a folder that does")
+            images += found
+        elif path.exists():
+            images.append(path)
+        else:
+            raise InputError(f"picture {path} does not exist: check the path")
+    return images
+
+
+class Reading(Generic[Item]):
+    """Files that `predict` reads one by one; those that cannot be read are passed over, and named at the end.
+
+    Args:
+        on_error: "skip", or "fail" to stop at the first.
+
+    Attributes:
+        done: what was read, in order.
+        failed: a line for each of the others.
+    """
+
+    def __init__(self, on_error: str = "skip") -> None:
+        self.on_error = on_error
+        self.done: list[Item] = []
+        self.failed: list[str] = []
+
+    @staticmethod
+    def add_argument(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--on-error",
+            choices=("skip", "fail"),
+            default="skip",
+            help="a file that cannot be read is left out and named at the end, or ends the command (default skip)",
+        )
+
+    def read(self, reader: Callable[[Item], Content], item: Item) -> Content | None:
+        """`reader(item)`, or None where that raises an `InputError` that is to be passed over."""
+        try:
+            content = reader(item)
+        except InputError as error:
+            if self.on_error == "fail":
+                raise
+            self.failed.append(" ".join(str(error).split()))
+            return None
+        self.done.append(item)
+        return content
+
+    def status(self) -> int:
+        """Names the files that were left out; the exit status, 1 if there are any."""
+        for line in self.failed:
+            print(f"error: {line}", file=sys.stderr)
+        if self.failed and len(self.failed) + len(self.done) > 1:
+            print(f"{len(self.failed)} of {len(self.failed) + len(self.done)} files were left out", file=sys.stderr)
+        return 1 if self.failed else 0
