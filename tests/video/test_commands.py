@@ -79,7 +79,7 @@ def test_test_finds_what_the_evaluation_after_training_found(
 def test_resume_goes_on_after_the_last_epoch(config: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "epoch_1.pth", tmp_path)
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_1.pth"))
-    assert train([str(config), "--work-dir", str(tmp_path), "--resume", *CPU]) == 0
+    assert train([str(config), "--work-dir", str(tmp_path), "--resume", "--allow-changes", *CPU]) == 0
     assert [entry["step"] for entry in logged(tmp_path) if "loss" in entry] == [6]
     assert read_checkpoint(tmp_path / "epoch_2.pth")["meta"]["iter"] == 6
 
