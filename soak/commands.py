@@ -95,7 +95,9 @@ def run(
         said = log.read()
     row.seconds += time.perf_counter() - start
     killed = kill_when is not None and process.returncode == -signal.SIGKILL
-    if not killed and process.returncode != status:
+    if kill_when is not None and not killed:
+        row.faults.append(f"{module} ended before it could be killed: that it resumes was not tried")
+    elif not killed and process.returncode != status:
         row.faults.append(f"{module} ended with {process.returncode}, not {status}: {_last_line(said)}")
     if TRACEBACK.search(said):
         row.faults.append(f"{module} printed a traceback: {_last_line(said)}")
