@@ -11,9 +11,9 @@ export PYTHONUNBUFFERED = 1
 # tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # what needs the applications' packages; test-fast is of the library alone
-APPLICATION_TESTS := tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
+APPLICATION_TESTS := tests/test_soak.py tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 
-.PHONY: install install-all demo test test-fast lint format clean
+.PHONY: install install-all demo test test-fast soak lint format clean
 
 install: $(VENV)/.installed
 
@@ -57,6 +57,10 @@ $(VENV)/.torch_npu_sources: $(VENV)/.pip constraints.txt
 
 test: install-all $(VENV)/.torch_npu_sources
 	$(PYTEST)
+
+# every pipeline for long, on data with people's oddities: up to an hour, by hand
+soak: install-all
+	$(BIN)/python -m soak --out benchmarks/results/soak_cpu.txt
 
 test-fast: install
 	$(PYTEST) -m "not slow" $(APPLICATION_TESTS:%=--ignore=%)

@@ -10,6 +10,7 @@ WARNINGS = {
     "faster_coco_eval is not installed": "another metric than COCO's own, asked for by nobody",
     "Default ``avg_non_ignore`` is False": "the published settings, which the configurations keep",
     "`reduce_zero_label` will be deprecated": "the way in which ADE20K's configurations say it",
+    "The draw is False": "of a hook that draws only when it is asked to",
     r"Detected call of `scheduler\.step": "accumulated gradients, bad steps and fp16 leave the optimiser out at times",
     "Setting (OMP|MKL)_NUM_THREADS": "MMEngine's own doing, in each process",
     r"`torch\.jit\.(script|interface|script_method)` is deprecated": "calls of the packages themselves",
@@ -21,6 +22,7 @@ RECORDS = {
     "paramwise_options -- ": "two lines for each parameter, hundreds in all",
     "The prefix is not set in metric class": "the names of mmsegmentation's own metric",
     "`save_param_scheduler` is True but": "a run without a schedule",
+    "Since `metrics` is an empty dict": "an evaluation that finds nothing yet, as its own line says",
 }
 
 

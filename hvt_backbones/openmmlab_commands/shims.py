@@ -34,7 +34,7 @@ class _StandIn(ModuleType):
 
 
 def prepare_imports() -> None:
-    """Import mmdet and mmseg, without imgaug where there is none, and make `mmseg::` configurations findable."""
+    """Import mmdet, without imgaug where there is none, and make `mmseg::` configurations findable."""
     if "mmdet.datasets" not in sys.modules and find_spec("mmdet") is not None:
         names = IMGAUG if find_spec("imgaug") is None else ()
         # only for as long as mmdet imports it: others ask whether imgaug is there
@@ -45,9 +45,6 @@ def prepare_imports() -> None:
         finally:
             for name in names:
                 del sys.modules[name]
-    if "mmseg.datasets" not in sys.modules and find_spec("mmseg") is not None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            importlib.import_module("mmseg.datasets")
     try:
         distribution("mmsegmentation")
     except PackageNotFoundError:

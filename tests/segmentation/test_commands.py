@@ -113,7 +113,8 @@ def test_resuming_runs_nothing_that_the_checkpoint_says(config: Path, trained: P
     saved = torch.load(trained / "iter_2.pth", weights_only=False)
     saved["meta"]["config"] = f"open({str(proof)!r}, 'w').close()\n" + saved["meta"]["cfg"]
     torch.save(saved, tmp_path / "resumed.pth")
-    options = ("--amp", "--resume", str(tmp_path / "resumed.pth"), "--cfg-options", "train_cfg.max_iters=3")
+    resumed = ("--resume", str(tmp_path / "resumed.pth"), "--allow-changes")
+    options = (*resumed, "--cfg-options", "train_cfg.max_iters=3")
     assert train([str(config), "--work-dir", str(tmp_path / "run"), *CPU, *options]) == 0
     assert [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry] == [3]
     assert not proof.exists()
