@@ -7,15 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_gather_object, all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from .data import datasets_of
+
 NAMES_SHOWN = 8
 LISTING = "bad_batch.txt"
 SOURCES = ("img_path", "filename", "frame_dir", "video_id")  # what a sample says of its file
+
+
+def keep_sources(cfg: Config) -> None:
+    """Let mmaction2's samples say their files, which they do not by default."""
+    for dataset in datasets_of(cfg.train_dataloader.dataset):
+        for step in dataset.get("pipeline", ()):
+            if str(step["type"]).rpartition(".")[2] == "PackActionInputs":
+                from mmaction.datasets.transforms import PackActionInputs
+
+                given = step.get("meta_keys") or PackActionInputs().meta_keys
+                step["meta_keys"] = tuple(dict.fromkeys([*given, "filename", "frame_dir"]))
 
 
 class DivergedError(RuntimeError):

@@ -20,7 +20,7 @@ SECTIONS = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "tr
             "custom_hooks", "randomness", "find_unused_parameters", "sync_bn")  # fmt: skip
 # and where, how fast, and from what it started
 FREE = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "data_root", "with_cp", "pretrained",
-        "init_cfg", "val_interval", "val_begin", "dynamic_intervals")  # fmt: skip
+        "init_cfg", "val_interval", "val_begin", "dynamic_intervals", "meta_keys")  # fmt: skip
 LENGTH = ("max_epochs", "max_iters")
 ABSENT = "absent"
 SHOWN = 80  # characters of a value
@@ -123,7 +123,7 @@ def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    text = str(value)
+    text = str(value) or "nothing"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

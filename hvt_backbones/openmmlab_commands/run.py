@@ -30,7 +30,7 @@ from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 from hvt_backbones.processes import leave_processes
 
 from .application import Application
-from .bad_steps import BadStepHook, DivergedError
+from .bad_steps import BadStepHook, DivergedError, keep_sources
 from .changes import check_changes, resume_changed
 from .checkpoints import find_latest, guard_checkpoints
 from .config import LONGEST, ConfigOptions, building, describe, read_config
@@ -105,6 +105,7 @@ def train(argv: Sequence[str] | None, application: Application) -> int:
         cfg, cfg.load_from, allowed=args.allow_changes
     )
     check_data(cfg, ("train", "val"), application.layout)
+    keep_sources(cfg)
     try:
         _run(args, cfg, device, partial(_train, changed=changed, max_bad_steps=args.max_bad_steps))
     except DivergedError as error:

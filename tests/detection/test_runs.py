@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from detection.train import main as train
 from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
+from hvt_backbones.openmmlab_commands.config import parse_value
 from tests.dense_runs import error_line, logged, write_config
 
 CPU = ("--device", "cpu")
@@ -87,3 +88,25 @@ def test_bad_steps_are_left_out_and_end_a_run(
     saved = read_checkpoint(tmp_path / "run" / "epoch_1.pth")
     assert {int(values["step"]) for values in saved["optimizer"]["state"].values()} == {2 if accumulated == 1 else 1}
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+
+
+VALUES = {
+    "[(1,2),[3,4]]": [(1, 2), [3, 4]],
+    "(1,2),(3,4)": [(1, 2), (3, 4)],
+    "[(96, 266), (128, 266)]": [(96, 266), (128, 266)],
+    "((1,2),(3,))": ((1, 2), (3,)),
+    "[{'type':'X','lr':-1e-3},{type: Y, betas: (0.9,0.99)}]": [
+        {"type": "X", "lr": -1e-3}, {"type": "Y", "betas": (0.9, 0.99)}
+    ],
+    "[dict(type='A',k=[1,(2,)]),None]": [{"type": "A", "k": [1, (2,)]}, None],
+    "['a,b',c,True]": ["a,b", "c", True],
+    "'a (1'": "a (1",
+    "1,2": [1, 2],
+    "data(1)/it's.png": "data(1)/it's.png",
+    "": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_values_of_options_hold_one_another(text: str) -> None:
+    assert repr(parse_value(text)) == repr(VALUES[text])  # tuples are no lists, True is not 1

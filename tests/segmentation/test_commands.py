@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
@@ -185,6 +187,64 @@ def test_tta_needs_its_pipeline(config: Path, trained: Path, tmp_path: Path, cap
     short.write_text("\n".join(line for line in config.read_text().splitlines() if not line.startswith("tta_pipeline")))
     assert evaluate([str(short), str(trained / "iter_4.pth"), "--tta", *CPU]) == 2
     assert "tta_pipeline" in error_line(capfd)
+
+
+@pytest.mark.parametrize("channels", [1, 7])
+def test_a_running_sum_predicts_what_keeping_every_view_does(channels: int) -> None:
+    from mmengine.structures import PixelData
+    from mmseg.models import SegTTAModel
+    from mmseg.structures import SegDataSample
+
+    from hvt_backbones.openmmlab_commands.averaging import AveragingTTAModel
+
+    class Drawn(nn.Module):
+        out_channels, decode_head, step = channels, Namespace(threshold=0.55), 0
+
+        def test_step(self, data: dict[str, list[SegDataSample]]) -> list[SegDataSample]:
+            found = []
+            for number, given in enumerate(data["data_samples"]):
+                generator = torch.Generator().manual_seed(10 * self.step + number)
+                logits = torch.randn(channels, 70, 45 + number, generator=generator)
+                sample = SegDataSample(metainfo=given.metainfo)
+                sample.seg_logits = PixelData(data=logits)
+                sample.pred_sem_seg = PixelData(data=logits.argmax(dim=0, keepdim=True))
+                sample.gt_sem_seg = PixelData(data=torch.full((1, 70, 45 + number), number))
+                found.append(sample)
+            self.step += 1
+            return found
+
+    views = [[SegDataSample(metainfo={"img_path": f"{i}.png", "flip": flip}) for i in range(2)] for flip in (0, 1, 0)]
+    theirs, ours = (
+        kind(module=Drawn()).test_step({"inputs": [[0, 0]] * 3, "data_samples": views})
+        for kind in (SegTTAModel, AveragingTTAModel)
+    )
+    for expected, found in zip(theirs, ours, strict=True):
+        assert found.img_path == expected.img_path
+        assert torch.equal(found.pred_sem_seg.data, expected.pred_sem_seg.data)
+        assert torch.equal(found.gt_sem_seg.data, expected.gt_sem_seg.data)
+        assert "seg_logits" not in found  # nothing of the size of all classes stays
+
+
+@pytest.mark.slow
+def test_the_process_whose_loss_is_no_number_names_its_pictures(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    parse = BaseModel.parse_losses
+
+    def spoiled(model: nn.Module, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, variables = parse(model, losses)
+        return total * (float("nan") if dist.get_rank() == 1 else 1.0), variables
+
+    monkeypatch.setattr(BaseModel, "parse_losses", spoiled)
+    options = ("--max-bad-steps", "2", "--cfg-options", "model.decode_head.norm_cfg.type=GN",
+               "model.decode_head.norm_cfg.num_groups=4")  # fmt: skip
+    arguments = [str(config), "--work-dir", str(tmp_path), *CPU, "--launcher", "pytorch", *options]
+    assert in_two_processes(train, arguments) == [1, 1]
+    line = error_line(capfd)
+    assert "training diverged at step 2 " in line
+    names = (tmp_path / "bad_batch.txt").read_text().splitlines()
+    assert len(names) == 2  # the batch of one process
+    assert all(Path(name).is_file() and name in line for name in names)
 
 
 class Part(nn.Module):

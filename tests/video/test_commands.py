@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.model import BaseModel
 from PIL import Image
 
 from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
@@ -82,6 +83,20 @@ def test_resume_goes_on_after_the_last_epoch(config: Path, trained: Path, tmp_pa
     assert train([str(config), "--work-dir", str(tmp_path), "--resume", "--allow-changes", *CPU]) == 0
     assert [entry["step"] for entry in logged(tmp_path) if "loss" in entry] == [6]
     assert read_checkpoint(tmp_path / "epoch_2.pth")["meta"]["iter"] == 6
+
+
+@pytest.mark.slow
+def test_losses_that_are_no_numbers_end_a_run_and_name_the_clips(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    parse = BaseModel.parse_losses
+    monkeypatch.setattr(BaseModel, "parse_losses", lambda *args: (parse(*args)[0] * float("nan"), {}))
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU, "--max-bad-steps", "2"]) == 1
+    line = error_line(capfd)
+    assert "training diverged at step 2 " in line
+    names = (tmp_path / "bad_batch.txt").read_text().splitlines()
+    assert names
+    assert all(Path(name).is_file() and name in line for name in names)
 
 
 @pytest.mark.slow
