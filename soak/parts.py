@@ -219,7 +219,7 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
 
         row.amount, config = steps, small_config(path, place, change)
         last = f"iter_{steps}.pth"
-        shorter = ["train_cfg.max_iters=60", "train_cfg.val_interval=60", "default_hooks.checkpoint.interval=4"]
+        shorter = ["train_cfg.max_iters=24", "train_cfg.val_interval=24", "default_hooks.checkpoint.interval=4"]
         metrics = train_and_test(row, "segmentation", config, last, shorter)
         views = ("--tta", "--cfg-options", f"test_evaluator.output_dir={place / 'found-tta'}")
         run(row, "segmentation.test", config, place / "whole" / last, *CPU, "--work-dir", place / "tta", *views)
