@@ -25,8 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demos first: the process that began one last would work alone for minutes."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """The demos and the soak first: the process that began one last would work alone for minutes."""
+    items.sort(key=lambda item: item.path.name not in ("test_demo.py", "test_soak.py"))
 
 
 @pytest.fixture(autouse=True)
