@@ -171,8 +171,8 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
     from detection.application import DETECTION
 
     DETECTION.prepare()
-    pictures, epochs = (12, 1) if short else (125, 9)
-    root = drawing.draw_coco(folder / "coco", pictures, 6 if short else 25)
+    pictures, epochs = (8, 1) if short else (125, 9)
+    root = drawing.draw_coco(folder / "coco", pictures, 3 if short else 25)
     truth = root / "annotations" / "instances_val2017.json"
 
     def soak(row: Row, path: Path, place: Path) -> None:
@@ -202,7 +202,7 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
     from segmentation.application import SEGMENTATION
 
     SEGMENTATION.prepare()
-    root, steps = drawing.draw_ade(folder / "ade", *((14, 6) if short else (60, 15))), 8 if short else 1000
+    root, steps = drawing.draw_ade(folder / "ade", *((8, 2) if short else (60, 15))), 8 if short else 1000
     maps = sorted((root / "annotations" / "validation").glob("*.png"))
 
     def soak(row: Row, path: Path, place: Path) -> None:
@@ -237,8 +237,8 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
     from video.application import VIDEO
 
     VIDEO.prepare()
-    clips, epochs = (11, 1) if short else (44, 23)
-    root = drawing.draw_kinetics(folder / "kinetics", clips, 6 if short else 11)
+    clips, epochs = (8, 1) if short else (44, 23)
+    root = drawing.draw_kinetics(folder / "kinetics", clips, 3 if short else 11)
     lines = (root / "kinetics400_val_list_videos.txt").read_text().splitlines()
     truth = {Path(line.rpartition(" ")[0]).name: int(line.rpartition(" ")[2]) for line in lines}
 
