@@ -16,7 +16,7 @@ from PIL import Image
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import InputError
-from hvt_backbones.images import ON_ITS_SIDE, TURNS, find_images, orientation
+from hvt_backbones.images import ON_ITS_SIDE, TURNS, find_images, orientation, read_image
 
 from .config import describe
 
@@ -40,12 +40,14 @@ def watch_pictures() -> None:
     @functools.wraps(load)
     def load_as_annotated(loader: LoadImageFromFile, results: dict[str, Any]) -> dict[str, Any] | None:
         path = results["img_path"]
-        turn = _turn_of(path)
+        turn, kind = _turn_of(path)
         if loader.color_type not in TURNED_BY_EXIF or loader.imdecode_backend not in BACKENDS:
             return load(loader, results)
         as_stored = copy.copy(loader)
         as_stored.color_type = f"{loader.color_type}_ignore_orientation"
-        found = load(as_stored, results)
+        found = (
+            _load_turned_tiff(loader, results, turn) if kind == "TIFF" and turn in TURNS else load(as_stored, results)
+        )
         if found is None:
             return None
         stored = found["img"].shape[:2]
@@ -65,23 +67,33 @@ def watch_pictures() -> None:
     LoadImageFromFile.transform = load_as_annotated
 
 
-def _turn_of(path: str) -> int:
-    """EXIF's orientation of a file.
+def _load_turned_tiff(loader: LoadImageFromFile, results: dict[str, Any], turn: int) -> dict[str, Any]:
+    """A picture as it is stored. Of these, OpenCV and Pillow bring upright what they were told to leave, or fail."""
+    grey = loader.color_type == "grayscale"
+    upright = np.asarray(read_image(results["img_path"], 1 if grey else 3))
+    pixels = turned(upright if grey else upright[..., ::-1], {6: 8, 8: 6}.get(turn, turn))  # others undo themselves
+    results["img"] = pixels.astype(np.float32) if loader.to_float32 else pixels
+    results["img_shape"] = results["ori_shape"] = pixels.shape[:2]
+    return results
+
+
+def _turn_of(path: str) -> tuple[int, str | None]:
+    """EXIF's orientation of a file, and what Pillow calls its format.
 
     Raises:
         InputError: its pixels are floating-point numbers, of which OpenCV makes black.
     """
     try:
         with Image.open(path) as picture:
-            mode, turn = picture.mode, orientation(picture)
+            mode, turn, kind = picture.mode, orientation(picture), picture.format
     except Exception:  # a format of another reader, or damaged: the reader of the pixels says so
-        return 1
+        return 1, None
     if mode == "F":
         raise InputError(
             f"picture {path} cannot be read (its pixels are floating-point numbers, of which nothing says what is "
             "white): save it with 8 or 16 bits"
         )
-    return turn
+    return turn, kind
 
 
 def _size_of_annotations(results: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
