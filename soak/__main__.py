@@ -6,7 +6,11 @@ import argparse
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -15,6 +19,23 @@ from benchmarks.measure import machine, revision
 
 from .commands import Row, table
 from .parts import PARTS
+
+TOGETHER = 2  # each part keeps a core busy
+
+
+def soak(name: str, folder: str, *, short: bool) -> list[Row]:
+    """The rows of one part."""
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    place = Path(folder, name)
+    place.mkdir()
+    try:
+        for row in PARTS[name](place, short=short):
+            rows.append(row)
+            print(f"{row.name}: {row.amount}, {len(row.faults)} faults, {row.seconds:.0f} s", flush=True)
+    except Exception as error:  # the other parts are run all the same
+        rows.append(Row(f"{name}: broken off", faults=[f"{type(error).__name__}: {error}"]))
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,21 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"unknown part {min(unknown)}: choose of {', '.join(PARTS)}")
-    torch.set_num_threads(1)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        for name in args.parts or PARTS:
-            place = Path(folder, name)
-            place.mkdir()
-            try:
-                for row in PARTS[name](place, short=args.short):
-                    rows.append(row)
-                    print(f"{row.name}: {row.amount}, {len(row.faults)} faults, {row.seconds:.0f} s", flush=True)
-            except Exception as error:  # the other parts are run all the same
-                rows.append(Row(f"{name}: broken off", faults=[f"{type(error).__name__}: {error}"]))
+    names, start = args.parts or list(PARTS), time.monotonic()
+    # forked, so that tests can put parts of their own in their place
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as folder,
+        ProcessPoolExecutor(TOGETHER, get_context("fork")) as pool,
+    ):
+        rows = [row for part in pool.map(partial(soak, folder=folder, short=args.short), names) for row in part]
     command = shlex.join(["python", "-m", "soak", *(sys.argv[1:] if argv is None else argv)])
     cpu = machine(torch.device("cpu"))["cpu"]
-    found = f"{command}\n{cpu}, torch {torch.__version__}, revision {revision()}\n{table(rows)}\n"
+    spent = f"{(time.monotonic() - start) / 60:.0f} minutes"
+    found = f"{command}\n{cpu}, torch {torch.__version__}, revision {revision()}, {spent}\n{table(rows)}\n"
     print(found)
     if args.out:
         args.out.write_text(found)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ MIB = 2**20
 # what must not be in any log: the beginnings of a traceback and of Python's and the frameworks' warnings
 TRACEBACK = re.compile(r"^Traceback ", re.MULTILINE)
 WARNING = re.compile(r"^.*(?:\w*Warning: |- WARNING - ).*$", re.MULTILINE)
+LONG = 5 * 120  # looks at a command's memory, five in a second: growth is judged of those that run for minutes
+GROWTH = 1.15
 PATHS = re.compile(r"\S*/\S+|\d+(?:\.\d+)?")
 
 
@@ -73,6 +76,7 @@ def run(
     Returns:
         What it printed.
     """
+    series: list[float] = []  # of memory
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -83,7 +87,7 @@ def run(
         )
         watched = psutil.Process(process.pid)
         while process.poll() is None:
-            row.peak = max(row.peak, memory(watched))
+            series.append(memory(watched))
             late = time.perf_counter() > start + limit
             if late:
                 row.faults.append(f"{module} did not end within {limit:.0f} s")
@@ -94,6 +98,9 @@ def run(
         log.seek(0)
         said = log.read()
     row.seconds += time.perf_counter() - start
+    row.peak = max(row.peak, *series)
+    if len(series) >= LONG and (growth := _growth(series)) > GROWTH:
+        row.faults.append(f"memory of {module} grows: {growth:.2f} times as much in the third quarter as in the second")
     killed = kill_when is not None and process.returncode == -signal.SIGKILL
     if kill_when is not None and not killed:
         row.faults.append(f"{module} ended before it could be killed: that it resumes was not tried")
@@ -103,6 +110,12 @@ def run(
         row.faults.append(f"{module} printed a traceback: {_last_line(said)}")
     row.warnings |= {PATHS.sub("_", line).strip()[:160] for line in WARNING.findall(said)}
     return said
+
+
+def _growth(series: Sequence[float]) -> float:
+    """The usual memory in the third quarter over that in the second: the first warms up, the last evaluates."""
+    quarter = len(series) // 4
+    return statistics.median(series[2 * quarter : 3 * quarter]) / statistics.median(series[quarter : 2 * quarter])
 
 
 def _last_line(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 
 ORIENTATION = 0x0112
 COLOURS = ((220, 50, 40), (40, 200, 60), (50, 70, 230), (230, 220, 60), (200, 60, 210), (60, 210, 220))
@@ -39,13 +40,16 @@ def _texture(random: np.random.Generator, label: int, size: tuple[int, int]) -> 
 STORED: dict[str, Callable[[Image.Image, Path, np.random.Generator], Any]] = {
     "jpeg": lambda x, p, _: x.save(p, "JPEG", quality=85),
     "progressive": lambda x, p, _: x.save(p, "JPEG", progressive=True),
+    "profile": lambda x, p, _: x.save(p, "JPEG", icc_profile=_profile()),
     "grey": lambda x, p, _: x.convert("L").save(p, "JPEG"),
     "cmyk": lambda x, p, _: x.convert("CMYK").save(p, "JPEG"),
+    "mpo": lambda x, p, _: x.save(p, "MPO", save_all=True, append_images=[x]),  # as telephones write
     "turned": lambda x, p, r: x.save(p, "JPEG", exif=_exif(int(r.integers(2, 9)))),
+    "short-exif": lambda x, p, _: x.save(p, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01\x03\0\x01"),
     "cut-exif": lambda x, p, _: x.save(p, "JPEG", exif=_cut_exif()),
     "far-exif": lambda x, p, _: x.save(p, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\0\0"),
     "no-exif": lambda x, p, _: x.save(p, "JPEG", exif=b"Exif\0\0garbage"),
-    "alpha": lambda x, p, _: x.convert("RGBA").save(p, "PNG"),
+    "alpha": lambda x, p, r: _with_alpha(x, r).save(p, "PNG"),
     "palette": lambda x, p, _: x.quantize(64).save(p, "PNG"),
     "clear-palette": lambda x, p, r: x.quantize(64).save(p, "PNG", transparency=r.bytes(64)),
     "grey-alpha": lambda x, p, _: x.convert("LA").save(p, "PNG"),
@@ -55,8 +59,19 @@ STORED: dict[str, Callable[[Image.Image, Path, np.random.Generator], Any]] = {
     "webp": lambda x, p, _: x.save(p, "WEBP"),
     "tiff": lambda x, p, _: x.save(p, "TIFF"),
 }
-SIZES = ((160, 120), (120, 160), (200, 150), (64, 64), (250, 188))
-ODD_SIZES = ((1, 1), (30, 40), (400, 12), (12, 400), (1600, 1200))
+SIZES = ((500, 375), (375, 500), (333, 500), (160, 120), (640, 480))
+ODD_SIZES = ((1, 1), (30, 40), (2000, 20), (20, 2000), (3000, 2000))
+MANY_PIXELS = (9500, 9500)  # more than Pillow opens without a warning
+
+
+def _profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def _with_alpha(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    picture = picture.convert("RGBA")
+    picture.putalpha(Image.fromarray(random.integers(0, 256, picture.size[::-1], dtype=np.uint8)))
+    return picture
 
 
 def draw_pictures(root: Path, train: int, val: int, classes: int = 6) -> Path:
@@ -71,6 +86,7 @@ def draw_pictures(root: Path, train: int, val: int, classes: int = 6) -> Path:
             sizes = ODD_SIZES if index % 23 == 22 else SIZES
             picture = _texture(random, label, sizes[random.integers(len(sizes))])
             store(picture, folder / f"{index:05}_{name}.JPEG", random)
+    Image.new("L", MANY_PIXELS, 90).save(root / "val" / "n0000" / "many pixels.JPEG")
     return root
 
 
@@ -87,6 +103,26 @@ def _objects(random: np.random.Generator, pen: ImageDraw.ImageDraw, size: tuple[
     return found
 
 
+def _corners(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+# what is odd about one object, of a picture of (width, height): its box and its polygons, or its runs
+ODD_OBJECTS: tuple[Callable[[int, int], tuple[tuple[float, ...], Any]], ...] = (
+    lambda w, h: ((5.5, 5.25, 1, 12), _corners(5.5, 5.25, 6.5, 17.25)),  # one pixel wide
+    lambda w, h: ((3, 3, 0, 9), [[3, 3, 3, 12, 3, 12]]),  # of no size
+    lambda w, h: ((w + 5, h + 5, 20, 20), _corners(w + 5, h + 5, w + 25, h + 25)),  # outside
+    lambda w, h: ((w - 8, h - 8, 20, 20), _corners(w - 8, h - 8, w + 12, h + 12)),  # half outside
+    lambda w, h: ((-6, -4, 20, 14), _corners(-6, -4, 14, 10)),
+    lambda w, h: ((4, 4, 10, 10), [[4, 4, 14, 14]]),  # two points
+    lambda w, h: ((2, 2, 8, 8), [[2, 2, 10, 2, 10, 10], [4, 4, 9, 4]]),  # one part sound, one of two points
+    # a crowd: the two columns on the left
+    lambda w, h: ((0, 0, 2, h), {"size": [h, w], "counts": [0, 2 * h, h * (w - 2)]}),
+)
+COCO_SIZES = ((640, 480), (640, 480), (375, 500), (640, 427), (480, 640))
+ODD_COCO_SIZES = ((640, 64), (64, 640), (1500, 1000), (33, 20))
+
+
 def draw_coco(root: Path, train: int, val: int) -> Path:
     """COCO's layout and category numbers, with crowds, objects outside and of no size, pictures without objects."""
     from mmdet.datasets import CocoDataset
@@ -99,43 +135,32 @@ def draw_coco(root: Path, train: int, val: int) -> Path:
     (root / "annotations").mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
         images, annotations = [], []
-        folder = root / f"{split}2017"
         for index in range(count):
-            size = ODD_SIZES[1 + index % 4] if index % 17 == 16 else (640, 480) if index % 3 else (375, 500)
-            name = f"sub folder/{index:012}.jpg" if index % 10 == 5 else f"{index:012}.jpg"
-            picture = _texture(random, 5, size)
-            entry = {"id": 500 + 37 * index, "file_name": name, "width": size[0], "height": size[1]}
-            images.append(entry)
-
-            def add(category: int, box: Any, parts: Any, entry: dict = entry, into: list = annotations, **more) -> None:
-                left, top, width, height = (round(float(value), 2) for value in box)
-                into.append({
-                    "id": 900 + 13 * len(into), "image_id": entry["id"], "category_id": category, "iscrowd": 0,
-                    "bbox": [left, top, width, height], "area": width * height, "segmentation": parts, **more,
-                })  # fmt: skip
-
+            size = ODD_COCO_SIZES[index // 17 % 4] if index % 17 == 6 else COCO_SIZES[index % 5]
+            number = 500 + 37 * index + (10**6 if index % 9 == 0 else 0)
+            name = f"{number:012}.jpg"
+            name = f"sub folder/{name}" if index % 10 == 5 else f"Füchse_狐_{name}" if index % 30 == 7 else name
+            images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+            picture, objects = _texture(random, 5, size), []
             if index % 12 != 4:
                 for label, points in _objects(random, ImageDraw.Draw(picture), size):
-                    low, extent = points.min(0), np.ptp(points, axis=0)
-                    add(used[label], (*low, *extent), [points.ravel().tolist()])
-            width, height = size
-            if index % 7 == 1:  # one pixel wide
-                add(numbers[1], (5, 5, 1, 12), [[5, 5, 6, 5, 6, 17, 5, 17]])
-            if index % 7 == 2:
-                add(numbers[2], (3, 3, 0, 9), [[3, 3, 3, 12, 3, 12]])
-            if index % 7 == 3:  # outside
-                right, below = width + 5, height + 5
-                add(numbers[3], (right, below, 20, 20), [[right, below, right + 20, below, right, below + 20]])
-            if index % 7 == 4:  # one part sound, one of two points
-                add(numbers[6], (2, 2, 8, 8), [[2, 2, 10, 2, 10, 10], [4, 4, 9, 4]])
-            if index % 7 == 5:
-                runs = [0, 2 * height, height * (width - 2)]  # the two columns on the left
-                add(numbers[0], (0, 0, 2, height), {"size": [height, width], "counts": runs}, iscrowd=1)
-            path = folder / name
+                    box = (*points.min(0), *np.ptp(points, axis=0))
+                    objects.append((used[label], box, [points.ravel().tolist()]))
+            if index % 5 != 4:
+                objects.append((numbers[index % 8], *ODD_OBJECTS[index % 8](*size)))
+            for category, box, parts in objects:
+                left, top, width, height = (round(float(value), 2) for value in box)
+                annotations.append({
+                    "id": 900 + 13 * len(annotations), "image_id": number, "category_id": category,
+                    "iscrowd": int(isinstance(parts, dict)), "bbox": [left, top, width, height],
+                    "area": width * height, "segmentation": parts,
+                })  # fmt: skip
+            path = root / f"{split}2017" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             # sizes and objects are of the file as it is stored
             options = {"exif": _exif(6)} if index % 11 == 10 else {}
-            (picture.convert("L") if index % 8 == 2 else picture).save(path, "JPEG", **options)
+            mode = "L" if index % 8 == 2 else "CMYK" if index % 25 == 6 else "RGB"
+            picture.convert(mode).save(path, "JPEG", **options)
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
     return root
@@ -150,8 +175,9 @@ def draw_ade(root: Path, train: int, val: int) -> Path:
         for index in range(count):
             size = ((683, 512), (512, 683), (400, 300), (40, 30), (511, 33))[index % 5]
             picture, labels = _texture(random, 5, size), Image.new("L", size, int(random.integers(1, 151)))
-            for label, points in _objects(random, ImageDraw.Draw(picture), size):
-                ImageDraw.Draw(labels).polygon([tuple(point) for point in points], fill=label + 1)
+            if index % 10 != 4:
+                for label, points in _objects(random, ImageDraw.Draw(picture), size):
+                    ImageDraw.Draw(labels).polygon([tuple(point) for point in points], fill=label + 1)
             if index % 8 == 2:
                 ImageDraw.Draw(labels).rectangle((0, 0, size[0], 2), fill=255)
             if index % 20 == 5:
@@ -166,32 +192,78 @@ def draw_ade(root: Path, train: int, val: int) -> Path:
 
 
 CLIPS: dict[str, dict[str, Any]] = {
-    "h264.mp4": {}, "mpeg4.avi": {"codec": "mpeg4"}, "vp9.webm": {"codec": "libvpx-vp9"}, "fast.mp4": {"rate": 60},
-    "a blank.mkv": {}, "short.mp4": {"frames": 5}, "one.mp4": {"frames": 1}, "portrait.mp4": {"size": (120, 214)},
-    "wide.mp4": {"size": (400, 60)}, "444.mp4": {"pixels": "yuv444p"}, "10 bits.mp4": {"pixels": "yuv420p10le"},
+    "h264.mp4": {}, "sound.mp4": {"sound": True}, "mpeg4.avi": {"codec": "mpeg4"},
+    "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"}, "vp9.webm": {"codec": "libvpx-vp9"},
+    "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none"}}, "slow.mp4": {"rate": 12},
+    "fast.mp4": {"rate": 60, "frames": 120}, "ntsc.mp4": {"rate": Fraction(30000, 1001)}, "a blank.mkv": {},
+    "ünïcode_狐.mp4": {}, "short.mp4": {"frames": 5},
+    "one.mp4": {"frames": 1}, "long.mp4": {"frames": 400}, "small.mp4": {"size": (32, 32)},
+    "portrait.mp4": {"size": (120, 214)}, "wide.mp4": {"size": (400, 60)}, "irregular.mkv": {"irregular": True},
+    "turned.mp4": {"metadata": {"rotate": "90"}}, "444.mp4": {"pixels": "yuv444p"},
+    "10 bits.mp4": {"pixels": "yuv420p10le"},
 }  # fmt: skip
 
 
-def draw_kinetics(root: Path, train: int, val: int, classes: int = 4) -> Path:
-    """Kinetics' layout with lists of paths and labels; the colour tells the class."""
+def _draw_clip(
+    path: Path,
+    label: int,
+    random: np.random.Generator,
+    *,
+    codec: str = "libx264",
+    rate: int | Fraction = 25,
+    frames: int = 40,
+    size: tuple[int, int] = (160, 120),
+    pixels: str = "yuv420p",
+    metadata: dict[str, str] | None = None,
+    options: dict[str, str] | None = None,
+    irregular: bool = False,
+    sound: bool = False,
+) -> None:
+    """A bright bar that wanders over the colour of the class."""
     import av
 
-    kinds = list(CLIPS.items())
+    width, height = size
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream.metadata.update(metadata or {})
+        stream.options = options or {}
+        if irregular:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        voice = file.add_stream("aac", rate=16000) if sound else None
+        time = 0
+        for number in range(frames):
+            picture = np.full((height, width, 3), COLOURS[label], dtype=np.uint8)
+            picture[: height // 3, : 1 + number * 2 % width] = 255
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            if irregular:
+                frame.pts, frame.time_base = time, Fraction(1, 1000)
+                time += int(random.choice([20, 40, 40, 120]))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+        if voice is not None:
+            for number in range(25):
+                tone = random.normal(0, 0.1, (1, 1024)).astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = 16000, 1024 * number
+                file.mux(voice.encode(frame))
+            file.mux(voice.encode())
+
+
+def draw_kinetics(root: Path, train: int, val: int, classes: int = 4) -> Path:
+    """Kinetics' layout with lists of paths and labels; beside them `broken/`, none of whose clips can be read."""
+    random, kinds = np.random.default_rng(3), list(CLIPS.items())
     for split, count in (("train", train), ("val", val)):
         lines = []
         for index in range(count):
             label, (name, how) = index % classes, kinds[index % len(kinds)]
             folder = root / f"videos_{split}" / f"class {label}"
             folder.mkdir(parents=True, exist_ok=True)
-            width, height = how.get("size", (160, 120))
-            with av.open(str(folder / f"{index:03} {name}"), "w") as file:
-                stream = file.add_stream(how.get("codec", "libx264"), rate=how.get("rate", 25))
-                stream.width, stream.height, stream.pix_fmt = width, height, how.get("pixels", "yuv420p")
-                for number in range(how.get("frames", 40)):
-                    frame = np.full((height, width, 3), COLOURS[label], dtype=np.uint8)
-                    frame[: height // 3, : 1 + number * 2 % width] = 255
-                    file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-                file.mux(stream.encode())
+            _draw_clip(folder / f"{index:03} {name}", label, random, **how)
             lines.append(f"class {label}/{index:03} {name} {label}\n")
         (root / f"kinetics400_{split}_list_videos.txt").write_text("".join(lines))
+    (root / "broken").mkdir()
+    whole = (root / "videos_train" / "class 0" / "000 h264.mp4").read_bytes()
+    for name, content in (("cut.mp4", whole[: len(whole) * 2 // 3]), ("empty.mp4", b""), ("text.mp4", b"no clip")):
+        (root / "broken" / name).write_bytes(content)
     return root

@@ -151,6 +151,11 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
     train, test = f"{application}.train", f"{application}.test"
     many, options = ("--launcher", "pytorch"), ("--cfg-options", *shorter)
     run(row, train, config, *CPU, "--work-dir", folder / "whole")
+    for scalars in (folder / "whole").glob("*/vis_data/scalars.json"):
+        for line in scalars.read_text().splitlines():
+            bad = [f"{key} {value}" for key, value in json.loads(line).items() if not math.isfinite(value)]
+            # a class that occurs nowhere has no IoU, and a norm is looked at before it is clipped
+            row.faults += [f"the log has {one}" for one in bad if "loss" in one or "grad_norm" in one]
     run(row, train, config, *CPU, "--work-dir", folder / "two", *many, *options, **two)
     killed = folder / "killed"
     begun = (killed / "last_checkpoint").exists
@@ -254,8 +259,11 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
         row.amount, config = epochs * clips, small_config(path, place, change)
         last = f"epoch_{epochs}.pth"
         metrics = train_and_test(row, "video", config, last, ["train_cfg.max_epochs=2"])
-        seen = (root / "videos_val", "--out-dir", place / "seen")
-        run(row, "video.predict", config, place / "whole" / last, *seen, *CPU)
+        seen = (root / "videos_val", root / "broken", "--out-dir", place / "seen")
+        said = run(row, "video.predict", config, place / "whole" / last, *seen, *CPU, status=1)
+        for clip in (root / "broken").iterdir():
+            if str(clip) not in said:
+                row.faults.append(f"prediction does not name {clip}, which cannot be read")
         answers = json.loads((place / "seen" / "predictions.json").read_text())
         found = {Path(answer["path"]).name: answer["top"][0]["label"] for answer in answers}
         compare(row, "top-1", 100 * metrics["acc/top1"], recount.top1(found, truth), 0.1)
