@@ -72,12 +72,13 @@ def build_scheduler(
 ) -> Scheduler:
     """timm's schedule, by steps."""
     settings, scale = config.schedule, lr_scale(config, global_batch)
-    linear = settings.name == "linear"
+    # "constant" by its own name came to timm late
+    sched = {"linear": "poly", "constant": "step"}.get(settings.name, settings.name)
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched="poly" if linear else settings.name,
+        sched=sched,
         num_epochs=config.train.epochs,
-        decay_rate=1.0 if linear else 0.1,  # of "poly" the power
+        decay_rate=0.1 if settings.name == "poly" else 1.0,  # of "poly" the power
         warmup_epochs=warmup_epochs(config),
         warmup_lr=settings.warmup_lr * scale,
         min_lr=settings.min_lr * scale,

@@ -46,7 +46,7 @@ def select_device(name: str = "auto") -> torch.device:
     if name == "auto":
         # torch has loaded torch_npu by itself, unless it was told not to by TORCH_DEVICE_BACKEND_AUTOLOAD=0;
         # the CPU also where the accelerator is one that nothing here was written for
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        accelerator = _accelerator()
         return accelerator if accelerator is not None and accelerator.type in DEVICE_NAMES else torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind not in DEVICE_NAMES or (index and not index.isdigit()):
@@ -58,7 +58,7 @@ def select_device(name: str = "auto") -> torch.device:
             "device npu needs the torch_npu package, which is not installed: install the release that matches your "
             "torch and CANN versions, or choose cpu"
         )
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = _accelerator()
     if accelerator is None or accelerator.type != kind:
         reason = f"its accelerator is {accelerator.type}" if accelerator else "torch sees no accelerator"
         raise InputError(f"device {name!r} is not on this machine: {reason}; choose auto or cpu, or see `hvt doctor`")
@@ -66,6 +66,11 @@ def select_device(name: str = "auto") -> torch.device:
         count = torch.accelerator.device_count()
         raise InputError(f"device {name!r} is not on this machine, which has {count}: {kind}:0 to {kind}:{count - 1}")
     return torch.device(name)
+
+
+def _accelerator() -> torch.device | None:
+    """The machine's, of whatever kind. torch 2.6 raises where there is none, and knows no `check_available`."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def _import_torch_npu() -> bool:
