@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 # what needs the applications' packages; test-fast is of the library alone
 APPLICATION_TESTS := tests/test_soak.py tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 
-.PHONY: install install-all demo test test-fast soak lint format clean
+.PHONY: install install-all demo test test-fast test-lowest soak lint format clean
 
 install: $(VENV)/.installed
 
@@ -61,6 +61,19 @@ test: install-all $(VENV)/.torch_npu_sources
 # every pipeline for long, on data with people's oddities: up to an hour, by hand
 soak: install-all
 	$(BIN)/python -m soak --out benchmarks/results/soak_cpu.txt
+
+# the library and the trainer with the lowest versions that pyproject.toml allows, by hand. Left out: what needs
+# packages of dev; Pillow reads its uncompressed YCbCr TIFF, and huggingface_hub goes on with a cut file, only lately;
+# torch 2.6 leaves the import of sympy to us.
+test-lowest: $(VENV)/.pip
+	$(CONSTRAINED) uv
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install -q --python $(VENV)-lowest --resolution lowest-direct \
+		-e '.[classification]' 'pytest>=8' 'pytest-xdist>=3.7' 'hypothesis>=6.100'
+	$(VENV)-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" \
+		$(patsubst %,--ignore=%,$(filter-out tests/classification,$(APPLICATION_TESTS)) tests/clients \
+		tests/classification/test_readers.py) \
+		-k "not transformers and not huggingface- and not companion and not YCbCr and not cut_connection and not costs"
 
 test-fast: install
 	$(PYTEST) -m "not slow" $(APPLICATION_TESTS:%=--ignore=%)
