@@ -99,7 +99,7 @@ def run(
         said = log.read()
     row.seconds += time.perf_counter() - start
     row.peak = max(row.peak, *series)
-    if len(series) >= LONG and (growth := _growth(series)) > GROWTH:
+    if len(series) >= LONG and (growth := growth_of(series)) > GROWTH:
         row.faults.append(f"memory of {module} grows: {growth:.2f} times as much in the third quarter as in the second")
     killed = kill_when is not None and process.returncode == -signal.SIGKILL
     if kill_when is not None and not killed:
@@ -112,8 +112,8 @@ def run(
     return said
 
 
-def _growth(series: Sequence[float]) -> float:
-    """The usual memory in the third quarter over that in the second: the first warms up, the last evaluates."""
+def growth_of(series: Sequence[float]) -> float:
+    """The usual memory in the third quarter over that in the second: the first warms up, the last may evaluate."""
     quarter = len(series) // 4
     return statistics.median(series[2 * quarter : 3 * quarter]) / statistics.median(series[quarter : 2 * quarter])
 

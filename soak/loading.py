@@ -9,10 +9,7 @@ from typing import Any
 
 import psutil
 
-from .commands import ROOT, memory
-
-QUARTERS = 4
-GROWTH = 1.1  # memory in the last quarter over that in the second, when all is warm
+from .commands import GROWTH, ROOT, growth_of, memory
 
 
 def distinct_loaders(root: Path) -> list[tuple[str, Any]]:
@@ -44,7 +41,7 @@ def load(config: Any, samples: int) -> tuple[int, list[str]]:
     from classification import data
 
     torch.set_num_threads(1)
-    amount, marks, epoch, me, faults = 0, [], 0, psutil.Process(), []
+    amount, series, epoch, me, faults = 0, [], 0, psutil.Process(), []
     training, held_out = data.open_data(config.data, config.augmentation)
     loader = data.train_loader(training, config.data, seed=0, rank=0, world=1, pin=False)
     while amount < samples:
@@ -53,8 +50,7 @@ def load(config: Any, samples: int) -> tuple[int, list[str]]:
             amount += len(batch.images)
             if not torch.isfinite(batch.images).all():
                 faults.append(f"a batch after {amount} pictures holds numbers that are not finite")
-            if amount * QUARTERS // samples > len(marks):
-                marks.append(memory(me))
+            series.append(memory(me))
             if amount >= samples:
                 break
         epoch += 1
@@ -62,8 +58,8 @@ def load(config: Any, samples: int) -> tuple[int, list[str]]:
     seen = sorted(index for batch in data.batches(loader, torch.device("cpu")) for index in batch.indices.tolist())
     if seen != list(range(len(held_out))):
         faults.append(f"evaluation saw {len(seen)} pictures of {len(held_out)}, or some twice")
-    if samples >= 1000 and marks[-1] > GROWTH * marks[1]:
-        faults.append(f"memory grows, in quarters: {', '.join(f'{mark:.0f}' for mark in marks)} MiB")
+    if samples >= 1000 and (growth := growth_of(series)) > GROWTH:
+        faults.append(f"memory grows: {growth:.2f} times as much in the third quarter as in the second")
     return amount, faults
 
 

@@ -20,12 +20,25 @@ def top1(found: Mapping[str, int], truth: Mapping[str, int]) -> float:
 
 
 def average_precision(annotations: Path, results: Path, kind: str) -> float:
-    """COCO's AP by pycocotools, of `bbox` or `segm`, from files of COCO's formats."""
+    """COCO's AP by pycocotools, of `bbox` or `segm`, from files of COCO's formats.
+
+    Where a mask begins with two points, which pycocotools takes for a box of its own or does not draw, the object's box
+    is its mask.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    content = json.loads(annotations.read_text())
+    for annotation in content["annotations"]:
+        mask = annotation["segmentation"]
+        if isinstance(mask, list) and len(mask[0]) <= 4:
+            left, top, width, height = annotation["bbox"]
+            right, bottom = left + width, top + height
+            annotation["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
         if not json.loads(results.read_text()):
             return 0.0
         evaluation = COCOeval(truth, truth.loadRes(str(results)), kind)
