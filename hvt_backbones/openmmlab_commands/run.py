@@ -189,7 +189,16 @@ def _train(cfg: Config, *, changed: bool, max_bad_steps: int) -> None:
     runner = CommandRunner.from_cfg(cfg)
     runner.changed = changed
     runner.register_hook(BadStepHook(max_bad_steps))
-    runner.train()
+    try:
+        runner.train()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        size = runner.train_dataloader.batch_size
+        raise InputError(
+            f"train_dataloader.batch_size is {size}: a batch norm of the model, such as after pooling to a pixel, gets "
+            f"one number per channel, which it cannot norm: give it {size + 1} or more pictures"
+        ) from error
 
 
 def _test(cfg: Config) -> dict[str, float]:

@@ -282,6 +282,23 @@ def test_parts_that_do_not_fit_are_named(case: str, config: Path, tmp_path: Path
     assert expected in error_line(capfd)
 
 
+def test_a_batch_norm_of_one_number_is_told(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    cfg = Config.fromfile(config)
+    head = {
+        "type": "PSPHead",
+        "in_channels": 64,
+        "in_index": 3,
+        "channels": 16,
+        "num_classes": 3,
+        "pool_scales": (1, 2),
+    }
+    cfg.model = {**cfg.model, "neck": None, "decode_head": {**head, "norm_cfg": {"type": "BN"}}}
+    cfg.train_dataloader.batch_size = 1
+    cfg.dump(tmp_path / "pooled.py")
+    assert train([str(tmp_path / "pooled.py"), "--work-dir", str(tmp_path / "run"), *CPU]) == 2
+    assert "train_dataloader.batch_size is 1: a batch norm " in error_line(capfd)
+
+
 @pytest.mark.parametrize(
     ("part", "dtypes"),
     [("backbone", [torch.float32, torch.float32]), ("", [torch.bfloat16, torch.bfloat16])],
