@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import drawing, recount
 from .commands import ROOT, Row, run
 from .loading import distinct_loaders
@@ -151,6 +153,8 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
     train, test = f"{application}.train", f"{application}.test"
     many, options = ("--launcher", "pytorch"), ("--cfg-options", *shorter)
     run(row, train, config, *CPU, "--work-dir", folder / "whole")
+    checkpoint = folder / "whole" / last
+    row.amount = torch.load(checkpoint, weights_only=False)["meta"]["iter"]
     for scalars in (folder / "whole").glob("*/vis_data/scalars.json"):
         for line in scalars.read_text().splitlines():
             bad = [f"{key} {value}" for key, value in json.loads(line).items() if not math.isfinite(value)]
@@ -162,7 +166,6 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
     run(row, train, config, *CPU, "--work-dir", killed, *options, kill_when=begun)
     if "resumed epoch: " not in run(row, train, config, *CPU, "--work-dir", killed, *options, "--resume"):
         row.faults.append("the killed run was not resumed")
-    checkpoint = folder / "whole" / last
     run(row, test, config, checkpoint, *CPU, "--work-dir", folder / "test")
     run(row, test, config, checkpoint, *CPU, "--work-dir", folder / "test-two", *many, **two)
     one, other = (json.loads((folder / name / METRICS).read_text())["metrics"] for name in ("test", "test-two"))
@@ -176,7 +179,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
     from detection.application import DETECTION
 
     DETECTION.prepare()
-    pictures, epochs = (8, 1) if short else (125, 9)
+    pictures, epochs = (8, 1) if short else (130, 8)
     root = drawing.draw_coco(folder / "coco", pictures, 3 if short else 25)
     truth = root / "annotations" / "instances_val2017.json"
 
@@ -192,7 +195,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
             cfg.test_evaluator.outfile_prefix = str(place / "found")
             cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
 
-        row.amount, config = epochs * pictures, small_config(path, place, change)
+        config = small_config(path, place, change)
         last = f"epoch_{epochs}.pth"
         metrics = train_and_test(row, "detection", config, last, ["train_cfg.max_epochs=2"])
         drawn = ("--out-dir", place / "drawn", "--score-thr", 0.9)
@@ -209,7 +212,7 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
     from segmentation.application import SEGMENTATION
 
     SEGMENTATION.prepare()
-    root, steps = drawing.draw_ade(folder / "ade", *((8, 2) if short else (60, 15))), 8 if short else 1000
+    root, steps = drawing.draw_ade(folder / "ade", *((8, 2) if short else (60, 8))), 8 if short else 1000
     maps = sorted((root / "annotations" / "validation").glob("*.png"))
 
     def soak(row: Row, path: Path, place: Path) -> None:
@@ -218,14 +221,14 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
                 cfg.model.neck.in_channels = CHANNELS
             else:
                 cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = CHANNELS, CHANNELS[2]
-                cfg.train_dataloader.batch_size = 2  # batch norm of what UPerNet pools to a pixel
+                cfg.model.decode_head.pool_scales = (2, 3, 6)  # not to a pixel, one of which has no batch norm
             for part in ("train", "val", "test"):
                 cfg[f"{part}_dataloader"].dataset.data_root = str(root)
             cfg.test_evaluator.output_dir = str(place / "found")
             cfg.train_cfg.update(max_iters=steps, val_interval=steps)
             cfg.default_hooks.checkpoint.interval = steps
 
-        row.amount, config = steps, small_config(path, place, change)
+        config = small_config(path, place, change)
         last = f"iter_{steps}.pth"
         shorter = ["train_cfg.max_iters=24", "train_cfg.val_interval=24", "default_hooks.checkpoint.interval=4"]
         metrics = train_and_test(row, "segmentation", config, last, shorter)
@@ -259,7 +262,7 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
                 dataset.data_prefix = {"video": str(root / f"videos_{split}")}
             cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
 
-        row.amount, config = epochs * clips, small_config(path, place, change)
+        config = small_config(path, place, change)
         last = f"epoch_{epochs}.pth"
         metrics = train_and_test(row, "video", config, last, ["train_cfg.max_epochs=2"])
         seen = (root / "videos_val", root / "broken", "--out-dir", place / "seen")
