@@ -8,7 +8,7 @@ import pytest
 
 from soak import __main__ as soak
 from soak import parts, recount
-from soak.commands import Row, run
+from soak.commands import GROWTH, Row, growth_of, run
 
 
 @pytest.mark.slow
@@ -33,6 +33,11 @@ def test_a_prediction_that_is_another_is_a_fault(
     said = capsys.readouterr().out
     assert "fault of tampered: top-1 is 100 by the command, 50 recounted" in said
     assert "fault of video: broken off: ValueError: broken" in said
+
+
+def test_memory_that_is_kept_is_growth_and_a_large_picture_is_not() -> None:
+    assert growth_of([1000 + 2 * index for index in range(600)]) > GROWTH
+    assert growth_of([2000 if 300 < index < 400 else 1000 + index % 7 for index in range(600)]) < 1.01
 
 
 def test_what_a_command_says_is_read() -> None:
