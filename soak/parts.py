@@ -182,6 +182,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
     pictures, epochs = (8, 1) if short else (130, 8)
     root = drawing.draw_coco(folder / "coco", pictures, 3 if short else 25)
     truth = root / "annotations" / "instances_val2017.json"
+    few = ["train_cfg.max_epochs=2", "train_dataloader.dataset.indices=30"]
 
     def soak(row: Row, path: Path, place: Path) -> None:
         def change(cfg: Any) -> None:
@@ -197,7 +198,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
 
         config = small_config(path, place, change)
         last = f"epoch_{epochs}.pth"
-        metrics = train_and_test(row, "detection", config, last, ["train_cfg.max_epochs=2"])
+        metrics = train_and_test(row, "detection", config, last, few)
         drawn = ("--out-dir", place / "drawn", "--score-thr", 0.9)
         run(row, "detection.predict", config, place / "whole" / last, root / "val2017", *CPU, *drawn)
         for kind in ("bbox", "segm"):
@@ -250,6 +251,7 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
     VIDEO.prepare()
     clips, epochs = (8, 1) if short else (44, 23)
     root = drawing.draw_kinetics(folder / "kinetics", clips, 3 if short else 11)
+    few = ["train_cfg.max_epochs=2", "train_dataloader.dataset.indices=16"]
     lines = (root / "kinetics400_val_list_videos.txt").read_text().splitlines()
     truth = {Path(line.rpartition(" ")[0]).name: int(line.rpartition(" ")[2]) for line in lines}
 
@@ -264,7 +266,7 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
 
         config = small_config(path, place, change)
         last = f"epoch_{epochs}.pth"
-        metrics = train_and_test(row, "video", config, last, ["train_cfg.max_epochs=2"])
+        metrics = train_and_test(row, "video", config, last, few)
         seen = (root / "videos_val", root / "broken", "--out-dir", place / "seen")
         said = run(row, "video.predict", config, place / "whole" / last, *seen, *CPU, status=1)
         for clip in (root / "broken").iterdir():
