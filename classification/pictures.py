@@ -257,7 +257,8 @@ def too_many_unreadable(names: Sequence[str], length: int, limit: int) -> InputE
 def class_positions(names: Sequence[str], found: Sequence[str], where: str) -> dict[str, int]:
     """Class of the data -> class of the model whose classes have these `names`; the data may have fewer.
 
-    Folders that are numbers, as ImageNet-V2's, stand for the model's classes of these indices, whatever their names.
+    Folders that are numbers, as ImageNet-V2's, stand for the model's classes of these indices, whatever their names,
+    unless these are numbers too.
     ImageNet's WordNet ids (n01440764) are looked up where the model's classes are ImageNet's, or have no names.
 
     Raises:
@@ -267,8 +268,13 @@ def class_positions(names: Sequence[str], found: Sequence[str], where: str) -> d
     if position.keys() >= set(found):
         return {name: position[name] for name in found}
     numbers = {name: int(name) for name in found if name.isdecimal()}
-    if len(numbers) == len(found) and len(set(numbers.values())) == len(found) and max(numbers.values()) < len(names):
-        return numbers
+    if len(numbers) == len(found) and len(set(numbers.values())) == len(found):
+        named = {int(name): index for index, name in enumerate(names) if name.isdecimal()}
+        if len(named) == len(names):  # names that are numbers themselves: 01 and 1 are the same
+            if named.keys() >= set(numbers.values()):
+                return {name: named[number] for name, number in numbers.items()}
+        elif max(numbers.values()) < len(names):
+            return numbers
     nameless = list(names) == [str(index) for index in range(len(names))]
     synsets = wordnet_ids(len(names)) if nameless or list(names) == imagenet_names(len(names)) else {}
     if synsets.keys() >= set(found):

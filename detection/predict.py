@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hvt_backbones.openmmlab_commands import run_command
 
 if TYPE_CHECKING:
+    import numpy as np
     from mmdet.structures import DetDataSample
     from mmengine.config import Config
 
@@ -24,7 +24,7 @@ def run(argv: Sequence[str] | None) -> int:
     from PIL import Image
 
     from hvt_backbones.images import Reading
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, save_picture
+    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, resizing, save_picture
     from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
 
     from .application import DETECTION
@@ -45,11 +45,17 @@ def run(argv: Sequence[str] | None) -> int:
     ids = category_ids(model.dataset_meta["classes"], model.cfg)
     results: list[dict[str, Any]] = []
     reading = Reading(args.on_error)
+
+    def detect(path: Path) -> tuple[np.ndarray, DetDataSample]:
+        pixels = read_pixels(path)
+        with resizing(path):
+            return pixels, inference_detector(model, pixels).cpu()
+
     for path, target in plan:
-        pixels = reading.read(read_pixels, path)
-        if pixels is None:
+        answer = reading.read(detect, path)
+        if answer is None:
             continue
-        found = inference_detector(model, pixels).cpu()
+        pixels, found = answer
         found.pred_instances = found.pred_instances[found.pred_instances.scores >= args.score_thr]
         visualizer.add_datasample(path.name, pixels[..., ::-1], found, draw_gt=False, pred_score_thr=args.score_thr)
         save_picture(Image.fromarray(visualizer.get_image()), target)
@@ -99,13 +105,24 @@ def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
 
     From the annotations that the configuration names, where they are there; COCO's own, which leave some out, for its
     classes; else 1, 2, 3, ...
+
+    Raises:
+        InputError: the annotations are none.
     """
+    from hvt_backbones.errors import InputError
+    from hvt_backbones.openmmlab_commands.annotations import read_json
     from hvt_backbones.openmmlab_commands.data import datasets_of
 
     dataset = next(datasets_of(cfg.test_dataloader.dataset))
     path = Path(dataset.get("data_root") or "") / dataset.get("ann_file", "")
     if path.is_file():
-        numbers = {category["name"]: category["id"] for category in json.loads(path.read_text())["categories"]}
+        try:
+            numbers = {category["name"]: category["id"] for category in read_json(str(path))["categories"]}
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} has no list of categories with id and name, by which predictions are numbered: mend it, or "
+                "give --cfg-options test_dataloader.dataset.ann_file=''"
+            ) from error
     else:
         from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import IO, Generic, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from .errors import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 PICTURE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what PIL calls such a picture
 ORIENTATION = 0x0112  # the tag of EXIF
 # its values -> what brings the picture upright; 1 is upright (EXIF 2.32, Sec. 4.6.4)
@@ -33,13 +35,15 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 ON_ITS_SIDE = (5, 6, 7, 8)
+MOST_PIXELS = 2**30  # OpenCV's limit; Pillow's own refuses what telephones take, of 200 million
+PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0  # a tag of TIFF, and its value in which Pillow leaves 16 bits negative
 WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}  # EXIF's types, of which a picture's orientation may be
 # (module, beginning) of warnings about pictures whose pixels are right all the same: what is not is an error. None of
 # them names the picture, and each worker repeats them
 FALSE_ALARMS = (
     (r"PIL\.TiffImagePlugin", ""),  # malformed metadata, EXIF's of a JPEG too: the orientation alone is of use
     (r"PIL\.Image", "Palette images with Transparency"),  # which is dropped, as of every picture
-    (r"PIL\.Image", r"Image size \(\d+ pixels\) exceeds limit"),  # a large photograph; twice the limit is an error
+    (r"PIL\.Image", r"Image size \(\d+ pixels\) exceeds limit"),  # half of `MOST_PIXELS`
     (r"PIL\.JpegImagePlugin", "Image appears to be a malformed MPO file"),  # read as the JPEG that it is
 )
 Item, Content = TypeVar("Item"), TypeVar("Content")
@@ -51,6 +55,14 @@ def silence_false_alarms() -> None:
         warnings.filterwarnings("ignore", message=beginning, module=module)
 
 
+def open_picture(file: str | Path | IO[bytes]) -> Image.Image:
+    """Pillow's `open`, whatever was set for the whole process."""
+    # libraries switch this on; half of a picture would then pass for one, its rest grey
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # twice as many are an error
+    return Image.open(file)
+
+
 def orientation(picture: Image.Image) -> int:
     """EXIF's orientation of an opened picture, 1 to 8; 1 where there is none.
 
@@ -60,7 +72,7 @@ def orientation(picture: Image.Image) -> int:
     if tags is not None:
         value = tags.get(ORIENTATION)
     else:
-        value = _orientation_in(picture.info.get("exif") or b"")
+        value = _orientation_in(picture.info.get("exif") or _exif_behind_pixels(picture))
     return value if isinstance(value, int) and value in TURNS else 1
 
 
@@ -80,6 +92,24 @@ def _orientation_in(exif: bytes) -> int | None:
     return None
 
 
+def _exif_behind_pixels(picture: Image.Image) -> bytes:
+    """Of a PNG, as ImageMagick writes them: Pillow reads these with the pixels."""
+    file = getattr(picture, "fp", None)
+    if picture.format != "PNG" or file is None:
+        return b""
+    position = file.tell()
+    try:
+        file.seek(8)
+        while len(header := file.read(8)) == 8:
+            (length,), kind = struct.unpack(">I", header[:4]), header[4:]
+            if kind == b"eXIf":
+                return file.read(length)
+            file.seek(length + 4, 1)  # the last four are its checksum
+    finally:
+        file.seek(position)
+    return b""
+
+
 def decode(file: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
     """The first frame of a picture, upright, of 8 bits, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
@@ -89,17 +119,19 @@ def decode(file: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
         ValueError: numbers whose black and white nobody knows (floating-point, or beyond 16 bits), or no bytes at all.
         OSError, SyntaxError, ...: what Pillow raises at a file that is no picture.
     """
-    # libraries switch this on for the whole process; half of a picture would then pass for one, its rest grey
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    if not isinstance(file, str | Path):
-        if not file.read(1):
-            raise ValueError("it is empty (0 bytes)")
-        file.seek(0)
-    with Image.open(file) as picture:
+    if isinstance(file, str | Path):
+        with open(file, "rb") as opened:  # by name, Pillow 13 gives rows of other lengths of a TIFF on its side
+            return decode(opened, channels)
+    if not file.read(1):
+        raise ValueError("it is empty (0 bytes)")
+    file.seek(0)
+    with open_picture(file) as picture:
         picture.load()  # some formats have their EXIF behind the pixels
         turn = TURNS.get(orientation(picture))
-        upright = picture if turn is None else picture.transpose(turn)
-        return _eight_bits(upright).convert(PICTURE_MODES[channels])
+        upright = _eight_bits(picture if turn is None else picture.transpose(turn))
+        if picture.mode.startswith("I;16") and getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            upright = ImageOps.invert(upright)
+        return upright.convert(PICTURE_MODES[channels])
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -116,6 +148,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
                 f"its pixels are from {grey.min()} to {grey.max()}, more than 16 bits hold: save it with 8 or 16 bits"
             )
         return Image.fromarray((grey // 257).astype(np.uint8))
+    if mode == "LAB":
+        return picture.convert("RGB")
     if mode in ("PA", "RGBa") or (mode == "P" and isinstance(picture.info.get("transparency"), bytes)):
         return picture.convert("RGBA")
     return picture.convert("LA") if mode == "La" else picture
@@ -160,7 +194,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             raise InputError("a picture's path is empty: name a picture or a folder")
         path = Path(given)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            found = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+            )
             if not found:
                 raise InputError(f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): give a folder that does")
             images += found

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hvt_backbones.openmmlab_commands import run_command
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 PREDICTIONS = "predictions.json"
@@ -23,7 +25,7 @@ def run(argv: Sequence[str] | None) -> int:
 
     from hvt_backbones.images import Reading
     from hvt_backbones.openmmlab_commands.data import datasets_of
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, save_picture
+    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, resizing, save_picture
     from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
 
     from .application import SEGMENTATION
@@ -42,12 +44,18 @@ def run(argv: Sequence[str] | None) -> int:
     classes = model.dataset_meta["classes"]
     palette = np.array(model.dataset_meta["palette"], dtype=np.uint8)
     results, reading = [], Reading(args.on_error)
+
+    def segment(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        pixels = read_pixels(path)
+        with resizing(path):
+            found = inference_model(model, pixels)
+        return pixels, found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+
     for (path, overlay), (_, label_file) in zip(plan, label_files, strict=True):
-        pixels = reading.read(read_pixels, path)
-        if pixels is None:
+        answer = reading.read(segment, path)
+        if answer is None:
             continue
-        found = inference_model(model, pixels)
-        labels = found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        pixels, labels = answer
         save_picture(Image.fromarray((pixels[..., ::-1] // 2 + palette[labels] // 2).astype(np.uint8)), overlay)
         indexed = Image.fromarray(labels, mode="P")
         indexed.putpalette(palette.flatten().tolist())

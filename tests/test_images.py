@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from hvt_backbones import InputError
-from hvt_backbones.images import TURNS, decode, orientation, read_image
+from hvt_backbones.images import TURNS, decode, find_images, orientation, read_image
 
 RAMP = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (8, 1))
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -87,6 +87,46 @@ def test_pictures_stand_upright(turn: int, kind: str, tmp_path: Path) -> None:
     with Image.open(path) as picture:
         expected = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     assert np.array_equal(np.array(read_image(path)), expected)
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_a_turned_tiff_stands_upright_in_any_mode(turn: int, mode: str, tmp_path: Path) -> None:
+    grey = Image.fromarray(COLOURS).convert("L")
+    picture = Image.fromarray(np.asarray(grey, np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    path = written(tmp_path, picture, "tiff", tiffinfo={0x0112: turn})
+    assert np.array_equal(np.array(read_image(path, 1)), np.array(grey.transpose(TURNS[turn])))
+
+
+def test_the_orientation_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = written(tmp_path, Image.fromarray(COLOURS), "png", exif=exif).read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", content[start : start + 4])[0]
+    last = content.index(b"IEND") - 4
+    (tmp_path / "behind.png").write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    with Image.open(tmp_path / "behind.png") as picture:
+        assert orientation(picture) == 6
+        assert np.array_equal(np.array(picture), COLOURS)
+    assert read_image(tmp_path / "behind.png").size == (12, 20)
+
+
+def test_a_negative_of_16_bits(tmp_path: Path) -> None:
+    negative = Image.fromarray((255 - RAMP).astype(np.uint16) * 257)
+    path = written(tmp_path, negative, "tiff", tiffinfo={0x0106: 0})
+    assert np.array_equal(np.array(read_image(path, 1)), RAMP)
+
+
+def test_a_telephone_takes_more_pixels_than_pillow_opens_by_itself(tmp_path: Path) -> None:
+    assert read_image(written(tmp_path, Image.new("1", (16320, 12240)), "png"), 1).size == (16320, 12240)
+
+
+def test_a_folder_stands_for_its_pictures_and_for_links_that_lead_nowhere(tmp_path: Path) -> None:
+    for name in ("a.JFIF", "b.avif", "c.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.png").symlink_to(tmp_path / "gone.png")
+    assert [path.name for path in find_images([tmp_path])] == ["a.JFIF", "b.avif", "d.png"]
 
 
 def exif_block(order: str, tags: list[bytes], count: int | None = None) -> bytes:

@@ -8,6 +8,7 @@ a process which loads clips needs is imported here, whichever way the process wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -114,7 +115,7 @@ class ClipDataset(VideoDataset):
         on_error: at a clip that cannot be read (missing, empty, without video, damaged, too short): "fail" ends the run
             with its name. With "skip" the next one that can be read takes its place in training; in evaluation it is
             left out of `ClipAccMetric`, which reports the number.
-        max_errors: largest share of the clips that "skip" bears.
+        max_errors: largest share of the clips that "skip" bears; above 0, one clip at least.
         min_frames: clips with fewer are too short.
         decoder: "decord", "pyav", or "auto" for the first of them that imports.
         num_classes: labels are below it; by default the number of classes in `metainfo`.
@@ -150,7 +151,8 @@ class ClipDataset(VideoDataset):
     @property
     def max_unreadable(self) -> int:
         """Clips that may be passed over."""
-        return int(self.max_errors * len(self) + 1e-9)  # 0.29 * 100 is a little less than 29
+        # 0.29 * 100 is a little less than 29; a small set may lose one all the same, unless the share is 0
+        return max(int(self.max_errors * len(self) + 1e-9), math.ceil(self.max_errors))
 
     def load_data_list(self) -> list[dict[str, Any]]:
         if self.multi_class:
@@ -209,20 +211,28 @@ class ClipDataset(VideoDataset):
         """
         path, result = info["filename"], info
         for step in self.pipeline.transforms:
-            try:
-                result = step(result)
-            except MemoryError:
-                raise
-            except Exception as error:  # what decoders raise at damaged bytes is beyond listing
-                if not isinstance(step, READING) or isinstance(error, ImportError):
-                    raise
-                raise explain(read_bytes(path), error, self.decoder) from None
+            result = self.apply(step, result, path)
             if isinstance(step, OPENING) and result["total_frames"] < self.min_frames:
                 raise ClipError(f"has {result['total_frames']} frames of at least {self.min_frames}")
             if result is None:
                 name = getattr(step, "__name__", type(step).__name__)
                 raise InputError(f"the step {name} made nothing of {path}: leave it out of the pipeline")
         return result
+
+    def apply(self, step: Any, results: dict[str, Any], path: str) -> Any:
+        """What one step of the pipeline makes of the results of those before it.
+
+        Raises:
+            ClipError: the file cannot be read.
+        """
+        try:
+            return step(results)
+        except MemoryError:
+            raise
+        except Exception as error:  # what decoders raise at damaged bytes is beyond listing
+            if not isinstance(step, READING) or isinstance(error, ImportError):
+                raise
+            raise explain(read_bytes(path), error, self.decoder) from None
 
 
 def _first(lines: Sequence[str]) -> str:
@@ -271,6 +281,10 @@ class UnreadableClipsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if "unreadable_clips" in runner.message_hub.runtime_info:  # of the checkpoint
             self.names["train"].update(runner.message_hub.get_info("unreadable_clips"))
+        for mode, loop in (("train", runner._train_loop), ("val", runner._val_loop)):
+            if loop is not None and any(data.on_error == "skip" for data in clip_datasets(loop.dataloader.dataset)):
+                length, limit = self._limits(runner, mode)
+                runner.logger.info(f"on_error = skip: up to {limit} of {length} {mode} clips may be unreadable")
 
     def _after_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"

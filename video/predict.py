@@ -52,16 +52,17 @@ def run(argv: Sequence[str] | None) -> int:
     results: list[dict[str, Any]] = []
     reading = Reading(args.on_error)
 
-    def load(path: Path) -> dict[str, Any]:
+    def load(path: Path) -> tuple[dict[str, Any], list[np.ndarray], float]:
         try:
-            return dataset.load(_info(path))
+            return dataset.load(_info(path)), *read_frames(dataset, path, GIF_FRAMES if args.gif else STRIP_FRAMES)
         except ClipError as error:
             raise InputError(f"clip {path} {error}: replace it or leave it out") from error
 
     for path, target in plan:
-        data = reading.read(load, path)
-        if data is None:
+        loaded = reading.read(load, path)
+        if loaded is None:
             continue
+        data, frames, seconds = loaded
         with torch.inference_mode():
             scores = model.test_step(pseudo_collate([data]))[0].pred_score.float().cpu()
         if names and len(names) != len(scores):
@@ -73,7 +74,6 @@ def run(argv: Sequence[str] | None) -> int:
             {"label": label, "class": names[label] if names else str(label), "score": round(score, 5)}
             for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        frames, seconds = read_frames(dataset, path, GIF_FRAMES if args.gif else STRIP_FRAMES)
         lines = [f"{one['score']:6.1%}  {one['class']}" for one in top]
         if args.gif:
             pictures = [annotate([frame], lines) for frame in frames]
@@ -126,7 +126,11 @@ def _info(path: Path) -> dict[str, Any]:
 
 
 def read_frames(dataset: ClipDataset, path: Path, count: int) -> tuple[list[np.ndarray], float]:
-    """At most `count` evenly spaced frames of a clip that the dataset can load, (H, W, 3) uint8, and its seconds."""
+    """At most `count` evenly spaced frames of a clip, (H, W, 3) uint8, and its seconds.
+
+    Raises:
+        ClipError: they cannot be read, though others may.
+    """
     import numpy as np
 
     from .clips import OPENING, READING
@@ -134,7 +138,7 @@ def read_frames(dataset: ClipDataset, path: Path, count: int) -> tuple[list[np.n
     results: dict[str, Any] = _info(path)
     for step in dataset.pipeline.transforms:
         if isinstance(step, READING):
-            results = step(results)
+            results = dataset.apply(step, results, str(path))
         if isinstance(step, OPENING):
             total = results["total_frames"]
             results["frame_inds"] = np.linspace(0, total - 1, min(count, total)).round().astype(int)

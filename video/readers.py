@@ -1,6 +1,6 @@
 """The frames of one clip, the same by decord and by PyAV: as they are shown, turned as the header says, in RGB.
 
-Both count the packets of the first video stream that are shown and decode them in order. What differs between the two
+Both count the packets of the best video stream that are shown and decode them in order. What differs between the two
 is brought together here. decord 0.6, the last, is built on FFmpeg 4.1: it knows neither mirrored nor all turned videos,
 and it counts what a video that was cut out of another without encoding it again keeps before its beginning.
 """
@@ -78,6 +78,18 @@ class Header(NamedTuple):
     tagged: bool
 
 
+def _shown(container: Any) -> Any:
+    """Of several video streams the one that FFmpeg's programs, and decord, take.
+
+    Raises:
+        ClipError: there is none.
+    """
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ClipError("it has no video stream")
+    return stream
+
+
 def read_header(content: bytes) -> Header:
     """By PyAV."""
     import av
@@ -85,7 +97,7 @@ def read_header(content: bytes) -> Header:
     packets: list[tuple[int, int, bool]] = []
     turn = None
     with av.open(io.BytesIO(content)) as container:
-        stream = container.streams.video[0]
+        stream = _shown(container)
         stream.codec_context.thread_count = 1
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
@@ -199,8 +211,9 @@ def _decode_pyav(content: bytes, num_threads: int) -> Iterator[Any]:
     import av
 
     with av.open(io.BytesIO(content)) as container:
-        container.streams.video[0].codec_context.thread_count = num_threads
-        yield from container.decode(video=0)
+        stream = _shown(container)
+        stream.codec_context.thread_count = num_threads
+        yield from container.decode(stream)
 
 
 class ToRGB:
@@ -232,7 +245,11 @@ class ToRGB:
         self.whole = self._graph(frame, ("scale", scale + ":in_v_chr_pos=256" * bool(interpolated)))
         self.end = None
         if interpolated and frame.height % 2 == 0 and frame.height >= 4 and self.size == self.kind[:2]:
-            steps = ("crop", "iw:4:0:ih-4"), ("pad", "ceil(iw/2)*2:8"), ("scale", "flags=bilinear:in_v_chr_pos=512")
+            steps = (
+                ("crop", "iw:4:0:ih-4:exact=1"),
+                ("pad", "ceil(iw/2)*2:8"),
+                ("scale", "flags=bilinear:in_v_chr_pos=512"),
+            )
             self.end = self._graph(frame, *steps)
 
     def _graph(self, frame: Any, *filters: tuple[str, str]) -> Any:

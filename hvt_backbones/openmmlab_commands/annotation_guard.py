@@ -81,7 +81,7 @@ def watch_annotations() -> None:
         coco.source = str(annotation_file)
         try:
             open_file(coco, annotation_file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{annotation_file} is no JSON ({describe(error)}): write it anew") from error
         except AssertionError as error:
             raise InputError(f"{annotation_file}: {describe(error)}: expected COCO's annotations") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ STRUCTURE = Kind("not COCO's form", "expected {images: [...], annotations: [...]
 IMAGE_ID = Kind("id of a picture", NUMBER)
 FILE_NAME = Kind("picture without file_name", "give its path below the folder of pictures")
 IMAGE_SIZE = Kind("picture without height or width", "give both in pixels, as the file has them")
-CATEGORY = Kind("category without id or name", NUMBER + ", and each has a name")
+CATEGORY = Kind("category without id or name", NUMBER + ", and each has a name of its own")
 ORDER = Kind(
     "classes in another order", "write metainfo.classes in this order: labels are numbered as the file lists them"
 )
@@ -51,6 +52,7 @@ NO_AREA = Kind("annotation without area", "computed from its mask or box", wrong
 NO_MASK = Kind("object without a mask of 3 points", "taken for a crowd, which is not learned", wrong=False)
 BOX_FOR_MASK = Kind("object without a mask of 3 points", "its box counts as its mask", wrong=False)
 PART = Kind("part of a mask under 3 points", "left out", wrong=False)
+TWICE = Kind("picture listed twice", "the objects of each are background to the other: merge them", wrong=False)
 NOT_LISTED = Kind("annotation of a picture not listed", "left out", wrong=False)
 OTHER_CLASS = Kind("classes that are not asked for", "left out", wrong=False)
 OUTSIDE = Kind("box outside of its picture", "left out of training", wrong=False)
@@ -112,27 +114,31 @@ def read_json(file: str) -> Any:
         InputError: it is none.
     """
     try:
-        return json.loads(Path(file).read_bytes())
-    except ValueError as error:
+        return json.loads(Path(file).read_text(encoding="utf-8"))  # as pycocotools: no mark of the order of bytes
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON ({describe(error)}): write it anew") from error
 
 
 def whole(number: Any) -> bool:
-    return type(number) is int or (type(number) is float and number.is_integer())
+    return finite(number) and number == int(number)
 
 
 def finite(number: Any) -> bool:
-    return type(number) in (int, float) and math.isfinite(number)
+    """Whether it is a number, of which a float can be made."""
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max
 
 
 def _inspect_images(images: list[dict[str, Any]], findings: Findings) -> dict[int, tuple[int, int]]:
     """(height, width) by id."""
     sizes: dict[int, tuple[int, int]] = {}
     names: dict[int, Any] = {}
+    first: dict[str, Any] = {}
     for image in images:
         identity, name = image.get("id"), image.get("file_name")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             findings.add(FILE_NAME, f"the picture of id {identity!r} has the file_name {name!r}")
+        elif first.setdefault(name, identity) != identity:
+            findings.add(TWICE, f"{name} has the ids {first[name]!r} and {identity!r}")
         if not whole(identity):
             findings.add(IMAGE_ID, f"{name} has the id {identity!r}")
             continue
@@ -152,10 +158,12 @@ def _inspect_categories(categories: list[dict[str, Any]], findings: Findings) ->
     names: dict[int, str] = {}
     for category in categories:
         identity, name = category.get("id"), category.get("name")
-        if not whole(identity) or not isinstance(name, str):
+        if not whole(identity) or not isinstance(name, str) or not name:
             findings.add(CATEGORY, f"a category has the id {identity!r} and the name {name!r}")
         elif identity in names:
             findings.add(CATEGORY, f"the categories {names[identity]} and {name} have the same id {identity}")
+        elif name in names.values():
+            findings.add(CATEGORY, f"two categories, of which one has the id {identity}, have the name {name}")
         else:
             names[identity] = name
     return names
@@ -283,12 +291,13 @@ class _Annotations:
             said = f"has a polygon of {numbers} numbers"
         elif isinstance(mask, dict) and mask:
             size, counts, place = mask.get("size"), mask.get("counts"), f"a picture of {height} x {width}"
-            if not isinstance(counts, str) and not (isinstance(counts, list) and _is_polygon(counts)):
+            runs = _runs(counts)
+            if runs is None or any(type(run) is not int or run < 0 for run in runs):
                 self.findings.add(MASK, f"{_named(annotation)} has a mask with the counts {repr(counts)[:60]}")
-            elif height and size != [height, width]:
+            elif height and (size != [height, width] or any(type(side) is not int for side in size)):
                 self.findings.add(MASK, f"{_named(annotation)} has a mask of size {size} in {place}")
-            elif height and isinstance(counts, list) and sum(counts) != height * width:
-                self.findings.add(MASK, f"{_named(annotation)} has counts of {sum(counts)} pixels in {place}")
+            elif height and sum(runs) != height * width:  # pycocotools reads on behind the end
+                self.findings.add(MASK, f"{_named(annotation)} has counts of {sum(runs)} pixels in {place}")
             return True
         else:
             said = f"has the segmentation {repr(mask)[:60]}" if "segmentation" in annotation else "has no segmentation"
@@ -337,8 +346,32 @@ def _named(annotation: dict[str, Any]) -> str:
 def _is_polygon(part: Any) -> bool:
     try:
         return isinstance(part, list) and math.isfinite(sum(part))
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
+
+
+def _runs(counts: Any) -> Sequence[Any] | None:
+    """The lengths of a mask's runs, of which a text has five bits a character, each from the third on as a difference.
+
+    None where they are neither.
+    """
+    if isinstance(counts, list):
+        return counts
+    if not isinstance(counts, str) or any(not 48 <= ord(letter) < 112 for letter in counts):
+        return None
+    runs: list[int] = []
+    value = shift = 0
+    for letter in counts:
+        bits = ord(letter) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs if not shift else None
 
 
 def _area(annotation: dict[str, Any], height: int, width: int) -> float:

@@ -47,7 +47,7 @@ class ConfigOptions(DictAction):
                 if not equals or not all(key.split(".")):
                     raise ValueError
                 super().__call__(parser, namespace, [text], option_string)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError):  # of keys that are lists
                 parser.error(
                     f"--cfg-options {text!r} is not KEY=VALUE, such as model.backbone.with_cp=True or a.b=[(1,2),(3,4)]"
                 )
@@ -127,9 +127,10 @@ def read_config(name: str, options: Mapping[str, Any] | None, application: Appli
         cfg.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"--cfg-options: {describe(error)}") from error
-    neck = cfg.model.get("neck")
-    if isinstance(neck, Mapping) and isinstance(neck.get("in_channels"), tuple):
-        neck["in_channels"] = list(neck["in_channels"])  # FPN asserts a list
+    necks = cfg.model.get("neck")
+    for neck in necks if isinstance(necks, list | tuple) else [necks]:
+        if isinstance(neck, Mapping) and isinstance(neck.get("in_channels"), tuple):
+            neck["in_channels"] = list(neck["in_channels"])  # FPN asserts a list
     return cfg
 
 

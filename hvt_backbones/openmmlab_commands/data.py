@@ -17,7 +17,7 @@ from hvt_backbones.weights.report import some
 
 from .annotation_guard import watch_annotations
 from .config import describe
-from .pictures import watch_pictures
+from .pictures import resizing, watch_pictures
 from .samples import check_samples
 
 SHOWN = 6  # names of a folder in a message
@@ -83,9 +83,10 @@ def watch_data() -> None:
             raise
         except Exception as error:  # OpenCV, PIL and MMCV have many
             files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
-            if not any(Path(file).name == "loading.py" for file in files):
-                raise
             sample = dataset.get_data_info(index)
+            if not any(Path(file).name == "loading.py" for file in files):
+                with resizing(sample.get("img_path")):
+                    raise
             names = " or ".join(sample[key] for key in ("img_path", "seg_map_path", "filename") if sample.get(key))
             raise InputError(f"{names} cannot be loaded ({describe(error)}): replace it or leave it out") from error
 

@@ -10,10 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from hvt_backbones.errors import InputError
-from hvt_backbones.images import ON_ITS_SIDE, orientation
+from hvt_backbones.images import ON_ITS_SIDE, open_picture, orientation
 
 CHUNK = 16  # pictures that a process takes at a time
 SHOWN = 20  # of each kind; --json has all
@@ -108,7 +106,7 @@ def picture_sizes(path: str, *, whole: bool = False) -> set[tuple[int, int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large pictures, and tags that are none
         try:
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 width, height = picture.size
                 side = orientation(picture) in ON_ITS_SIDE
                 if whole:

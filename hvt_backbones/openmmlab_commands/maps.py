@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +13,14 @@ import numpy as np
 from mmengine.fileio import get
 
 from hvt_backbones.errors import InputError
+from hvt_backbones.images import open_picture
 from hvt_backbones.weights.report import some
 
 from .config import describe
 from .findings import UNREADABLE, Findings, Kind, picture_sizes
 
 IGNORED, NUMBERS, UNKNOWN = 255, 256, -1
+BITS = 0x0102  # a tag of TIFF: of each channel
 CHANNELS = Kind("map of several channels", "write one channel, in which each pixel is the number of its class")
 NUMBER = Kind(
     "number that is of no class", "number the classes as metainfo.classes does, and write 255 for what is of none"
@@ -119,6 +123,11 @@ def decode(content: bytes, backend: str, name: str) -> tuple[np.ndarray, bool]:
     import mmcv
 
     pixels = mmcv.imfrombytes(content, flag="unchanged", backend=backend)
+    bits, channels = _stored(content)
+    if channels > 1 and bits > 8 and pixels.dtype == np.uint8:  # Pillow leaves out the lower ones
+        raise InputError(f"{name} has {channels} channels of {bits} bits: {CHANNELS.remedy}")
+    if bits in (2, 4):
+        pixels = pixels // (255 // (2**bits - 1))  # as grey they were stretched to white
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     grey = pixels.ndim == 3
@@ -136,6 +145,18 @@ def decode(content: bytes, backend: str, name: str) -> tuple[np.ndarray, bool]:
             raise InputError(f"{name} holds numbers that are no whole ones: {NUMBER.remedy}")
         pixels = whole
     return pixels, grey
+
+
+def _stored(content: bytes) -> tuple[int, int]:
+    """Bits of a number and channels, as a PNG or a TIFF of several channels is stored; (8, 1) of all others."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        bits, kind = content[24:26]
+        return (8, 1) if kind == 3 else (bits, {2: 3, 4: 2, 6: 4}.get(kind, 1))  # 3 has a palette
+    if content.startswith((b"II*\0", b"MM\0*")):
+        with contextlib.suppress(OSError), open_picture(io.BytesIO(content)) as picture:
+            bits = picture.tag_v2.get(BITS, (8,))
+            return (max(bits), len(bits)) if len(bits) > 1 else (8, 1)
+    return 8, 1
 
 
 @dataclass

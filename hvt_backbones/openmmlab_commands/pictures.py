@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import InputError
-from hvt_backbones.images import ON_ITS_SIDE, TURNS, find_images, orientation, read_image
+from hvt_backbones.images import ON_ITS_SIDE, TURNS, find_images, open_picture, orientation, read_image
 
 from .config import describe
 
@@ -84,7 +86,7 @@ def _turn_of(path: str) -> tuple[int, str | None]:
         InputError: its pixels are floating-point numbers, of which OpenCV makes black.
     """
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             mode, turn, kind = picture.mode, orientation(picture), picture.format
     except Exception:  # a format of another reader, or damaged: the reader of the pixels says so
         return 1, None
@@ -100,7 +102,7 @@ def _size_of_annotations(results: dict[str, Any]) -> tuple[tuple[int, int] | Non
     """The (height, width) of the picture that was annotated, and what says so; None where nothing does."""
     if path := results.get("seg_map_path"):
         try:
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 return picture.size[::-1], str(path)
         except Exception:  # the reader of maps says what is wrong, and knows other formats
             return None, ""
@@ -126,7 +128,7 @@ def read_pixels(path: Path) -> np.ndarray:
     Raises:
         InputError: it cannot be read.
     """
-    if path.stat().st_size == 0:
+    if path.exists() and path.stat().st_size == 0:
         raise InputError(f"picture {path} is empty (zero bytes): copy or download it again")
     try:
         return LoadImageFromFile().transform({"img_path": str(path)})["img"]
@@ -134,6 +136,18 @@ def read_pixels(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # OpenCV and MMCV have many
         raise InputError(f"picture {path} cannot be read ({describe(error)}): replace it or leave it out") from error
+
+
+@contextlib.contextmanager
+def resizing(path: str | Path) -> Iterator[None]:
+    """
+    Raises:
+        InputError: OpenCV refuses what the pipeline asks, as to resize a thin picture to no row.
+    """
+    try:
+        yield
+    except cv2.error as error:
+        raise InputError(f"picture {path} cannot be resized ({describe(error)}): leave it out") from error
 
 
 def plan_pictures(
@@ -145,7 +159,7 @@ def plan_pictures(
     place of their own; behind their own where several differ in that alone.
 
     Raises:
-        InputError: a path that does not exist, two pictures for one file, or a file that is one of the pictures.
+        InputError: a path that does not exist, or a file to draw into that is one of the pictures.
     """
     pictures = list(dict.fromkeys(find(given)))
     root = os.path.commonpath([path.absolute().parent for path in pictures])
@@ -155,8 +169,9 @@ def plan_pictures(
     for path, below in zip(pictures, relative, strict=True):
         name = below.name if alike[below.with_suffix("")] > 1 else below.stem
         target = folder / below.with_name(name + suffix)
-        if target in planned:
-            raise InputError(f"{path} and {planned[target]} would both be drawn into {target}: rename one of them")
+        while target in planned:  # a.jpg.png beside a.jpg and a.png
+            name += below.suffix or "_"
+            target = folder / below.with_name(name + suffix)
         planned[target] = path
     originals = {path.resolve() for path in pictures}
     if clashes := [target for target in planned if target.resolve() in originals]:

@@ -65,6 +65,13 @@ def rle(height: int, width: int) -> dict[str, Any]:
     return {"size": [height, width], "counts": [100, 50, SIDE * SIDE - 150]}
 
 
+def encoded(side: int, pixels: int = 0) -> str:
+    """A square mask as pycocotools writes it."""
+    mask = np.zeros((side, side), np.uint8, order="F")
+    mask.flat[:pixels] = 1
+    return masks.encode(mask)["counts"].decode()
+
+
 WRONG = {
     "no pictures": (lambda c: c.pop("images"), "the key 'images' is missing"),
     "no annotations": (lambda c: c.pop("annotations"), "the key 'annotations' is missing"),
@@ -102,6 +109,19 @@ WRONG = {
     "run lengths that end early": (
         first(segmentation={"size": [SIDE, SIDE], "counts": [9, 9]}), "annotation 1 has counts of 18 pixels in a",
     ),
+    "run lengths as fractions": (
+        first(segmentation={"size": [SIDE, SIDE], "counts": [0.5, SIDE * SIDE - 0.5]}), "the counts [0.5, 4095.5]",
+    ),
+    "run lengths below 0": (
+        first(segmentation={"size": [SIDE, SIDE], "counts": [-4, SIDE * SIDE + 4]}), "the counts [-4, 4100]",
+    ),
+    "text of run lengths of another size": (
+        first(segmentation={"size": [SIDE, SIDE], "counts": encoded(32)}), "has counts of 1024 pixels in a",
+    ),
+    "text that is no run lengths": (first(segmentation={"size": [SIDE, SIDE], "counts": "größer"}), "counts 'größer'"),
+    "no text of run lengths": (first(segmentation={"size": [SIDE, SIDE], "counts": ""}), "has counts of 0 pixels in a"),
+    "numbers beyond all": (first(bbox=[1, 2, 10**400, 3]), "annotation 1 has the bbox [1, 2, 1000"),
+    "equal names": (each("categories", name="disc"), "two categories, of which one has the id 7, have the name disc"),
     "no object": (lambda c: c.update(annotations=[]), "0 annotations have no object of the classes"),
     "pictures not listed": (each("annotations", image_id=77), "annotations have no object of the classes"),
 }  # fmt: skip
@@ -153,6 +173,9 @@ MENDED = {
     "no annotation ids": (without("id"), "has the id None: all"),
     "no iscrowd": (without("iscrowd"), "has no iscrowd"),
     "no area": (without("area"), "has the area None"),
+    "a picture listed twice": (
+        lambda c: c["images"].append({**c["images"][0], "id": 99}), "000000000000.jpg has the ids 0 and 99: the",
+    ),
     "area of null": (first(area=None), "annotation 1 has the area None: computed from its mask or box"),
     "a polygon of two points beside": (
         lambda c: c["annotations"][0]["segmentation"].insert(0, [1, 1, 9, 9]), "polygon of 4 numbers beside sound ones",
@@ -169,7 +192,7 @@ def evaluate(file: Path) -> dict[str, float]:
         found = [one for one in content["annotations"] if one["image_id"] == image["id"]]
         polygons = [[part for part in one["segmentation"] if len(part) >= 6] for one in found]
         drawn = [masks.merge(masks.frPyObjects(parts, SIDE, SIDE)) for parts in polygons]
-        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float)
+        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         instances = {
             "bboxes": boxes, "scores": torch.full((len(found),), 0.9), "masks": drawn,
@@ -244,6 +267,7 @@ def odd_but_sound(content: Content) -> None:
         {"bbox": [SIDE - 8, SIDE - 8, 20, 20]},
         {"bbox": [-6, -4, 20, 14]},
         {"bbox": [0, 0, 30, 30], "segmentation": rle(SIDE, SIDE), "iscrowd": 1},
+        {"bbox": [0, 0, SIDE, 9], "segmentation": {"size": [SIDE, SIDE], "counts": encoded(SIDE, 9 * SIDE + 5)}},
         {"bbox": [0, 0, 30, 30], "category_id": 90},
         {"bbox": [0, 0, 30, 30], "image_id": 12345},
     ]

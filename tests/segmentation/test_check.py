@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,37 @@ def as_type(kind: type, *changes: tuple[int, int]) -> Change:
     return change
 
 
+class RGB16:
+    """A PNG of a kind that Pillow does not write: 16 bits in three channels."""
+
+    bits, kind = 16, 2
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self.numbers = numbers
+
+    def rows(self) -> np.ndarray:
+        return np.repeat(self.numbers.astype(">u2"), 3, axis=1).view(np.uint8)
+
+    def save(self, path: Path) -> None:
+        def chunk(name: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+        height, width = self.numbers.shape
+        head = struct.pack(">IIBBBBB", width, height, self.bits, self.kind, 0, 0, 0)
+        pixels = b"".join(b"\0" + row.tobytes() for row in self.rows())
+        chunks = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+class FourBits(RGB16):
+    """Grey of 16 steps, which all readers stretch to 255."""
+
+    bits, kind = 4, 0
+
+    def rows(self) -> np.ndarray:
+        return self.numbers[:, ::2] << 4 | self.numbers[:, 1::2]
+
+
 def sized(width: int, height: int) -> Change:
     return lambda numbers: Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST)
 
@@ -87,6 +120,7 @@ WRONG = {
     "beyond": (as_type(np.uint8, (3, 9)), TRAINING, "holds 9; the classes are 1 to 3"),
     "beyond in validation": (as_type(np.uint8, (3, 9)), VALIDATION, "holds 9; the classes are 1 to 3"),
     "16 bits": (as_type(np.uint16, (1, 257)), TRAINING, "holds 257; the classes are 1 to 3"),
+    "16 bits of RGB": (RGB16, TRAINING, "has 3 channels of 16 bits: write one"),
     "another size": (sized(32, 32), VALIDATION, "is 32 x 32 pixels, its picture"),
     "another shape": (sized(64, 32), TRAINING, "is 32 x 64 pixels, its picture"),
 }  # fmt: skip
@@ -139,6 +173,7 @@ TOLD = {
 SILENT = {
     "palette": (palette, None, {1: 0, 2: 1, 3: 2}),
     "16 bits": (as_type(np.uint16), None, {1: 0, 2: 1, 3: 2}),
+    "4 bits": (FourBits, None, {1: 0, 2: 1, 3: 2}),
     "black and white": (lambda m: Image.fromarray(m > 1), binary, {1: 0, 2: 1, 3: 1}),
 }
 
