@@ -166,6 +166,9 @@ def draw_coco(root: Path, train: int, val: int) -> Path:
     return root
 
 
+ADE_CLASSES = 12  # the first of 150, the logits of which take six sevenths of a step
+
+
 def draw_ade(root: Path, train: int, val: int) -> Path:
     """ADE20K's layout: maps with and without a palette, 0 and 255 for nothing, small and long pictures."""
     random = np.random.default_rng(2)
@@ -174,7 +177,7 @@ def draw_ade(root: Path, train: int, val: int) -> Path:
             (root / kind / split).mkdir(parents=True)
         for index in range(count):
             size = ((683, 512), (512, 683), (400, 300), (40, 30), (511, 33))[index % 5]
-            picture, labels = _texture(random, 5, size), Image.new("L", size, int(random.integers(1, 151)))
+            picture, labels = _texture(random, 5, size), Image.new("L", size, int(random.integers(1, ADE_CLASSES + 1)))
             if index % 10 != 4:
                 for label, points in _objects(random, ImageDraw.Draw(picture), size):
                     ImageDraw.Draw(labels).polygon([tuple(point) for point in points], fill=label + 1)

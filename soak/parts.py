@@ -16,8 +16,8 @@ from .commands import ROOT, Row, run
 from .loading import distinct_loaders
 
 TINY_PYRAMID = {"embed_dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]}
-TINY = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "pretrained": False}
-CHANNELS = [8, 16, 32, 64]
+TINY = {"embed_dim": 4, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "pretrained": False}
+CHANNELS = [4, 8, 16, 32]
 CPU = ("--device", "cpu")
 METRICS = "metrics.json"
 
@@ -99,12 +99,12 @@ def distinct_configs(application: str, *, short: bool) -> list[Path]:
 
 
 def narrow(node: Any) -> None:
-    """Widths of necks and heads, and numbers of proposals, of 256 and more become 32, in place."""
+    """Widths of necks and heads, and numbers of proposals, of 256 and more become 16, in place."""
     for key, value in enumerate(node) if isinstance(node, list) else node.items():
         if isinstance(value, list | dict):
             narrow(value)
         elif isinstance(value, int) and not isinstance(value, bool) and value >= 256:
-            node[key] = 32
+            node[key] = 16
 
 
 def small_config(path: Path, folder: Path, change: Callable[[Any], None]) -> Path:
@@ -180,7 +180,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
 
     DETECTION.prepare()
     pictures, epochs = (8, 1) if short else (130, 8)
-    root = drawing.draw_coco(folder / "coco", pictures, 3 if short else 25)
+    root = drawing.draw_coco(folder / "coco", pictures, 3 if short else 15)
     truth = root / "annotations" / "instances_val2017.json"
     few = ["train_cfg.max_epochs=2", "train_dataloader.dataset.indices=30"]
 
@@ -213,8 +213,11 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
     from segmentation.application import SEGMENTATION
 
     SEGMENTATION.prepare()
+    from mmseg.datasets import ADE20KDataset
+
     root, steps = drawing.draw_ade(folder / "ade", *((8, 2) if short else (60, 8))), 8 if short else 1000
     maps = sorted((root / "annotations" / "validation").glob("*.png"))
+    classes = {key: ADE20KDataset.METAINFO[key][: drawing.ADE_CLASSES] for key in ("classes", "palette")}
 
     def soak(row: Row, path: Path, place: Path) -> None:
         def change(cfg: Any) -> None:
@@ -224,7 +227,10 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
                 cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = CHANNELS, CHANNELS[2]
                 cfg.model.decode_head.pool_scales = (2, 3, 6)  # not to a pixel, one of which has no batch norm
             for part in ("train", "val", "test"):
-                cfg[f"{part}_dataloader"].dataset.data_root = str(root)
+                cfg[f"{part}_dataloader"].dataset.update(data_root=str(root), metainfo=classes)
+            for head in ("decode_head", "auxiliary_head"):
+                if head in cfg.model:
+                    cfg.model[head].num_classes = drawing.ADE_CLASSES
             cfg.test_evaluator.output_dir = str(place / "found")
             cfg.train_cfg.update(max_iters=steps, val_interval=steps)
             cfg.default_hooks.checkpoint.interval = steps
@@ -239,7 +245,7 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
         run(row, "segmentation.predict", config, place / "whole" / last, *pictures, *CPU)
         averaged = json.loads((place / "tta" / METRICS).read_text())["metrics"]
         for found, counted in (("found", metrics), ("found-tta", averaged)):
-            again = recount.mean_iou(((place / found / one.name, one) for one in maps), 150)
+            again = recount.mean_iou(((place / found / one.name, one) for one in maps), drawing.ADE_CLASSES)
             compare(row, f"mIoU of {found}", counted["mIoU"], again, 0.02)
 
     yield from each("segmentation", folder, soak, short=short)

@@ -68,6 +68,7 @@ class Header(NamedTuple):
         rate: frames per second on average.
         container: FFmpeg's first name of its format.
         tagged: has a tag that FFmpeg took for a turn once.
+        streams: of video, without pictures of a cover.
     """
 
     count: int
@@ -76,10 +77,11 @@ class Header(NamedTuple):
     rate: float
     container: str
     tagged: bool
+    streams: int
 
 
 def _shown(container: Any) -> Any:
-    """Of several video streams the one that FFmpeg's programs, and decord, take.
+    """Of several video streams the one that FFmpeg's programs take.
 
     Raises:
         ClipError: there is none.
@@ -106,10 +108,12 @@ def read_header(content: bytes) -> Header:
             if turn is None:
                 with contextlib.suppress(av.FFmpegError):  # whoever wants this frame will see
                     turn = next((find_turn(frame) for frame in packet.decode()), None)
+        covers = getattr(av.stream, "Disposition", None)  # PyAV 14 does not tell
+        streams = sum(not (covers and one.disposition & covers.attached_pic) for one in container.streams.video)
         tagged = "rotate" in {name.lower() for name in stream.metadata}
         rate, name = float(stream.average_rate or 0), container.format.name.partition(",")[0]
     keys = tuple(index for index, packet in enumerate(sorted(packets)) if packet[2])
-    return Header(len(packets), keys, turn or Turn(), rate, name, tagged)
+    return Header(len(packets), keys, turn or Turn(), rate, name, tagged, streams)
 
 
 @cache
@@ -157,6 +161,8 @@ class DecordReader:
         self.turn = self.header.turn if self.header else Turn()
         if self.header and self.header.container == "mpegts":
             raise ClipError("it loses its place in a transport stream")  # for ever, now and then
+        if self.header and self.header.streams > 1:
+            raise ClipError(f"it takes another of {self.header.streams} video streams than other programs")
         if self.header and self.header.tagged:
             raise ClipError("it turns the clip by a tag, as players do not")
         if self.turn != Turn():
@@ -221,7 +227,8 @@ class ToRGB:
 
     It matters where FFmpeg interpolates the colours of 4:2:0, with more than 8 bits. decord's FFmpeg takes one row of
     them or the mean of two: for an even row the last and its own, for the last row the last two. (In a video of odd
-    height it is in between, which is left to differ.) Frames take the size of the first, should the video change it.
+    height it is in between; that and the last row of an odd width are left to differ.) Frames take the size of the
+    first, should the video change it.
     """
 
     def __init__(self) -> None:
@@ -244,7 +251,8 @@ class ToRGB:
         scale = f"{self.size[0]}:{self.size[1]}:flags=bilinear"
         self.whole = self._graph(frame, ("scale", scale + ":in_v_chr_pos=256" * bool(interpolated)))
         self.end = None
-        if interpolated and frame.height % 2 == 0 and frame.height >= 4 and self.size == self.kind[:2]:
+        even = frame.height % 2 == frame.width % 2 == 0
+        if interpolated and even and frame.height >= 4 and self.size == self.kind[:2]:
             steps = (
                 ("crop", "iw:4:0:ih-4:exact=1"),
                 ("pad", "ceil(iw/2)*2:8"),

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from classification import checkpoint
 from classification.demo import draw_predictions, predict
+from classification.pictures import class_positions
 from classification.validate import main
-from hvt_backbones import convert_state_dict, create_classifier
+from hvt_backbones import InputError, convert_state_dict, create_classifier
 from hvt_backbones.weights.files import save_state_dict
 
 Run = Callable[..., tuple[int, str]]
@@ -131,7 +132,16 @@ def test_run_folder_and_full_checkpoint(
     assert "is a folder without model_best.safetensors" in capsys.readouterr().err
 
 
-def test_numbered_folders_are_classes_by_index(tmp_path: Path, validated: Callable[..., dict[str, Any]]) -> None:
+def test_folders_and_classes_that_are_both_numbers_are_compared_by_value() -> None:
+    assert class_positions(["001", "002", "010"], ["10", "1"], "the model") == {"10": 2, "1": 0}
+    assert class_positions(["a", "b", "c"], ["02", "0"], "the model") == {"02": 2, "0": 0}
+    with pytest.raises(InputError, match="the classes differ: 0 only in the data"):
+        class_positions([str(number) for number in range(1, 11)], ["0", "1"], "the model")
+
+
+def test_numbered_folders_are_classes_by_index(
+    tmp_path: Path, validated: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture
+) -> None:
     """As ImageNet-V2 has them: 10 comes before 2 as text, and not as a class."""
     torch.manual_seed(0)
     weights = create_classifier("pvt_v2_b0", num_classes=12)
@@ -155,6 +165,8 @@ def test_numbered_folders_are_classes_by_index(tmp_path: Path, validated: Callab
         shutil.rmtree(tmp_path / "val" / str(index))
     result = validated(*foreign)
     assert (result["images"], result["correct"], result["classes_with_pictures"]) == (11, 3, 9)
+    assert main([str(foreign[0]), "--data-dir", str(tmp_path), *HERE, "--size", "32"]) == 0
+    assert "class folder 1 is taken for class 1, counted from 0" in capsys.readouterr().err
     assert validated(*foreign, "--class-order", "text")["correct"] == 1
     (tmp_path / "map.txt").write_text("\n".join(map(str, [2, 1, 0, 3, 4, 5, 6, 7, 8])))  # folder 1 is class 2
     assert validated(*foreign, "--class-map", str(tmp_path / "map.txt"))["correct"] == 1

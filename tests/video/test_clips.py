@@ -164,7 +164,7 @@ def test_skip_takes_the_next_clip_and_names_what_it_passed_over(make: Any, decod
     assert sample.gt_label.tolist() == [0]
     assert sample.unreadable == [f"{tmp_path}/bad.mp4"]
     assert "unreadable" not in data[1]["data_samples"]
-    strict = dataset(tmp_path, lines, decoder=decoder, min_frames=10, on_error="skip", max_errors=0.33)
+    strict = dataset(tmp_path, lines, decoder=decoder, min_frames=10, on_error="skip", max_errors=0)
     with pytest.raises(InputError, match=r"1 of 3 clips cannot be read, max_errors of the data set allows 0; the last"):
         strict[2]
 
@@ -228,6 +228,7 @@ KINDS = {
     "full range of BT.709.mp4": dict(codec="libx264", color_range=2, colorspace=1),
     "interlaced.mp4": dict(codec="libx264", encoder=dict(flags="+ildct+ilme")),
     "odd width.webm": dict(codec="libvpx-vp9", width=61),
+    "odd width of ten bits.mkv": dict(codec="ffv1", pix_fmt="yuv420p10le", width=61),
 }
 
 
@@ -242,6 +243,8 @@ def test_both_decoders_give_the_same_frames(name: str, tmp_path: Path) -> None:
     assert decord["total_frames"] == probe(path, "decord") == probe(path, "pyav") == 33
     assert decord["frame_inds"].tolist() == pyav["frame_inds"].tolist() == list(range(8, 24))
     images = [np.stack(decoded["imgs"]).astype(int) for decoded in (decord, pyav)]
+    if name == "odd width of ten bits.mkv":  # its last row is left to differ
+        images = [pictures[:, :-1] for pictures in images]
     assert abs(images[0] - images[1]).max() <= 2  # of 255: each has an FFmpeg of its own
     assert all(abs(before - after).max() > 3 for before, after in itertools.pairwise(images[1]))
     assert decord["imgs"][0].shape == (SIDE, KINDS[name].get("width", SIDE), 3)
@@ -252,6 +255,23 @@ def test_both_decoders_give_the_same_frames(name: str, tmp_path: Path) -> None:
         random.seed(3)
         samples.append(data[0]["inputs"])
     assert torch.equal(*samples)
+
+
+def test_of_several_streams_pyav_takes_the_best(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "two.mp4"), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=10) for _ in range(2)]
+        for stream, side in zip(streams, (32, 64), strict=True):
+            stream.width = stream.height = side
+        for _ in range(20):
+            for stream in streams:
+                picture = np.zeros((stream.height, stream.width, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    for decoder in ("auto", "pyav"):
+        assert dataset(tmp_path, "two.mp4 0", decoder=decoder)[0]["inputs"].shape == (1, 3, 4, 32, 32)
+    with pytest.raises(InputError, match=r"another of 2 video streams .*, but decoder=\"pyav\" can"):
+        dataset(tmp_path, "two.mp4 0", decoder="decord")[0]
 
 
 TURNS = {  # the matrix's a, b, c, d (of a row of pixels x, y to a x + c y, b x + d y), and what it does
