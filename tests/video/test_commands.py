@@ -323,7 +323,7 @@ def test_skip_goes_on_and_says_so(
     assert found[0] == {**found[1], "acc/clips": 4, "acc/left_out": 1}
 
     capfd.readouterr()
-    strict = at(root, "train", "val", on_error="skip", max_errors=0.1)
+    strict = at(root, "train", "val", on_error="skip", max_errors=0)
     assert train([str(config), "--work-dir", str(tmp_path / "strict"), *CPU, *strict, workers_option]) == 2
     assert "1 of 6 clips cannot be read, max_errors of the data set allows 0; the last is" in error_line(capfd)
 
