@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hvt_backbones import InputError
+from hvt_backbones.images import bearable
 from hvt_backbones.images import decode as _decode
 from hvt_backbones.predict import class_names as imagenet_names
 
@@ -59,8 +59,7 @@ class Pictures(Dataset):
         self.channels = channels
         self.transform = transform
         self.on_error = on_error
-        # 0.29 * 100 is a little less than 29; a small set may lose one all the same, unless the share is 0
-        self.max_unreadable = max(int(max_errors * len(reader) + 1e-9), math.ceil(max_errors))
+        self.max_unreadable = bearable(max_errors, len(reader))
         self.class_names: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
         self.class_order: list[int] | None = None
 
@@ -258,8 +257,8 @@ def class_positions(names: Sequence[str], found: Sequence[str], where: str) -> d
     """Class of the data -> class of the model whose classes have these `names`; the data may have fewer.
 
     Folders that are numbers, as ImageNet-V2's, stand for the model's classes of these indices, whatever their names,
-    unless these are numbers too.
-    ImageNet's WordNet ids (n01440764) are looked up where the model's classes are ImageNet's, or have no names.
+    unless these are numbers too. ImageNet's WordNet ids (n01440764) are looked up where the model's classes are
+    ImageNet's, or have no names.
 
     Raises:
         InputError: the data has other classes; `where` says whose the names are.

@@ -200,7 +200,8 @@ def _number_for_nameless_head(data: Pictures, model_file: ModelFile, args: argpa
             f"classes ({', '.join(folders[:3])}{', ...' if len(folders) > 3 else ''}); give the data it was trained "
             "for, name the folders by class number or ImageNet's WordNet id, or give --class-map FILE."
         ) from None
-    if all(name.isdecimal() for name in folders) and min(map(int, folders)) > 0:
+    by_value = args.class_order != "text" and all(name.isdecimal() for name in folders)
+    if by_value and min(map(int, folders)) > 0:
         print(
             f"note: {args.checkpoint} does not name its classes; class folder {folders[0]} is taken for class "
             f"{int(folders[0])}, counted from 0: for folders numbered from 1, give --class-map FILE.",

@@ -48,7 +48,7 @@ def run(argv: Sequence[str] | None) -> int:
 
     def detect(path: Path) -> tuple[np.ndarray, DetDataSample]:
         pixels = read_pixels(path)
-        with resizing(path):
+        with resizing(f"picture {path}"):
             return pixels, inference_detector(model, pixels).cpu()
 
     for path, target in plan:

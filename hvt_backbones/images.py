@@ -7,6 +7,7 @@ pixels and take from here which way a picture stands.
 from __future__ import annotations
 
 import argparse
+import math
 import struct
 import sys
 import warnings
@@ -205,6 +206,11 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise InputError(f"picture {path} does not exist: check the path")
     return images
+
+
+def bearable(share: float, count: int) -> int:
+    """How many of `count` files may be unreadable: a small set may lose one all the same, unless the share is 0."""
+    return max(int(share * count + 1e-9), math.ceil(share))  # 0.29 * 100 is a little less than 29
 
 
 class Reading(Generic[Item]):

@@ -47,7 +47,7 @@ def run(argv: Sequence[str] | None) -> int:
 
     def segment(path: Path) -> tuple[np.ndarray, np.ndarray]:
         pixels = read_pixels(path)
-        with resizing(path):
+        with resizing(f"picture {path}"):
             found = inference_model(model, pixels)
         return pixels, found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
 

@@ -166,7 +166,7 @@ def draw_coco(root: Path, train: int, val: int) -> Path:
     return root
 
 
-ADE_CLASSES = 12  # the first of 150, the logits of which take six sevenths of a step
+ADE_CLASSES = 12  # the first of 150, whose logits would take most of a step
 
 
 def draw_ade(root: Path, train: int, val: int) -> Path:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import drawing, recount
 from .commands import ROOT, Row, run
 from .loading import distinct_loaders
@@ -149,12 +147,14 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
     Returns:
         The metrics.
     """
+    from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
+
     folder, two = config.parent, {"processes": 2}
     train, test = f"{application}.train", f"{application}.test"
     many, options = ("--launcher", "pytorch"), ("--cfg-options", *shorter)
     run(row, train, config, *CPU, "--work-dir", folder / "whole")
     checkpoint = folder / "whole" / last
-    row.amount = torch.load(checkpoint, weights_only=False)["meta"]["iter"]
+    row.amount = read_checkpoint(checkpoint)["meta"]["iter"]
     for scalars in (folder / "whole").glob("*/vis_data/scalars.json"):
         for line in scalars.read_text().splitlines():
             bad = [f"{key} {value}" for key, value in json.loads(line).items() if not math.isfinite(value)]

@@ -8,7 +8,6 @@ a process which loads clips needs is imported here, whichever way the process wa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 
 from hvt_backbones.errors import InputError
+from hvt_backbones.images import bearable
 from hvt_backbones.weights.report import some
 
 from .decoders import explain, find_decoder, read_bytes
@@ -151,8 +151,7 @@ class ClipDataset(VideoDataset):
     @property
     def max_unreadable(self) -> int:
         """Clips that may be passed over."""
-        # 0.29 * 100 is a little less than 29; a small set may lose one all the same, unless the share is 0
-        return max(int(self.max_errors * len(self) + 1e-9), math.ceil(self.max_errors))
+        return bearable(self.max_errors, len(self))
 
     def load_data_list(self) -> list[dict[str, Any]]:
         if self.multi_class:

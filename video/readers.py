@@ -226,9 +226,9 @@ class ToRGB:
     """PyAV's frames, as decord converts them; PyAV's own conversion is another in each of its releases.
 
     It matters where FFmpeg interpolates the colours of 4:2:0, with more than 8 bits. decord's FFmpeg takes one row of
-    them or the mean of two: for an even row the last and its own, for the last row the last two. (In a video of odd
-    height it is in between; that and the last row of an odd width are left to differ.) Frames take the size of the
-    first, should the video change it.
+    them or the mean of two: for an even row the last and its own, for the last row the last two, unless the width is
+    odd. (In a video of odd height it is in between, which is left to differ.) Frames take the size of the first, should
+    the video change it.
     """
 
     def __init__(self) -> None:
@@ -243,7 +243,7 @@ class ToRGB:
             self._configure(frame)
         picture = _through(self.whole, frame)
         if self.end:
-            picture = np.concatenate([picture[:-1], _through(self.end, frame)[3:4, : frame.width]])
+            picture = np.concatenate([picture[:-1], _through(self.end, frame)[3:4]])
         return picture
 
     def _configure(self, frame: Any) -> None:
@@ -253,11 +253,7 @@ class ToRGB:
         self.end = None
         even = frame.height % 2 == frame.width % 2 == 0
         if interpolated and even and frame.height >= 4 and self.size == self.kind[:2]:
-            steps = (
-                ("crop", "iw:4:0:ih-4:exact=1"),
-                ("pad", "ceil(iw/2)*2:8"),
-                ("scale", "flags=bilinear:in_v_chr_pos=512"),
-            )
+            steps = ("crop", "iw:4:0:ih-4"), ("pad", "iw:8"), ("scale", "flags=bilinear:in_v_chr_pos=512")
             self.end = self._graph(frame, *steps)
 
     def _graph(self, frame: Any, *filters: tuple[str, str]) -> Any:

@@ -84,10 +84,10 @@ def watch_data() -> None:
         except Exception as error:  # OpenCV, PIL and MMCV have many
             files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
             sample = dataset.get_data_info(index)
-            if not any(Path(file).name == "loading.py" for file in files):
-                with resizing(sample.get("img_path")):
-                    raise
             names = " or ".join(sample[key] for key in ("img_path", "seg_map_path", "filename") if sample.get(key))
+            if not any(Path(file).name == "loading.py" for file in files):
+                with resizing(names):
+                    raise
             raise InputError(f"{names} cannot be loaded ({describe(error)}): replace it or leave it out") from error
 
     @functools.wraps(serialize_data)

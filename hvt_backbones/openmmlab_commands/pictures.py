@@ -139,7 +139,7 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def resizing(path: str | Path) -> Iterator[None]:
+def resizing(what: str) -> Iterator[None]:
     """
     Raises:
         InputError: OpenCV refuses what the pipeline asks, as to resize a thin picture to no row.
@@ -147,7 +147,7 @@ def resizing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except cv2.error as error:
-        raise InputError(f"picture {path} cannot be resized ({describe(error)}): leave it out") from error
+        raise InputError(f"{what} cannot be resized ({describe(error)}): leave it out") from error
 
 
 def plan_pictures(

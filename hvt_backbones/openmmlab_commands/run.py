@@ -191,7 +191,7 @@ def _train(cfg: Config, *, changed: bool, max_bad_steps: int) -> None:
     runner.register_hook(BadStepHook(max_bad_steps))
     try:
         runner.train()
-    except ValueError as error:
+    except ValueError as error:  # PyTorch has no other sign of it; in other words, it is a traceback again
         if "more than 1 value per channel" not in str(error):
             raise
         size = runner.train_dataloader.batch_size

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 from pycocotools import mask as masks
@@ -109,13 +110,14 @@ def test_predict_reads_on_and_draws_pictures_of_one_stem(
     (folder / "b.jpg").write_bytes((coco / "val2017" / "000000000000.jpg").read_bytes()[:50])
     Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / "c.tif")
     sound.save(folder / "d.jpg")
+    Image.new("RGB", (3000, 1)).save(folder / "e.png")  # of which the pipeline would leave no row
     command = [str(config), checkpoint(trained), str(folder), *CPU, "--score-thr", "0.02", "--out-dir"]
     assert predict([*command, str(tmp_path / "out")]) == 1
     said = capfd.readouterr().err
     assert [line.split()[2] for line in said.splitlines() if line.startswith("error: ")] == [
-        str(folder / "b.jpg"), str(folder / "c.tif")
+        str(folder / "b.jpg"), str(folder / "c.tif"), str(folder / "e.png")
     ]  # fmt: skip
-    assert "2 of 5 files were left out" in said
+    assert "3 of 6 files were left out" in said
     drawn = tmp_path / "out" / "pictures"
     assert sorted(path.name for path in drawn.iterdir()) == ["a.jpg.jpg", "a.png.jpg", "d.jpg"]
     assert Image.open(drawn / "a.jpg.jpg").size == (40, 60)
@@ -123,6 +125,19 @@ def test_predict_reads_on_and_draws_pictures_of_one_stem(
     assert {result["file_name"] for result in results} == {"a.jpg", "a.png", "d.jpg"}
     assert predict([*command, str(tmp_path / "strict"), "--on-error", "fail"]) == 2
     assert f"picture {folder / 'b.jpg'} cannot be read" in error_line(capfd)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"categories": [{"id": 1}]}', "no JSON"])
+def test_predict_numbers_by_annotations_or_says_what_is_wrong_with_them(
+    content: str, config: Path, tmp_path: Path
+) -> None:
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), ann_file="broken.json")
+    (tmp_path / "broken.json").write_text(content)
+    with pytest.raises(InputError, match=r"broken\.json (has no list of categories|is no JSON)"):
+        category_ids(["disc"], cfg)
+    cfg.test_dataloader.dataset.ann_file = ""
+    assert category_ids(["disc"], cfg) == [1]
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])  # of TIFFs OpenCV ignores what it is told
