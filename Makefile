@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED = 1
 
 # a process per core, each with one thread; a file's tests stay together, for they share what is costly, in the order of
 # tests/conftest.py
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 # what needs the applications' packages; test-fast is of the library alone
 APPLICATION_TESTS := tests/test_soak.py tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 

@@ -10,7 +10,7 @@ from .backbone import Backbone, Stage, check_arguments, check_heads, check_stage
 from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights
 from .layers.block import Block
 from .layers.maps import convolve
-from .layers.mlp import drop_path_rates
+from .layers.mlp import drop_path_rates, hidden_dim
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -34,13 +34,13 @@ class ConvMlp(nn.Module):
     The linear variant has a ReLU before the convolution, as in the official code. Shape: (B, H, W, C) -> (B, H, W, C).
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, relu: bool, drop_rate: float) -> None:
+    def __init__(self, dim: int, hidden: int, *, relu: bool, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden)
         self.relu = nn.ReLU() if relu else nn.Identity()
-        self.dwconv = depthwise_conv(hidden_dim)
+        self.dwconv = depthwise_conv(hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class PyramidVisionTransformerV2(Backbone):
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,
             )
-            mlp = ConvMlp(dim, int(dim * mlp_ratios[i]), relu=linear, drop_rate=drop_rate)
+            mlp = ConvMlp(dim, hidden_dim(dim, mlp_ratios[i]), relu=linear, drop_rate=drop_rate)
             return Block(dim, attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j])
 
         def downsample(i: int) -> OverlapPatchEmbed:

@@ -18,7 +18,7 @@ from .backbone import Backbone, Stage, check_arguments, check_heads, check_stage
 from .errors import InputError
 from .layers.block import Block
 from .layers.maps import channels_first, channels_last, padding_value
-from .layers.mlp import Mlp, drop_path_rates
+from .layers.mlp import Mlp, drop_path_rates, hidden_dim
 from .layers.patch import PatchEmbed, PatchMerging
 from .layers.position_bias import LogPositionBias, RelativePositionBias
 from .ops import window_attention
@@ -95,7 +95,7 @@ class WindowAttention(nn.Module):
         pad_value = self.padding_value(x, window)
         x = window_attention(
             self.project(x),
-            self.position_bias(window, x.device),
+            self.position_bias(window, x.device, x.dtype),
             window,
             shift,
             self.num_heads,
@@ -219,7 +219,7 @@ class ShiftedWindowBackbone(Backbone):
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,
             )
-            mlp = Mlp(dims[i], int(dims[i] * mlp_ratio), drop_rate)
+            mlp = Mlp(dims[i], hidden_dim(dims[i], mlp_ratio), drop_rate)
             return Block(dims[i], attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], post_norm=post_norm)
 
         def downsample(i: int) -> nn.Module:

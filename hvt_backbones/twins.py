@@ -15,7 +15,7 @@ from .errors import InputError
 from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights, pad_to_cell
 from .layers.block import Block
 from .layers.maps import padding_value
-from .layers.mlp import Mlp, drop_path_rates
+from .layers.mlp import Mlp, drop_path_rates, hidden_dim
 from .layers.patch import PatchEmbed
 from .ops import window_attention
 
@@ -134,7 +134,7 @@ class Twins(Backbone):
         def block(i: int, j: int) -> Block:
             dim = embed_dims[i]
             attn = attention(i, j, qkv_bias=qkv_bias, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate)
-            mlp = Mlp(dim, int(dim * mlp_ratios[i]), drop_rate)
+            mlp = Mlp(dim, hidden_dim(dim, mlp_ratios[i]), drop_rate)
             position = depthwise_conv(dim) if j == 0 else None
             return Block(dim, attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
 

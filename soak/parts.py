@@ -33,7 +33,7 @@ def classification(folder: Path, *, short: bool) -> Iterator[Row]:
     names = [name for name, _ in distinct_loaders(root)]
     for together in [names] if short else [[name] for name in names]:  # a process each takes seconds to start
         row = Row(f"classification: loader of {together[0]}" + (f" and {len(together) - 1} more" if short else ""))
-        said = run(row, "soak.loading", root, 200 if short else 20_000, *together)
+        said = run(row, "soak.loading", root, 200 if short else 20_000, *together, may_grow=True)
         answers = [json.loads(line) for line in said.splitlines() if line.startswith('{"amount"')]
         row.amount = sum(answer["amount"] for answer in answers)
         row.faults += [fault for answer in answers for fault in answer["faults"]]

@@ -81,6 +81,22 @@ def test_log_position_bias_is_divided_by_the_window_of_pretraining() -> None:
     assert trained((4, 4), cpu).max() <= 16
 
 
+def test_a_position_network_without_parameters_has_the_type_of_the_map() -> None:
+    """FSDP of flattened parameters leaves plain tensors in their places."""
+    bias, given = LogPositionBias((4, 4), 2, (0, 0)).bfloat16(), ((4, 4), torch.device("cpu"), torch.bfloat16)
+    expected = bias(*given)
+    for layer, name in ((bias.mlp[0], "weight"), (bias.mlp[0], "bias"), (bias.mlp[2], "weight")):
+        value = getattr(layer, name).detach()
+        delattr(layer, name)
+        setattr(layer, name, value)
+    assert torch.equal(bias(*given), expected)
+
+
+def test_a_model_without_hidden_units() -> None:
+    with pytest.raises(hvt.InputError, match=r"mlp_ratio 0\.001 leaves no hidden unit for 96 channels"):
+        hvt.create_backbone("swin_tiny", mlp_ratio=0.001)
+
+
 @pytest.mark.parametrize(
     ("small_map", "size", "window", "shift"),
     [

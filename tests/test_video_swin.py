@@ -11,7 +11,7 @@ from torchvision.models.video.swin_transformer import PatchMerging, SwinTransfor
 
 import hvt_backbones as hvt
 from hvt_backbones.cli import main
-from hvt_backbones.layers.patch import PatchEmbed, TubeProjection
+from hvt_backbones.layers.patch import PatchEmbed
 from hvt_backbones.weights import fetch as fetch_module
 from hvt_backbones.weights.files import find_tensors
 
@@ -31,35 +31,6 @@ def video_model(**more) -> hvt.VideoSwinTransformer:
 
 def clips(*size: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.mark.parametrize("patch_size", [(2, 4, 4), (1, 2, 3), (3, 3, 3)])
-def test_the_tube_projection_is_the_convolution(patch_size: tuple[int, ...]) -> None:
-    ours = TubeProjection(3, 10, patch_size).double()
-    theirs = nn.Conv3d(3, 10, patch_size, patch_size).double()
-    theirs.load_state_dict(ours.state_dict())
-    x = clips(*(3 * side for side in patch_size)).requires_grad_()
-    results = []
-    for layer in (ours, theirs):
-        y = layer(x)
-        results.append([y, *torch.autograd.grad(y.pow(3).sum(), [x, *layer.parameters()])])
-    for found, expected in zip(*results, strict=True):
-        assert (found - expected).detach().abs().max() < 1e-12 * max(1.0, float(expected.detach().abs().max()))
-
-
-def test_the_tube_projection_needs_no_convolution() -> None:
-    """Ascend has none in bfloat16."""
-    called = []
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            called.append(getattr(function, "__name__", ""))
-            return function(*args, **(kwargs or {}))
-
-    with Watch(), torch.autocast("cpu", torch.bfloat16):
-        y = PatchEmbed(3, 8, (2, 4, 4), norm_eps=None)(torch.randn(1, 4, 8, 8, 3))
-    assert y.dtype == torch.bfloat16
-    assert not [name for name in called if "conv" in name]
 
 
 def test_lengths_and_sides_are_padded_with_zeros() -> None:

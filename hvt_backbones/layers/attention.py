@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InputError
-from .eager import has_tangent
+from .eager import looked_into
 from .maps import channels_first, channels_last, convolve, pad_to_multiple
 
 
@@ -27,8 +27,8 @@ def depthwise_conv(dim: int) -> nn.Conv2d:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """`F.scaled_dot_product_attention`; under forward-mode AD by the one of its kernels that has it on every device."""
-    if has_tangent(q, k, v, options.get("attn_mask")):
+    """`F.scaled_dot_product_attention`, by the one of its kernels that can be looked into where something does."""
+    if looked_into(q, k, v, options.get("attn_mask")):
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v, **options)
     return F.scaled_dot_product_attention(q, k, v, **options)

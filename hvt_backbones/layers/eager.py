@@ -21,6 +21,18 @@ def plain_eager() -> bool:
     )
 
 
+def looked_into(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode AD, torch.func or, on the CPU, a counter of operations follows what is made of these.
+
+    The CPU's fused attention has no derivative forward, no batching rule, and no count of its operations.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    counted = tensors[0].device.type == "cpu" and is_in_torch_dispatch_mode()
+    return transformed or counted or has_tangent(*tensors)
+
+
 def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether forward-mode AD follows one of them."""
     if torch.compiler.is_compiling():

@@ -5,15 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
+
+def hidden_dim(dim: int, mlp_ratio: float) -> int:
+    """Hidden units of a feed-forward part.
+
+    Raises:
+        InputError: there are none.
+    """
+    if int(dim * mlp_ratio) < 1:
+        raise InputError(f"mlp_ratio {mlp_ratio!r} leaves no hidden unit for {dim} channels: give a larger one")
+    return int(dim * mlp_ratio)
+
 
 class Mlp(nn.Module):
     """Linear, GELU, linear. Shape: (..., C) -> (..., C)."""
 
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, drop_rate: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

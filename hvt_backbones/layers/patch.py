@@ -4,28 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .maps import channels_first, convolve, pad_to_multiple
-
-
-class TubeProjection(nn.Conv3d):
-    """A convolution whose stride is its kernel, as one matrix product over tubes of frames x height x width.
-
-    Conv3d is slow on CPUs and lacks bfloat16 on Ascend; a matrix product is fast everywhere.
-
-    Shape: (B, in_dim, T, H, W) -> (B, dim, T', H', W'), a view of channels-last memory; the kernel divides T, H and W.
-    """
-
-    def __init__(self, in_dim: int, dim: int, patch_size: Sequence[int]) -> None:
-        super().__init__(in_dim, dim, tuple(patch_size), tuple(patch_size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames, height, width = self.kernel_size
-        x = x.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(2, (-1, frames))
-        tubes = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, T', H', W', in_dim * frames * height * width)
-        return channels_first(F.linear(tubes, self.weight.flatten(1), self.bias))
+from .maps import convolve, pad_to_multiple
 
 
 class PatchEmbed(nn.Module):
@@ -46,10 +27,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.pad = pad
-        if len(self.patch_size) == 3:
-            self.proj: nn.Module = TubeProjection(in_dim, dim, self.patch_size)
-        else:
-            self.proj = nn.Conv2d(in_dim, dim, self.patch_size, self.patch_size)
+        conv = nn.Conv3d if len(self.patch_size) == 3 else nn.Conv2d
+        self.proj: nn.Module = conv(in_dim, dim, self.patch_size, self.patch_size)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ class PositionBias(nn.Module):
         self.window_size = tuple(window_size)
         self.num_heads = num_heads
 
-    def forward(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+    def forward(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`.
 
-        It is made on `device`, that of the map that is to be attended: the weights may lie elsewhere between calls.
+        Device and dtype are those of the map that is to be attended: the weights may lie elsewhere between calls.
         """
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class RelativePositionBias(PositionBias):
         self.table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in self.window_size), num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+    def forward(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._gather(self.table, self._index(window, device), window)
 
     def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
@@ -100,9 +100,9 @@ class LogPositionBias(PositionBias):
             nn.Linear(len(self.window_size), self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, num_heads, bias=False)
         )
 
-    def forward(self, window: tuple[int, ...], device: torch.device) -> Tensor:
-        # layers that took the place of the network's may have no parameters of a floating-point type
-        dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), torch.float32)
+    def forward(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        # the network's layers may have no parameters of a floating-point type: quantised ones, or those of FSDP
+        dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), dtype)
         # float32 first for a float64 model, too, as the official buffers are
         offsets = relative_coordinates(window, self.pretrained_window_size, device).to(dtype)
         # the meta device has no autocast to switch off

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hvt_backbones as hvt
+from hvt_backbones.layers.attention import attend
 from hvt_backbones.variants import VARIANTS
 
 
@@ -64,6 +65,14 @@ def test_counters_agree_with_each_other_and_the_papers(name: str) -> None:
     size = VARIANTS[name].input_size
     counts = counted(OF_LAYERS + OF_PRODUCTS, hvt.create_classifier(name).eval(), torch.randn(1, 3, size, size))
     assert all(abs(count / VARIANTS[name].flops_g - 1) < 0.1 for count in counts.values()), counts
+
+
+def test_torch_counts_the_products_of_attention() -> None:
+    q = torch.randn(2, 3, 10, 8)
+    k = v = torch.randn(2, 3, 5, 8)
+    with FlopCounterMode(display=False) as counter:
+        attend(q, k, v)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 3 * 10 * 5 * 8
 
 
 @pytest.mark.slow

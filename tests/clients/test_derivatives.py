@@ -54,6 +54,29 @@ def test_gradients_per_sample_by_vmap(family: str) -> None:
         torch.testing.assert_close(found[1], expected, rtol=1e-3, atol=1e-3)
 
 
+@families
+def test_derivatives_of_derivatives_and_ensembles(family: str) -> None:
+    models = [tiny_classifier(family).eval().double().requires_grad_(False) for _ in range(2)]
+    x = images(family, 45, 70, batch=1).double()
+    direction = torch.randn_like(x)
+
+    def loss(x: Tensor) -> Tensor:
+        return models[0](x).square().sum()
+
+    (expected,) = torch.autograd.grad(loss(leaf := x.clone().requires_grad_()), leaf)
+    torch.testing.assert_close(torch.func.vjp(loss, x)[1](torch.ones((), dtype=x.dtype))[0], expected)
+    found, curved = torch.func.jvp(torch.func.grad(loss), (x,), (direction,))
+    torch.testing.assert_close(found, expected)
+    twice = torch.func.grad(lambda x: (torch.func.grad(loss)(x) * direction).sum())(x)
+    same([curved], [twice], near=1e-8)
+
+    for parameter in models[1].parameters():
+        parameter.data.mul_(1.1)
+    together = torch.func.stack_module_state(models)
+    outputs = torch.func.vmap(lambda state: torch.func.functional_call(models[0], state, (x,)))(together)
+    same(list(outputs), [model(x) for model in models])
+
+
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 @families
 @sizes
