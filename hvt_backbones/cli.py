@@ -249,7 +249,8 @@ def run_convert(args: argparse.Namespace) -> None:
         metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
     save_state_dict(converted, args.output, metadata)
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
-    under = f" under {weights.key!r}, not {', '.join(weights.others)}" if weights.others else ""
+    place = "at its top" if weights.key is None else f"under {weights.key!r}"
+    under = f" {place}, not {', '.join(weights.others)}" if weights.others else ""
     print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors{under}")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
 

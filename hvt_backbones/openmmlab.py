@@ -11,11 +11,17 @@ A configuration of any of them says
     )
 
 MMEngine's own constructor does too, with the rules that are written for a framework's own backbone: parts of names in
-`paramwise_cfg` (`custom_keys`, or the keys of mmaction2's constructor) that fit no parameter here, such as
-`relative_position_bias_table`, are taken for the parameters that they mean. In our names they are
+`paramwise_cfg` (`custom_keys`, or the keys of mmaction2's constructor), such as `relative_position_bias_table`, are
+taken for the parameters of the backbone that they mean. In our names they are
 
     custom_keys={"absolute_pos_embed": dict(decay_mult=0.0), "position_bias": dict(decay_mult=0.0),
                  "logit_scale": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}
+
+These four mean all that is so named here. Any other key means in the backbone what it fits among the names of the
+framework's own one, and only if it fits nothing there, what it fits among ours, then among those of other code bases:
+`stages.0.downsample` is mmdetection's, the layer after Swin's stage 0, which is `model.stages.1.downsample` here. A key
+with `model.` before the rest of the name, as in `backbone.model.stages.0`, is ours. Where a key fits other parameters
+in our names, the log says so. Keys mean the rest of the model as always, whether or not they fit the backbone.
 
 `custom_hooks = [dict(type="HVTResumeHook")]` lets `resume` go on with a run that a framework's own backbone started.
 """
@@ -36,7 +42,7 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .backbone import NO_DECAY_NAMES, Backbone
+from .backbone import NO_DECAY_NAMES, Backbone, check_arguments, is_whole
 from .create import create_backbone, is_file_or_url, published_weights
 from .errors import InputError, WeightsError
 from .openmmlab_resume import translate_training_state
@@ -60,6 +66,10 @@ STYLES: dict[str, dict[str, dict[str, Any]]] = {
 }
 # the layouts of checkpoints of whole models -> the style that their models had
 LAYOUT_STYLES = {"mmdet": "openmmlab", "official": "official"}
+# of an `init_cfg` of weights: those of MMEngine's `PretrainedInit`, what its configurations add, and ours; weights are
+# read on the CPU wherever `map_location` would have them
+PRETRAINED_KEYS = ("type", "_scope_", "checkpoint", "prefix", "map_location", "weights_key")
+HEADS = ("head.", "cls_head.")  # of mmpretrain's and mmaction2's classifiers
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -80,6 +90,8 @@ class HVTBackbone(BaseModule):
             URL, "hf-hub:org/name", in any layout; for a video model also the name of an image model to inflate, such as
             "swin_tiny" or "swin_base.in22k". As everything in MMEngine they are loaded by `init_weights`, which
             training calls, so that a detector built for testing downloads nothing.
+        weights_key: which of several sets of weights in the file to take, such as "state_dict_ema", as in
+            `load_weights`; by default the trained ones, before their moving average.
         out_indices: the stages that are returned, from 0; by default all, of a video model the last.
         frozen_stages: -1 for none; 0 freezes the patch embedding and the absolute position embedding; `n` also the
             first n stages with the norms of their outputs. As in mmdetection's Swin, the layer that downsamples from a
@@ -91,9 +103,9 @@ class HVTBackbone(BaseModule):
             of mmdetection's PVTv2 and mmsegmentation's Twins, and the latter's padding. "official": the authors' own
             code, which `create_backbone` follows too (its segmentation code of Twins-SVT needs `mask_padding=True`
             besides). Swin and SwinV2 are the same in both. Loading a whole model of the other kind says so.
-        init_cfg: MMEngine's; `dict(type="Pretrained", checkpoint=..., prefix=...)` takes the sources and layouts of
-            `pretrained` and is read without running code of the file. `prefix` names the backbone where the file has
-            several.
+        init_cfg: MMEngine's; `dict(type="Pretrained", checkpoint=..., prefix=..., weights_key=...)` takes the sources
+            and layouts of `pretrained` and is read without running code of the file. `prefix` names the backbone where
+            the file has several.
         **arguments: constructor arguments of the family's class, such as `drop_path_rate` or `window_size`.
 
     Attributes:
@@ -110,6 +122,7 @@ class HVTBackbone(BaseModule):
         name: str,
         *,
         pretrained: bool | str | Path | None = False,
+        weights_key: str | None = None,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -119,13 +132,14 @@ class HVTBackbone(BaseModule):
         **arguments: Any,
     ) -> None:
         super().__init__(init_cfg)
-        if style not in STYLES:
+        if not isinstance(style, str) or style not in STYLES:
             raise InputError(f"style is {style!r}: choose one of {', '.join(STYLES)}")
+        check_arguments(flags={"norm_eval": norm_eval, "with_cp": with_cp})
         variant = find_variant(name)[0]
         family, self._video = variant.family, variant.frames is not None
-        if out_indices is None:
-            depths = arguments.get("depths", variant.arch["depths"])
-            out_indices = (len(depths) - 1,) if self._video else None
+        depths = arguments.get("depths", variant.arch["depths"])
+        if out_indices is None and self._video and isinstance(depths, Sequence):  # others `create_backbone` refuses
+            out_indices = (len(depths) - 1,)
         arguments = {**STYLES[style].get(family, {}), **arguments}
         self.model = create_backbone(name, out_indices=out_indices, **arguments)
         self.channels = self.model.channels
@@ -134,9 +148,14 @@ class HVTBackbone(BaseModule):
         self.style = style
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
-        self._pretrained = _pretrained_source(name, pretrained)
+        self._pretrained, self._weights_key = _pretrained_source(name, pretrained), weights_key
+        _check_init_cfg(init_cfg)
         if self._pretrained is not None and any(_is_pretrained(config) for config in self._init_cfgs()):
             raise InputError("pretrained and init_cfg both name weights: give one of them")
+        if not isinstance(weights_key, str | None):
+            raise InputError(f"weights_key is {weights_key!r}: give a key of the file, such as 'state_dict_ema'")
+        if weights_key is not None and self._pretrained is None:
+            raise InputError(f"weights_key is {weights_key!r} without `pretrained`: give both, or both in init_cfg")
         self.model.set_grad_checkpointing(with_cp)
         self._frozen_layers = self._freeze()
 
@@ -159,11 +178,11 @@ class HVTBackbone(BaseModule):
     def _freeze(self) -> list[nn.Module]:
         """Freeze, and return what `Backbone.freeze_stages` does not keep in eval mode by itself."""
         stages, count = self.model.stages, self.frozen_stages
-        if isinstance(count, bool) or not isinstance(count, int) or not -1 <= count <= len(stages):
+        if not is_whole(count, -1) or count > len(stages):
             raise InputError(f"frozen_stages is {count!r}: give -1 for none, or 0 to {len(stages)}")
         if count < 0:
             return []
-        self.model.freeze_stages(count)
+        self.model.freeze_stages(int(count))  # comparisons with NumPy's integers are none of Python's bools
         layers = [module for name, module in self.model.named_children() if name != "stages"]
         layers += [stage.downsample for stage in stages[count : count + 1]]
         of_embedding = [
@@ -184,27 +203,29 @@ class HVTBackbone(BaseModule):
             super().init_weights()
         finally:
             self.init_cfg = whole
-        sources = [(config["checkpoint"], config.get("prefix")) for config in given if _is_pretrained(config)]
+        sources = [config for config in given if _is_pretrained(config)]
         if self._pretrained is not None:
-            sources.append((self._pretrained, None))
-        for source, prefix in sources:
-            print_log(f"{self.name}: {self._load(source, prefix)}", logger="current")
+            sources.append({"checkpoint": self._pretrained, "weights_key": self._weights_key})
+        for config in sources:
+            report = self._load(config["checkpoint"], config.get("prefix"), config.get("weights_key"))
+            print_log(f"{self.name}: {report}", logger="current")
 
     def _init_cfgs(self) -> list[dict[str, Any]]:
         return [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
 
-    def _load(self, source: str | Path | None, prefix: str | None) -> LoadReport:
+    def _load(self, source: bool | str | Path, prefix: str | None, weights_key: str | None) -> LoadReport:
         if source is True or not is_file_or_url(source):
             published = _published(self.name, source)
-            return load_weights(self.model, fetch(published.source, filename=published.filename))
+            path = fetch(published.source, filename=published.filename)
+            return load_weights(self.model, path, weights_key=weights_key)
         if not prefix:
-            return load_weights(self.model, source)
-        state_dict = read_state_dict(fetch(source))
+            return load_weights(self.model, source, weights_key=weights_key)
+        state_dict = read_state_dict(fetch(source), key=weights_key)
         start = prefix.rstrip(".") + "."
-        inner = {key.removeprefix(start): tensor for key, tensor in state_dict.items() if key.startswith(start)}
-        if not inner:
+        if not any(key.startswith(start) for key in state_dict):
             raise WeightsError(f"{source} has no keys that begin with {start!r}: its keys are {some(list(state_dict))}")
-        return load_weights(self.model, inner)
+        # a head stays with its backbone: it tells that norms which the file lacks are new, not lost
+        return load_weights(self.model, {k: v for k, v in state_dict.items() if k.startswith((start, *HEADS))})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # MMEngine's and PyTorch's loaders both pass here before they hand what `state_dict` then holds to the children
@@ -242,6 +263,23 @@ class HVTBackbone(BaseModule):
 def _is_pretrained(config: Mapping[str, Any]) -> bool:
     kind = config.get("type", "Pretrained" if "checkpoint" in config else None)  # as mmdet's PVT takes it
     return kind is PretrainedInit or (isinstance(kind, str) and kind.rpartition(".")[2] == "Pretrained")
+
+
+def _check_init_cfg(init_cfg: Any) -> None:
+    configs = init_cfg if isinstance(init_cfg, list | tuple) else [] if init_cfg is None else [init_cfg]
+    for config in configs:
+        if not isinstance(config, Mapping) or not ("type" in config or _is_pretrained(config)):
+            raise InputError(f"init_cfg is {init_cfg!r}: give a dictionary with a `type`, or a list of them")
+        if not _is_pretrained(config):
+            continue
+        if unknown := [key for key in config if key not in PRETRAINED_KEYS]:
+            raise InputError(f"init_cfg has no key {unknown[0]!r} for weights: it takes {', '.join(PRETRAINED_KEYS)}")
+        source = config.get("checkpoint")
+        if source is not True and not isinstance(source, str | Path):
+            raise InputError(f"the checkpoint of init_cfg is {source!r}: give a weight tag, a path or a URL")
+        for key in ("prefix", "weights_key"):
+            if not isinstance(config.get(key), str | None):
+                raise InputError(f"{key} of init_cfg is {config[key]!r}: give a string, or leave it out")
 
 
 def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> bool | str | Path | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
@@ -13,8 +14,11 @@ from .backbone import Backbone
 from .errors import InputError, WeightsError
 from .weights.convert import convert_state_dict, read_checkpoint
 
-# in whose names such rules are written
+# In whose names such rules are written. The first that has a family is the code base whose backbone ours replaces.
 LAYOUTS = ("mmdet", "mmseg", "mmaction2", "mmpretrain", "official")
+OURS = "hvt"
+# whole keys that mean all that is so named here, as `openmmlab` says: mmdet's PVTv2 has norms without a name
+OUR_KEYS = ("absolute_pos_embed", "position_bias", "logit_scale", "norm")
 # parameters that a backbone of the same family may lack: rules for them are without effect there, too
 OPTIONAL = (
     "absolute_pos_embed",
@@ -25,13 +29,17 @@ OPTIONAL = (
     "position_bias",
 )
 
+Names = Mapping[str, Collection[str]]  # our full name of each parameter -> its full names in a code base
+
 
 def translate_rules(
     rules: Mapping[str, Any], model: nn.Module, backbones: Mapping[str, Backbone], *, one_each: bool
 ) -> dict[str, Any]:
-    """Rules for parts of parameter names, with those that fit no name here written for the parameters they mean.
+    """Rules for parts of parameter names, written for the parameters that they mean.
 
-    A rule that fits nothing in any names is told, or refused where it says that it is for the backbone.
+    What is no backbone is matched by its name. In a backbone a key means what it fits in the first of these namings in
+    which it fits anything: that of the framework's own backbone, ours, those of the other code bases; `OUR_KEYS` mean
+    what they fit in ours. A rule that fits nothing is told, or refused where it says that it is for the backbone.
 
     Args:
         rules: part of a name -> settings, as in `custom_keys`.
@@ -39,42 +47,73 @@ def translate_rules(
         backbones: path in `model` of each wrapper -> its backbone, an attribute `model`.
         one_each: of the rules that fit a parameter only that of the longest key holds, as in `custom_keys`; else all.
 
+    Returns:
+        The rules as they are if matching by name does the same, else one for each parameter, by its full name.
+
     Raises:
         InputError: a rule for the backbone that fits nothing.
     """
-    names = [name for name, _ in model.named_parameters()]
-    unknown = sorted((key for key in rules if not any(key in name for name in names)), key=len)
-    if not unknown:
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    namings = [_namings(path, backbone) for path, backbone in backbones.items()]
+    inside = {name for naming in namings for name in naming[OURS]}
+    fitting = {key: {name for name in names if key in name} for key in rules}
+    meant = {key: (fitting[key] - inside).union(*(_meaning(key, naming) for naming in namings)) for key in rules}
+    for key in rules:
+        if not meant[key]:
+            _refuse_or_tell(key, like=min(inside))
+    if meant == fitting:
         return dict(rules)
-    theirs: dict[str, set[str]] = {}
-    for path, backbone in backbones.items():
-        start = f"{path}." if path else ""
-        for own, others in _other_names(backbone).items():
-            theirs[f"{start}model.{own}"] = {start + other for other in others}
-    translated = {key: settings for key, settings in rules.items() if key not in unknown}
-    for key in unknown:  # the longer overrides
-        meant = {own for own, others in theirs.items() if any(key in other for other in others)}
-        longer = [known for known in rules if known not in unknown and (-len(known), known) < (-len(key), key)]
-        spoken_for = {own for own in meant if one_each and any(known in own for known in longer)}
-        translated |= dict.fromkeys(sorted(meant - spoken_for), rules[key])
-        if meant or key in OPTIONAL:
-            continue
-        line = f"paramwise_cfg: no parameter is named like {key!r}; those of the backbone are named like {names[0]!r}"
-        if "backbone" in key:
-            raise InputError(f"{line}: write the rule for these, or leave it out")
-        print_log(f"{line}: the rule is without effect", logger="current", level=logging.WARNING)
-    return translated
+    # the longest key first, as MMEngine sorts them; no part of a name is longer than the whole, so that it wins there
+    keys = sorted(rules, key=lambda key: (-len(key), key))
+    found = {name: [rules[key] for key in keys if name in meant[key]] for name in names}
+    return {name: settings[0] if one_each else _all(settings) for name, settings in found.items() if settings}
 
 
-def _other_names(backbone: Backbone) -> dict[str, set[str]]:
-    """Our name of each parameter -> its names in the other code bases."""
-    found: dict[str, set[str]] = {}
+def _namings(path: str, backbone: Backbone) -> dict[str, Names]:
+    """Code base -> how it names the parameters, in the order in which keys are tried."""
+    start = f"{path}." if path else ""
+    own = [name for name, _ in backbone.named_parameters()]
     state_dict = backbone.state_dict()
+    theirs: dict[str, Names] = {}
     for layout in LAYOUTS:
         try:
             sources = read_checkpoint(convert_state_dict(state_dict, to=layout)).sources
         except WeightsError:  # a code base without this family
             continue
-        for own, others in sources.items():
-            found.setdefault(own, set()).update(others)
-    return found
+        theirs[layout] = {f"{start}model.{name}": [start + other for other in sources.get(name, ())] for name in own}
+    first = next(iter(theirs), OURS)
+    ours = {f"{start}model.{name}": [f"{start}model.{name}"] for name in own}
+    return {first: theirs.get(first, ours), OURS: ours, **theirs}
+
+
+def _meaning(key: str, namings: Mapping[str, Names]) -> set[str]:
+    """Our full names of the parameters of one backbone that a key means."""
+    fits = {
+        code_base: {own for own, names in naming.items() if any(key in name for name in names)}
+        for code_base, naming in namings.items()
+    }
+    ours = fits[OURS]
+    if ours and key in OUR_KEYS:
+        return ours
+    code_base = next((code_base for code_base, fitting in fits.items() if fitting), OURS)
+    if ours and fits[code_base] != ours:
+        print_log(
+            f"paramwise_cfg: {key!r} is taken for what {code_base} names so, {len(fits[code_base])} parameters; for "
+            f"the {len(ours)} that are named so here, write more of their names, such as {min(ours)!r}",
+            logger="current",
+        )
+    return fits[code_base]
+
+
+def _refuse_or_tell(key: str, like: str) -> None:
+    if key in OPTIONAL:
+        return
+    line = f"paramwise_cfg: no parameter is named like {key!r}; those of the backbone are named like {like!r}"
+    if "backbone" in key:
+        raise InputError(f"{line}: write the rule for these, or leave it out")
+    print_log(f"{line}: the rule is without effect", logger="current", level=logging.WARNING)
+
+
+def _all(settings: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Several rules in one: mmaction2's constructor, which takes no other settings, multiplies theirs."""
+    return {name: math.prod(each.get(name, 1.0) for each in settings) for name in ("lr_mult", "decay_mult")}

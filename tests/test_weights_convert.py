@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hvt_backbones import (
     Backbone,
     Classifier,
+    InputError,
     PyramidVisionTransformerV2,
     SwinTransformer,
     SwinTransformerV2,
@@ -248,6 +249,31 @@ def test_transformers_dense_models(name: str, model: Callable[..., nn.Module] | 
                 assert_same_output(ours_map, theirs)
 
 
+@pytest.mark.parametrize("side", [24, 32], ids=["smaller than the window", "the window"])
+def test_small_maps_of_transformers(side: int, caplog) -> None:
+    """`Swinv2Backbone` shrinks the window where the last map is not larger, and `SwinBackbone` pads the map."""
+    import transformers
+
+    images = torch.randn(1, 3, side, side)
+    built = {"Swin": swin, "Swinv2": lambda **more: swinv2(output_norm=False, **more)}
+    for name, same in (("Swin", "pad"), ("Swinv2", "shrink")):
+        config = hf_config(name, image_size=side, out_features=["stage1", "stage2"])
+        peer = randomised(getattr(transformers, f"{name}Backbone")(config))
+        for small_map in ("pad", "shrink"):
+            caplog.clear()
+            model = built[name](out_indices=(0, 1), small_map=small_map).eval()
+            assert load_weights(model, peer.state_dict()).ok
+            assert ('small_map="shrink"' in caplog.text) == ((name, small_map) == ("Swinv2", "pad"))
+            with torch.no_grad():
+                ours, theirs = model(images), peer(images).feature_maps
+            assert_same_output(ours[0], theirs[0])
+            difference = (ours[1] - theirs[1]).abs().max() / theirs[1].abs().max()
+            assert difference < 1e-5 if small_map == same else difference > 1e-3
+    of_classifier = hf_classifier("Swinv2").state_dict()
+    load_weights(swinv2(out_indices=(0, 1), small_map="pad"), of_classifier)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("name", ["Swin", "PvtV2"])
 def test_transformers_backbones(name: str) -> None:
     import transformers
@@ -444,6 +470,12 @@ def test_absolute_embedding_that_is_not_square() -> None:
     assert_equal_dicts(convert_state_dict(official, to="hvt", ape_size=(16, 8)), ours)
 
 
+@pytest.mark.parametrize("size", [1.5, 0, -3, True, "16", (16,), (16, 8, 8), (16, 8.0), [[16, 8], [16, 8]]], ids=str)
+def test_a_grid_of_the_wrong_kind(size: object) -> None:
+    with pytest.raises(InputError, match="ape_size is"):
+        convert_state_dict(swin(ape_size=(16, 8)).state_dict(), to="official", ape_size=size)
+
+
 def test_detectors_and_their_other_parts() -> None:
     official = convert_state_dict(swin(out_indices=(0, 1)).state_dict(), to="official")
     detector = {f"backbone.{key}": tensor for key, tensor in official.items()}
@@ -531,7 +563,12 @@ def twice() -> dict[str, Tensor]:
 
 
 BAD = {
-    "empty": (lambda: {}, {"to": "hvt"}, "there are no tensors"),
+    "empty": (lambda: {}, {"to": "hvt"}, "holds no tensors"),
+    "sets of tensors": (
+        lambda: {"params": official_swin(), "params_ema": official_swin()},
+        {"to": "hvt"},
+        "choose weights_key= among 'params', 'params_ema'",
+    ),
     "other model": (lambda: {"conv1.weight": torch.ones(2)}, {"to": "hvt"}, "none of the layouts.*conv1.weight"),
     "named layout": (official_swin, {"to": "hvt", "layout": "huggingface"}, "not in the huggingface layout"),
     "unknown layout": (official_swin, {"to": "keras"}, "no layout 'keras': choose one of hvt, official"),

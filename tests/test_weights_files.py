@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hvt_backbones.errors import WeightsError
-from hvt_backbones.weights.files import read_metadata, read_state_dict, save_state_dict
+from hvt_backbones.weights.files import find_tensors, find_weights, read_metadata, read_state_dict, save_state_dict
 from tests.full_disk import file_size_limit
 
 
@@ -80,7 +80,7 @@ def test_key_chooses_among_several(tmp_path: Path, tensors: dict[str, Tensor]) -
     average = {name: tensor + 1 for name, tensor in tensors.items()}
     torch.save({"model": tensors, "teacher": {"model": average}}, tmp_path / "model.pth")
     assert_same(read_state_dict(tmp_path / "model.pth", key="teacher"), average)
-    with pytest.raises(WeightsError, match=r"has no key 'student': its keys are 'model', 'teacher'"):
+    with pytest.raises(WeightsError, match=r"no weights under 'student': choose .* among 'model', 'teacher.model'"):
         read_state_dict(tmp_path / "model.pth", key="student")
 
 
@@ -255,8 +255,8 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 WITHOUT_TENSORS = {
     "numbers": ({"epoch": 3, "lr": 0.1}, r"holds no tensors \(its keys are 'epoch', 'lr'\)"),
-    "list": ([torch.ones(1)], r"holds no tensors: pass a file with a model's state_dict\(\)"),
-    "tensor": (torch.ones(1), r"holds no tensors: pass a file"),
+    "list": ([torch.ones(1)], r"holds no tensors: give a model's state_dict\(\)"),
+    "tensor": (torch.ones(1), r"holds no tensors: give a model's"),
     "empty": ({}, r"holds no tensors"),
     "elsewhere": (
         {"teacher": {"w": torch.ones(1)}, "epoch": 1},
@@ -270,6 +270,39 @@ def test_no_tensors(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(WeightsError, match=message):
         read_state_dict(tmp_path / "model.pth")
+
+
+TRAINED, AVERAGE = {"norm.weight": torch.zeros(2)}, {"norm.weight": torch.ones(2)}
+BOTH = {"state_dict_ema": AVERAGE, "state_dict": TRAINED}
+FSDP = {"state": {"norm.weight": {"exp_avg": torch.ones(2)}}}
+# content, weights_key, the tensors that are taken, their key and the others
+SETS = {
+    "below a wrapper": ({"model": BOTH}, None, TRAINED, "model.state_dict", ("model.state_dict_ema",)),
+    "a path": ({"model": BOTH}, "model.state_dict_ema", AVERAGE, "model.state_dict_ema", ("model.state_dict",)),
+    "above a choice": ({"a": BOTH, "model": AVERAGE}, "a", TRAINED, "a.state_dict", ("a.state_dict_ema", "model")),
+    "beside the average": ({**TRAINED, "model_ema": AVERAGE}, None, TRAINED, None, ("model_ema",)),
+    "the average beside": ({**TRAINED, "model_ema": AVERAGE}, "model_ema", AVERAGE, "model_ema", ()),
+    "beside what is known": ({**TRAINED, "model": AVERAGE}, None, TRAINED, None, ("model",)),
+    "an optimiser": ({"model": TRAINED, "optimizer": FSDP}, None, TRAINED, "model", ()),
+    "a generator": ({"model": TRAINED, "rng_state": torch.ones(2), 0: torch.ones(2)}, None, TRAINED, "model", ()),
+}
+
+
+@pytest.mark.parametrize(("content", "key", "taken", "path", "others"), SETS.values(), ids=SETS.keys())
+def test_sets_of_tensors(content: dict, key: str | None, taken: dict, path: str | None, others: tuple, caplog) -> None:
+    found = find_weights(content, key)
+    assert_same(found.tensors, taken)
+    assert (found.key, found.others) == (path, others)
+    assert ("weights_key chooses" in caplog.text) == (path != key if key else bool(others))
+
+
+@pytest.mark.parametrize("names", [("params", "params_ema"), ("student", "teacher"), ("ema_state_dict",)], ids=str)
+@pytest.mark.parametrize("read", [find_weights, find_tensors], ids=lambda read: read.__name__)
+def test_sets_under_unknown_names_are_named(names: tuple[str, ...], read: Callable) -> None:
+    """In memory as in files."""
+    listed = ", ".join(map(repr, names))
+    with pytest.raises(WeightsError, match=f"no tensors at its top level: choose weights_key= among {listed}$"):
+        read(dict.fromkeys(names, TRAINED))
 
 
 # ---- writing

@@ -119,6 +119,20 @@ OUTPUT_NORMS = {
         twins_svt,
         r"\[\], the model after \[0, 1\] \(see norm_after_stage",
     ),
+    "a model of this library with one output": (
+        lambda: randomised(swin(out_indices=(2,))).state_dict(),
+        swin,
+        r"\[2\], the model after \[0, 1, 2\] \(see out_indices",
+    ),
+    "an official one": (lambda: weights(swin(out_indices=(2,))), swin, r"\[2\].*\[0, 1, 2\]"),
+    "one of SwinV2": (lambda: weights(swinv2(out_indices=(2,)), "mmpretrain"), swinv2, r"\[2\].*\[0, 1, 2\]"),
+    "one of mmsegmentation": (lambda: weights(swin(out_indices=(2,)), "mmseg"), swin, r"\[2\].*\[0, 1, 2\]"),
+    "one of transformers": (lambda: weights(swin(out_indices=(2,)), "huggingface"), swin, r"\[2\].*\[0, 1, 2\]"),
+    "a dense Twins with a norm after the last stage": (
+        lambda: weights(twins_svt(norm_after_stage=(False, True)), "mmseg"),
+        twins_svt,
+        r"\[1\], the model after \[0, 1\] \(see norm_after_stage",
+    ),
 }
 
 
@@ -127,6 +141,43 @@ def test_a_norm_that_the_weights_could_have_had_is_missing(given: Callable, buil
     """New, it would give other maps than those of the weights, behind a report that says that all is well."""
     with pytest.raises(WeightsError, match=message):
         load_weights(build(), given())
+
+
+def in_mmpretrain() -> dict[str, Tensor]:
+    """A classifier of mmpretrain around an `HVTBackbone`."""
+    model = randomised(swin(out_indices=(2,)))
+    backbone = {f"backbone.model.{key}": tensor for key, tensor in model.state_dict().items()}
+    return {**backbone, "head.fc.weight": torch.ones(5, 32), "head.fc.bias": torch.ones(5)}
+
+
+def of_simmim() -> dict[str, Tensor]:
+    """mmpretrain's `SimMIMSwinTransformer` has one output, with its number, and no head."""
+    backbone = {f"backbone.{key}": tensor for key, tensor in weights(swin(out_indices=(2,)), "mmpretrain").items()}
+    return {**backbone, "backbone.mask_token": torch.ones(1, 1, 8), "neck.decoder.0.weight": torch.ones(1)}
+
+
+def headless() -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in weights(classifier()).items() if not key.startswith("head.")}
+
+
+CLASSIFIERS = {
+    "ours": lambda: randomised(classifier()).state_dict(),
+    "ours without classes": lambda: randomised(classifier(0)).state_dict(),
+    "official": lambda: weights(classifier()),
+    "official without its head": headless,
+    "timm without its head": lambda: weights(swin(out_indices=(2,)), "timm"),
+    "mmpretrain": lambda: weights(classifier(), "mmpretrain"),
+    "transformers": lambda: weights(classifier(), "huggingface"),
+    "an HVTBackbone in mmpretrain": in_mmpretrain,
+    "SimMIM in mmpretrain": of_simmim,
+}
+
+
+@pytest.mark.parametrize("given", CLASSIFIERS.values(), ids=CLASSIFIERS.keys())
+def test_norms_of_outputs_are_new_to_a_classifier(given: Callable) -> None:
+    report = load_weights(swin(), given())
+    assert report.ok
+    assert report.initialised == [f"stages.{i}.norm.{p}" for i in (0, 1) for p in ("weight", "bias")]
 
 
 def test_maps_without_norms() -> None:
@@ -150,8 +201,47 @@ def test_one_of_several_sets_of_weights(caplog) -> None:
     assert load_weights(model, checkpoint, weights_key="state_dict_ema").weights_key == "state_dict_ema"
     torch.testing.assert_close(model.head.weight.data, average["head.weight"])
     assert not caplog.text
-    with pytest.raises(WeightsError, match="no key 'ema': its keys are 'state_dict', 'optimizer', 'state_dict_ema'"):
+    with pytest.raises(
+        WeightsError, match="no weights under 'ema': choose weights_key= among 'state_dict', 'state_dict_ema'"
+    ):
         load_weights(model, checkpoint, weights_key="ema")
+
+
+def test_trained_weights_beside_a_key_with_their_average(caplog) -> None:
+    trained, average = weights(classifier()), weights(classifier())
+    checkpoint = {**trained, "model_ema": average, "epoch": 3}
+    model = classifier()
+    report = load_weights(model, checkpoint)
+    torch.testing.assert_close(model.head.weight.data, trained["head.weight"])
+    assert (report.weights_key, report.other_weights) == (None, ("model_ema",))
+    assert "its top level, not model_ema (weights_key=)" in str(report)
+    assert "taken is what lies at its top; weights_key chooses 'model_ema' instead" in caplog.text
+    load_weights(model, checkpoint, weights_key="model_ema")
+    torch.testing.assert_close(model.head.weight.data, average["head.weight"])
+
+
+WRONG_KINDS = {
+    "source": (None, 3, True, b"weights.pth", ["a.pth", "b.pth"], [[1, 2], [3, 4]], torch.ones(50, 50), {1, 2}),
+    "weights_key": (3, True, b"model", "", ["model"], [[1, 2], [3, 4]], torch.ones(50, 50), {"model": 1}),
+    "layout": (None, 3, True, b"hvt", ["hvt"], [[1, 2], [3, 4]], torch.ones(2), ""),
+    "class_map": (3, True, 0.5, b"map.txt", ["a", "b"], [[0, 1], [2, 3]], [[0, 1], [2]], [True, False, True],
+                  [0.5, 1.0], [1j, 1], [2**70, 1], (), {0: 1}, {0, 1}, [None, 1], torch.ones(50, 50), iter([0, 1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [pytest.param(name, value, id=f"{name}-{value!r:.20}") for name, values in WRONG_KINDS.items() for value in values],
+)
+def test_arguments_of_the_wrong_kind(argument: str, value: object) -> None:
+    arguments = {"source": {"model": randomised(classifier(7)).state_dict()}, argument: value}
+    model = classifier(3)
+    before = model.head.weight.clone()
+    with pytest.raises(InputError, match=f"{argument} is |no {argument} ") as caught:
+        load_weights(model, **arguments)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert torch.equal(model.head.weight, before)
 
 
 def test_stages_that_are_not_built() -> None:
@@ -401,7 +491,7 @@ CLASS_MAPS = {
     "length": ([1, 2], "class_map has 2 indices, the model 5 classes"),
     "range": ([0, 1, 2, 3, 7], "class_map names class 7, the head of the weights has 7, from 0"),
     "negative": ([0, 1, 2, 3, -1], "class_map names class -1"),
-    "numbers": ([0.5, 1.0], "list of class indices"),
+    "numbers": ([0.5, 1.0], r"class_map is \[0.5, 1.0\]: give a list of class indices"),
     "file": ("no/such/map.txt", "class_map no/such/map.txt"),
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backbone import sides
 from ..errors import WeightsError
 from ..layers.position_bias import relative_coordinates, relative_position_index
 from .files import find_tensors
@@ -104,10 +105,11 @@ def convert_state_dict(
             default they are left out.
 
     Raises:
+        InputError: a window or `ape_size` that is no size.
         WeightsError: the layout is not recognised, does not have the family, or keys have no place in it.
     """
     canonical_name(to)
-    grid = (ape_size, ape_size) if isinstance(ape_size, int) else ape_size
+    grid = None if ape_size is None else sides(ape_size, 2, "ape_size")
     tensors = find_tensors(state_dict)
     checkpoint = read_checkpoint(tensors, layout, grid=grid)
     if checkpoint.unknown:

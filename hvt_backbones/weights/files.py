@@ -19,7 +19,7 @@ import uuid
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvt_backbones.errors import WeightsError
+from hvt_backbones.errors import InputError, WeightsError
+from hvt_backbones.weights.report import shown
 
-# Keys under which training code stores the mapping of tensors, the first found wins. The trained weights come before
-# their moving average, so that a checkpoint that holds both is read the same way as one that holds only the first.
+# Keys under which training code stores the mapping of tensors, the first found wins; tensors beside them come before
+# all. The trained weights come before their moving average, so that a checkpoint that holds both is read the same way
+# as one that holds only the first.
 WRAPPER_KEYS = ("model", "state_dict", "model_ema", "state_dict_ema", "module")
 
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -105,8 +107,8 @@ class FoundWeights:
 
     Attributes:
         tensors: name -> tensor.
-        key: the key at the top of the content under which they lay; None where they lay under none.
-        others: the other keys there that hold tensors.
+        key: the keys that lead there, with dots between; None where the tensors lay at the top.
+        others: the keys that lead to the other sets.
     """
 
     tensors: dict[str, Tensor]
@@ -128,19 +130,16 @@ def read_weights(path: str | os.PathLike, key: str | None = None) -> FoundWeight
 
     Args:
         path: the file; its content decides the format, not its suffix.
-        key: take the mapping under this key of the file's top level, for example "model_ema" where the file holds
-            both the trained weights and their average. Without it such a choice is logged as a warning.
+        key: take the mapping under this key, for example "model_ema" where the file holds both the trained weights
+            and their average, or "model.state_dict_ema" where they lie deeper. Without it such a choice is logged as a
+            warning.
 
     Raises:
         WeightsError: the path does not lead to a file of weights, the file is damaged, needs code to be read, or
             holds no tensors.
     """
     path = Path(path)
-    content = _read_content(path)
-    found = find_weights(content, key, str(path))
-    if not found.tensors:
-        raise WeightsError(f"{path} holds no tensors{_where_tensors_may_be(content if key is None else content[key])}")
-    return found
+    return find_weights(_read_content(path), key, str(path))
 
 
 def check_file(path: str | os.PathLike) -> None:
@@ -365,41 +364,69 @@ def _first_foreign_global(path: Path) -> str | None:
 
 
 def find_weights(content: Mapping[str, Any], key: str | None = None, name: str = "the checkpoint") -> FoundWeights:
-    """The weights under `key` at the top of `content`, or those that `find_tensors` finds, and what else is there.
+    """Choose among the sets of tensors in `content`: what `key` leads to, or by `WRAPPER_KEYS`, with a warning.
 
     Raises:
-        WeightsError: there is no such key.
+        InputError: `key` is no text.
+        WeightsError: no tensors, or none where they were looked for; the message says where there are some.
     """
-    if key is not None and key not in content:
-        raise WeightsError(f"{name} has no key {key!r}: its keys are {_listed(content)}")
-    holders = [at for at, value in content.items() if isinstance(at, str) and find_tensors(value)]
-    taken = key if key is not None else next((at for at in WRAPPER_KEYS if at in holders), None)
-    found = FoundWeights(
-        find_tensors(content if taken is None else content[taken]), taken, tuple(at for at in holders if at != taken)
-    )
-    if key is None and found.tensors and found.others:
-        logger.warning("%s: taken is %r; weights_key chooses %s instead", name, taken, _listed([*found.others]))
-    return found
+    if key is not None and (not isinstance(key, str) or not key):
+        raise InputError(f"weights_key is {shown(key)}: give the key of a set of weights, such as 'state_dict_ema'")
+    sets = tensor_sets(content)
+    below = {path: rest for path in sets if (rest := _below(path, key)) is not None and set(rest) <= set(WRAPPER_KEYS)}
+    if not below:
+        raise WeightsError(name + _where_tensors_are(content, sets, key))
+    taken = min(below, key=lambda path: [WRAPPER_KEYS.index(part) for part in below[path]])
+    where = _dotted(taken)
+    rivals = [_dotted(path) for path in (sets if key is None else below) if path != taken]
+    if rivals and (key is None or key != where):
+        taken_from = "what lies at its top" if where is None else repr(where)
+        logger.warning("%s: taken is %s; weights_key chooses %s instead", name, taken_from, _listed(rivals))
+    tensors = {at: tensor.detach() for at, tensor in sets[taken].items()}
+    return FoundWeights(tensors, where, tuple(_dotted(path) for path in sets if path not in (taken, ())))
 
 
-def find_tensors(content: object) -> dict[str, Tensor]:
+def find_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of `find_weights`."""
+    return find_weights(content).tensors
+
+
+def tensor_sets(content: object) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """All mappings of names to tensors in `content`, at any depth, by the keys that lead there."""
+    sets = dict(_walk(content, ()))
+    # The name of a parameter has a dot. Moments of an optimiser, the state of a random generator, a loss have none.
+    return {path: tensors for path, tensors in sets.items() if any("." in name for name in tensors)} or sets
+
+
+def _walk(content: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     if not isinstance(content, Mapping):
-        return {}
-    for key in WRAPPER_KEYS:
-        if found := find_tensors(content.get(key)):
-            return found
-    return {name: tensor.detach() for name, tensor in content.items() if isinstance(tensor, Tensor)}
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    if tensors := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
+        yield path, tensors
+    for name, value in named.items():
+        yield from _walk(value, (*path, name))
 
 
-def _where_tensors_may_be(content: object) -> str:
-    if not isinstance(content, Mapping) or not content:
-        return ": pass a file with a model's state_dict()"
-    if candidates := [name for name, value in content.items() if isinstance(name, str) and find_tensors(value)]:
-        return f" at its top level: choose weights_key= among {_listed(candidates)}"
-    return f" (its keys are {_listed(content)}): pass a file with a model's state_dict()"
+def _below(path: tuple[str, ...], key: str | None) -> tuple[str, ...] | None:
+    """What follows in `path` after `key`; None where it does not lead there."""
+    return next((path[n:] for n in range(len(path) + 1) if ".".join(path[:n]) == (key or "")), None)
 
 
-def _listed(names: Mapping | list[str], limit: int = 8) -> str:
+def _dotted(path: tuple[str, ...]) -> str | None:
+    """As `weights_key` has it."""
+    return ".".join(path) or None
+
+
+def _where_tensors_are(content: object, sets: Iterable[tuple[str, ...]], key: str | None) -> str:
+    if sets:
+        missed = "holds no tensors at its top level" if key is None else f"has no weights under {key!r}"
+        return f" {missed}: choose weights_key= among {_listed(map(_dotted, sets))}"
+    keys = f" (its keys are {_listed(content)})" if isinstance(content, Mapping) and content else ""
+    return f" holds no tensors{keys}: give a model's state_dict()"
+
+
+def _listed(names: Iterable[str | None], limit: int = 8) -> str:
     names = [repr(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 

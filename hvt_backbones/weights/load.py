@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from .convert import Checkpoint, read_checkpoint
 from .files import FoundWeights, find_weights
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .layouts import ALL, OURS, our_layout
-from .report import LoadReport, some
+from .report import LoadReport, shown, some
 from .resize import (
     adapt_input_channels,
     resize_position_embedding,
@@ -33,6 +34,11 @@ ClassMap = Sequence[int] | Tensor | str | os.PathLike
 STAGE_NORM = template("stages.{s}.norm.{p}")
 # their dense models add norms that also feed the next stage to weights trained without them
 FAMILIES_THAT_ADD_NORMS = ("twins_pcpvt", "twins_svt")
+# beside a backbone without a place in ours: the heads that mmpretrain and mmaction2 put on an `HVTBackbone`, and what
+# masked pre-training learns
+NOT_OF_DENSE_MODELS = (".head.fc.weight", ".cls_head.fc_cls.weight", ".mask_token")
+
+logger = logging.getLogger(__name__)
 
 
 def load_weights(
@@ -50,6 +56,10 @@ def load_weights(
     left out. Weights of a 2-D Swin are inflated for a Video Swin, see `inflate`. Values are stored in the dtype of the
     model's parameters.
 
+    transformers' `Swinv2Backbone` has no `small_map`: where a map, of images of its configuration's size, is not larger
+    than the window, that stage has the map for its window and no shift, whatever the images. `small_map="shrink"` does
+    the same for images of that size; for others no argument does. Its weights in a model that pads are a warning.
+
     Args:
         model: changed in place; on any error it stays as it was.
         source: a mapping of keys to tensors (a state dict, also inside `model`, `state_dict` and the like), a path, an
@@ -58,13 +68,15 @@ def load_weights(
         class_map: for each class of the model the row of the checkpoint's head, as a sequence, a tensor or the path of
             a text file with one index a line. The rows of ImageNet-1K's classes in ImageNet-22K are
             `data/map22kto1k.txt` of the repository microsoft/Swin-Transformer.
-        weights_key: which of several sets of weights at the top of `source` to take, such as "state_dict_ema"; by
-            default the trained ones, before their moving average. The report names what else was there.
+        weights_key: which of several sets of weights in `source` to take, such as "state_dict_ema", or
+            "model.state_dict_ema" where it lies deeper; by default the trained ones, before their moving average. The
+            report names what else was there.
 
     Returns:
         The report; printed, it is a short table.
 
     Raises:
+        InputError: an argument of the wrong kind.
         WeightsError: the weights cannot be read, or do not fit the model; the message names the keys.
     """
     if not isinstance(model, Backbone | Classifier):
@@ -78,6 +90,7 @@ def load_weights(
         plan.map_classes(class_map)
     plan.match()
     plan.check()
+    _warn_of_other_windows(checkpoint, backbone)
     with torch.no_grad():
         for name, tensor in plan.copies.items():
             plan.state[name].copy_(tensor)
@@ -114,8 +127,23 @@ def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, str]:
     return {}
 
 
+def _warn_of_other_windows(checkpoint: Checkpoint, backbone: Backbone) -> None:
+    """Say where equal weights give other maps: transformers' `SwinBackbone` pads small maps, its `Swinv2Backbone` not.
+
+    Classifiers are none of it: of all code bases, they shrink the window and their dense models pad.
+    """
+    of_backbone = (checkpoint.layout.name, checkpoint.style, backbone.family) == ("huggingface", "dense", "swinv2")
+    if of_backbone and any(block.attn.small_map == "pad" for stage in backbone.stages for block in stage.blocks):
+        logger.warning(
+            "the weights are of transformers' Swinv2Backbone, which shrinks the window where a map is not larger; this "
+            'model pads the map, so that its last maps can differ: build it with small_map="shrink" for the same ones'
+        )
+
+
 def read_source(source: str | os.PathLike, weights_key: str | None = None) -> FoundWeights:
     """The weights of a path, a URL or "hf-hub:org/name"."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"source is {shown(source)}: give a state dict, a path, a URL or hf-hub:org/name")
     from .fetch import fetch
     from .files import read_weights
 
@@ -229,7 +257,15 @@ class _Plan:
         added = not self.backbone.norm_feeds_next_stage or self.backbone.family in FAMILIES_THAT_ADD_NORMS
         norm = STAGE_NORM.match(key)
         last = self.checkpoint.stages - 1
-        return norm is not None and added and norm["s"] != last and _normed_stages(self.checkpoint.tensors) == [last]
+        only_last = _normed_stages(self.checkpoint.tensors) == [last]
+        return norm is not None and added and norm["s"] != last and only_last and self._is_of_a_classifier()
+
+    def _is_of_a_classifier(self) -> bool:
+        """Told by a head, or by a final norm without a number: the norms of outputs are numbered, be it only one."""
+        sources = [key for ours, keys in self.checkpoint.sources.items() if STAGE_NORM.match(ours) for key in keys]
+        numbered = any(char.isdigit() for key in sources for char in key.removeprefix(self.checkpoint.wrapper))
+        beside = any(f".{key}".endswith(NOT_OF_DENSE_MODELS) for key in self.checkpoint.dropped)
+        return self.checkpoint.style == "classifier" or not numbered or beside
 
     def _place(self, key: str, tensor: Tensor) -> None:
         name = self.names[key]
@@ -327,7 +363,16 @@ def _read_class_map(class_map: ClassMap) -> Tensor:
             class_map = [int(line) for line in path.read_text(encoding="utf-8").split()]
         except (OSError, ValueError) as error:
             raise WeightsError(f"class_map {path}: give a text file with one class index a line ({error})") from error
-    rows = torch.as_tensor(class_map)
-    if rows.dim() != 1 or rows.is_floating_point():
-        raise WeightsError("class_map must be a list of class indices, one for each class of the model")
+    try:
+        rows = torch.as_tensor(class_map)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # what torch raises depends on the value
+        rows = None
+    if rows is None or rows.dim() != 1 or not _are_whole(rows):
+        raise WeightsError(
+            f"class_map is {shown(class_map)}: give a list of class indices, one for each class of the model"
+        )
     return rows.long()
+
+
+def _are_whole(numbers: Tensor) -> bool:
+    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,11 @@ from dataclasses import dataclass, field
 def some(keys: Sequence[str], limit: int = 4) -> str:
     """A few keys, and how many more there are."""
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def shown(value: object) -> str:
+    """A value of any kind and length, as part of a line."""
+    return " ".join(reprlib.repr(value).split())
 
 
 @dataclass
@@ -29,8 +35,8 @@ class LoadReport:
         missing: not in the checkpoint, for no known reason.
         unexpected: without a place in the model, for no known reason.
         reasons: name of a list -> key in it -> why.
-        weights_key: the key at the top of the file whose weights were taken; None where they are not under one.
-        other_weights: further keys there that hold weights, such as a moving average.
+        weights_key: the keys that lead to the weights taken, with dots between; None where they lie at the top.
+        other_weights: the keys that lead to further sets of weights, such as a moving average.
     """
 
     layout: str
@@ -69,7 +75,8 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.layout} checkpoint of the family {self.family}"]
         if self.other_weights:
-            lines[0] += f": its {self.weights_key!r}, not {some(self.other_weights)} (weights_key=)"
+            taken = "top level" if self.weights_key is None else repr(self.weights_key)
+            lines[0] += f": its {taken}, not {some(self.other_weights)} (weights_key=)"
         for row in self.ROWS:
             by_reason: dict[str, list[str]] = {}
             for key in getattr(self, row):

@@ -52,6 +52,42 @@ def test_wrong_arguments() -> None:
         backbone(pretrained=True, init_cfg={"type": "Pretrained", "checkpoint": "a.pth"})
 
 
+WEIGHTS = {"type": "Pretrained", "checkpoint": "a.pth"}
+WRONG_KINDS = {
+    "a model is chosen by its name, a string; got 3": {"name": 3},
+    "a model is chosen by its name, a string; got ['swin_tiny']": {"name": ["swin_tiny"]},
+    "style is ['openmmlab']: choose one of openmmlab, official": {"style": ["openmmlab"]},
+    "with_cp is 'yes': give True or False": {"with_cp": "yes"},
+    "norm_eval is 1: give True or False": {"norm_eval": 1},
+    "frozen_stages is True: give -1 for none, or 0 to 4": {"frozen_stages": True},
+    "frozen_stages is 1.0: give -1 for none, or 0 to 4": {"frozen_stages": 1.0},
+    "got 2": {"name": "video_swin_tiny", "depths": 2},
+    "got None": {"name": "video_swin_tiny", "depths": None},
+    "weights_key is 'ema' without `pretrained`: give both, or both in init_cfg": {"weights_key": "ema"},
+    "weights_key is ['ema']: give a key of the file": {"pretrained": "a.pth", "weights_key": ["ema"]},
+    "init_cfg is 'Pretrained': give a dictionary with a `type`": {"init_cfg": "Pretrained"},
+    "init_cfg is ['a.pth']: give a dictionary with a `type`": {"init_cfg": ["a.pth"]},
+    "init_cfg is {'val': 3.0}: give a dictionary with a `type`": {"init_cfg": {"val": 3.0}},
+    "init_cfg has no key 'weight_key' for weights: it takes type,": {"init_cfg": {**WEIGHTS, "weight_key": "ema"}},
+    "the checkpoint of init_cfg is None: give": {"init_cfg": {"type": "Pretrained"}},
+    "the checkpoint of init_cfg is 3: give": {"init_cfg": [{**WEIGHTS, "checkpoint": 3}]},
+    "prefix of init_cfg is 3: give a string": {"init_cfg": {**WEIGHTS, "prefix": 3}},
+    "weights_key of init_cfg is ['ema']: give a string": {"init_cfg": {**WEIGHTS, "weights_key": ["ema"]}},
+}
+
+
+@pytest.mark.parametrize("said", WRONG_KINDS)
+def test_arguments_of_wrong_kinds(said: str) -> None:
+    with pytest.raises(hvt.InputError) as caught:
+        HVTBackbone(**{"name": "swin_tiny", **WRONG_KINDS[said]})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_mmengine_writes_into_an_init_cfg_is_accepted() -> None:
+    backbone(init_cfg={**WEIGHTS, "_scope_": "mmdet", "map_location": "cpu", "prefix": None})
+
+
 @pytest.mark.parametrize("family", BACKBONES)
 def test_frozen_stages(family: str) -> None:
     """The names that mmdetection's Swin freezes, in ours."""
@@ -64,6 +100,10 @@ def test_frozen_stages(family: str) -> None:
     in_training = [layer.training for stage in module.model.stages for layer in (stage.downsample, stage.blocks)]
     assert in_training == [False, False, False, False, False, True, True, True]
     assert len(frozen(backbone(family, frozen_stages=4))) == len(list(module.parameters()))
+
+
+def test_frozen_stages_of_numpy() -> None:
+    assert frozen(backbone(frozen_stages=np.int64(1))) == frozen(backbone(frozen_stages=1))
 
 
 def test_frozen_stages_are_those_of_mmdet() -> None:
@@ -117,9 +157,10 @@ def test_a_copy_loads_into_itself() -> None:
 @pytest.mark.parametrize("layout", ["hvt", "official", "timm", "mmdet", "torchvision"])
 @pytest.mark.parametrize("way", ["pretrained", "init_cfg"])
 def test_pretrained_takes_any_layout(layout: str, way: str, tmp_path: Path) -> None:
-    # the norms of the first outputs are not in every layout
-    state = {key: tensor for key, tensor in randomise(backbone()).model.state_dict().items() if ".0.norm." not in key}
-    state = {key: tensor for key, tensor in state.items() if not key.startswith(("stages.1.norm.", "stages.2.norm."))}
+    state = randomise(backbone()).model.state_dict()
+    if layout in ("timm", "torchvision"):  # they have no place for the norms of the first outputs
+        absent = tuple(f"stages.{stage}.norm." for stage in range(3))
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(absent)}
     path = save_state_dict(hvt.convert_state_dict(state, to=layout), tmp_path / "weights.pth")
     if way == "pretrained":
         module = backbone(pretrained=path)
@@ -143,6 +184,31 @@ def test_init_cfg_with_a_prefix(tmp_path: Path) -> None:
     assert module.init_cfg == config
     with pytest.raises(hvt.WeightsError, match="no keys that begin with 'assistant.'"):
         backbone(init_cfg={**config, "prefix": "assistant"}).init_weights()
+
+
+def test_a_classifier_by_its_prefix_leaves_other_norms_new(tmp_path: Path) -> None:
+    classifier = randomise(hvt.Classifier(backbone(out_indices=(3,)).model, 5))
+    path = tmp_path / "classifier.pth"
+    torch.save({"state_dict": hvt.convert_state_dict(classifier.state_dict(), to="mmpretrain")}, path)
+    module = backbone(init_cfg={**WEIGHTS, "checkpoint": str(path), "prefix": "backbone."})
+    module.init_weights()
+    same = "stages.3.norm.weight"
+    assert torch.equal(module.model.state_dict()[same], classifier.backbone.state_dict()[same])
+
+
+@pytest.mark.parametrize("prefix", [None, "backbone"])
+@pytest.mark.parametrize("key", [None, "state_dict_ema"])
+def test_one_of_several_sets_of_weights(key: str | None, prefix: str | None, tmp_path: Path) -> None:
+    trained, average = randomise(backbone(), 1), randomise(backbone(), 2)
+    path, start = tmp_path / "both.pth", f"{prefix}." if prefix else ""
+    content = {"state_dict": trained, "state_dict_ema": average}
+    torch.save({name: {start + k: t for k, t in m.state_dict().items()} for name, m in content.items()}, path)
+    modules = [backbone(init_cfg={**WEIGHTS, "checkpoint": str(path), "prefix": prefix, "weights_key": key})]
+    if prefix is None:
+        modules.append(backbone(pretrained=path, weights_key=key))
+    for module in modules:
+        module.init_weights()
+        assert torch.equal(next(module.parameters()), next((average if key else trained).parameters()))
 
 
 def test_other_initialisers_run_before(tmp_path: Path) -> None:
