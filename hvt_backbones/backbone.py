@@ -224,7 +224,7 @@ class Backbone(nn.Module):
         """
         if not is_whole(count, 0) or count > len(self.stages):
             raise InputError(f"cannot freeze {count} stages: the model has {len(self.stages)}")
-        self.frozen_stages = count
+        self.frozen_stages = count = int(count)
         for name, parameter in self.named_parameters():
             stage = int(name.split(".")[1]) if name.startswith("stages.") else 0
             parameter.requires_grad_(stage >= count)

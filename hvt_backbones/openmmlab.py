@@ -182,7 +182,7 @@ class HVTBackbone(BaseModule):
             raise InputError(f"frozen_stages is {count!r}: give -1 for none, or 0 to {len(stages)}")
         if count < 0:
             return []
-        self.model.freeze_stages(int(count))  # comparisons with NumPy's integers are none of Python's bools
+        self.model.freeze_stages(count)
         layers = [module for name, module in self.model.named_children() if name != "stages"]
         layers += [stage.downsample for stage in stages[count : count + 1]]
         of_embedding = [
