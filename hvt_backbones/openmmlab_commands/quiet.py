@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+from hvt_backbones.images import silence_false_alarms
+
 # beginning of a Python warning -> why it is none of the user's business
 WARNINGS = {
     "faster_coco_eval is not installed": "another metric than COCO's own, asked for by nobody",
@@ -32,6 +34,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def quiet_imports() -> None:
     """Before anything of OpenMMLab is imported."""
+    silence_false_alarms()
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # MMEngine imports it where it is installed; it says that it lacks a kernel which nothing here calls

@@ -91,6 +91,10 @@ def test_fp16_scales_the_loss(small_data: Path, tmp_path: Path, capsys: pytest.C
     assert "precision fp16" in capsys.readouterr().out
     state = checkpoint.load_state(checkpoint.list_checkpoints(folder)[-1])
     assert state["scaler"]["scale"] >= 1.0
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / checkpoint.LAST_WEIGHTS).values())
+    moments = state["optimizer"]["state"]
+    assert all(values["step"] >= 1 for values in moments.values())  # not each step overflowed
+    assert not state["optimizer"]["param_groups"][0]["fused"]
 
 
 @pytest.mark.slow

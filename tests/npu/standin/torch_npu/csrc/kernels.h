@@ -162,6 +162,12 @@ void run_on_host(const OperatorHandle& op, const OperatorHandle& kernel, Stack* 
 
 void fallback(const OperatorHandle& op, Stack* stack) { run_on_host(op, op, stack); }
 
+// The fused optimisers' kernel of CANN writes its step whatever found_inf, their last argument, says.
+void without_found_inf(const OperatorHandle& op, Stack* stack) {
+  stack->back() = c10::IValue();
+  fallback(op, stack);
+}
+
 const OperatorHandle& aten(const char* name) {
   static std::map<std::string, OperatorHandle> found;
   static std::mutex mutex;
@@ -253,6 +259,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("convolution_backward_overrideable", boxed<&convolution_backward>());
   // these would be taken apart, with other rounding than the CPU's kernels
   for (const char* name : {"native_layer_norm", "native_group_norm"}) m.impl(name, boxed<&fallback>());
+  for (const char* name : {"_fused_adamw_", "_fused_adamw_.tensor_lr", "_fused_adam_", "_fused_adam_.tensor_lr"})
+    m.impl(name, boxed<&without_found_inf>());
 }
 
 }  // namespace
