@@ -63,8 +63,8 @@ soak: install-all
 	$(BIN)/python -m soak --out benchmarks/results/soak_cpu.txt
 
 # the library and the trainer with the lowest versions that pyproject.toml allows, by hand. Left out: what needs
-# packages of dev; Pillow reads its uncompressed YCbCr TIFF, and huggingface_hub goes on with a cut file, only lately;
-# torch 2.6 leaves the import of sympy to us, and its threads have no names.
+# packages of dev; huggingface_hub goes on with a cut file only lately; torch 2.6 leaves the import of
+# sympy to us, and its threads have no names.
 test-lowest: $(VENV)/.pip
 	$(CONSTRAINED) uv
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(VENV)-lowest
@@ -73,7 +73,7 @@ test-lowest: $(VENV)/.pip
 	$(VENV)-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" \
 		$(patsubst %,--ignore=%,$(filter-out tests/classification,$(APPLICATION_TESTS)) tests/clients \
 		tests/classification/test_readers.py) \
-		-k "not transformers and not huggingface- and not companion and not YCbCr and not cut_connection and not costs and not no_thread"
+		-k "not transformers and not huggingface- and not companion and not cut_connection and not costs and not no_thread"
 
 test-fast: install
 	$(PYTEST) -m "not slow" $(APPLICATION_TESTS:%=--ignore=%)

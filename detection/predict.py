@@ -78,9 +78,9 @@ def _score(text: str) -> float:
 
 
 def coco_results(found: DetDataSample, path: Path, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What is found in one picture, in COCO's results format, with the name of the file in addition.
+    """What is found in one picture, in COCO's results format, with the name and the path of the file in addition.
 
-    `image_id` is the number that the file is named by, as COCO's are; of another name, the name.
+    `image_id` is the number that the file is named by, as COCO's are; of another name, the name with its suffix.
     """
     from pycocotools import mask as masks
 
@@ -88,8 +88,9 @@ def coco_results(found: DetDataSample, path: Path, ids: Sequence[int]) -> Iterat
     for index in range(len(instances)):
         left, top, right, bottom = (float(value) for value in instances.bboxes[index])
         result = {
-            "image_id": int(path.stem) if path.stem.isdecimal() else path.stem,
+            "image_id": int(path.stem) if path.stem.isdecimal() else path.name,
             "file_name": path.name,
+            "path": str(path),
             "category_id": ids[int(instances.labels[index])],
             "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
             "score": round(float(instances.scores[index]), 5),

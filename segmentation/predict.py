@@ -60,7 +60,9 @@ def run(argv: Sequence[str] | None) -> int:
         indexed = Image.fromarray(labels, mode="P")
         indexed.putpalette(palette.flatten().tolist())
         save_picture(indexed, label_file)
-        results.append({"file_name": path.name, "size": list(labels.shape), "classes": shares(labels, classes)})
+        results.append(
+            {"file_name": path.name, "path": str(path), "size": list(labels.shape), "classes": shares(labels, classes)}
+        )
         print(f"{path}: {', '.join(list(results[-1]['classes'])[:5])}, drawn in {overlay}")
     write_json(args.out_dir / PREDICTIONS, results)
     print(f"{len(results)} pictures in {args.out_dir / PREDICTIONS}")

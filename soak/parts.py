@@ -45,7 +45,7 @@ def classification(folder: Path, *, short: bool) -> Iterator[Row]:
 
 def train_classifier(folder: Path, root: Path, epochs: int) -> Row:
     """A recipe to its end with a tiny model: killed and resumed; validated by two processes; top-1 recounted."""
-    row, out = Row("classification: pvt_v2_b0, killed, resumed, two processes"), folder / "classifier"
+    row, out = Row("classification: pvt_v2_b0, killed, resumed, validated by two processes"), folder / "classifier"
     overrides = json.dumps({**TINY_PYRAMID, "drop_path_rate": 0.1})
     options = [
         "pvt_v2_b0", "--data-dir", root, "--output-dir", out, *CPU, "--epochs", epochs, "--batch-size", 12,

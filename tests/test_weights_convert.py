@@ -214,6 +214,26 @@ def hf_maskformer(config) -> nn.Module:
     return MaskFormerForInstanceSegmentation(MaskFormerConfig(backbone_config=config, decoder_config=decoder, **sizes))
 
 
+SMALL_DECODER = {
+    **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32),
+    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_attention_heads", "num_queries"), 2),
+    **dict.fromkeys(("encoder_feedforward_dim", "dim_feedforward"), 8),
+}
+
+
+def hf_mask2former(config) -> nn.Module:
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+    return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=config, **SMALL_DECODER))
+
+
+def hf_oneformer(config) -> nn.Module:
+    from transformers import OneFormerConfig, OneFormerForUniversalSegmentation
+
+    sizes = {"conv_dim": 32, "mask_dim": 32, "text_encoder_width": 8, "text_encoder_num_layers": 1}
+    return OneFormerForUniversalSegmentation(OneFormerConfig(backbone_config=config, **sizes, **SMALL_DECODER))
+
+
 def hf_detr(config) -> nn.Module:
     from transformers import DetrConfig, DetrForObjectDetection
 
@@ -222,7 +242,10 @@ def hf_detr(config) -> nn.Module:
     return DetrForObjectDetection(DetrConfig(backbone_config=config, use_timm_backbone=False, **sizes))
 
 
-@pytest.mark.parametrize("model", [None, hf_upernet, hf_maskformer, hf_detr], ids=lambda m: m and m.__name__)
+HF_MODELS = [None, hf_upernet, hf_maskformer, hf_mask2former, hf_oneformer, hf_detr]
+
+
+@pytest.mark.parametrize("model", HF_MODELS, ids=lambda model: model and model.__name__)
 @pytest.mark.parametrize("name", ["Swin", "Swinv2", "PvtV2"])
 def test_transformers_dense_models(name: str, model: Callable[..., nn.Module] | None, tmp_path) -> None:
     """Modules and files have other names for the backbone, and MaskFormer has another backbone."""

@@ -105,7 +105,7 @@ class ClipDataset(VideoDataset):
     """mmaction2's `VideoDataset`, whose samples are a line `path label` of a list, with these differences.
 
     A list is checked as it is read: labels, duplicates and missing files are refused with the number of the line. Paths
-    may have blanks. A pipeline for decord runs on PyAV where decord does not import.
+    may have blanks. A pipeline for decord runs on PyAV where decord does not import or cannot decode.
 
     A clip that is too short for `SampleFrames` is no error: as published, its frames are taken again from the first.
 
@@ -117,7 +117,7 @@ class ClipDataset(VideoDataset):
             left out of `ClipAccMetric`, which reports the number.
         max_errors: largest share of the clips that "skip" bears; above 0, one clip at least.
         min_frames: clips with fewer are too short.
-        decoder: "decord", "pyav", or "auto" for the first of them that imports.
+        decoder: "decord", "pyav", or "auto": decord, and PyAV for what it cannot decode or where it is missing.
         num_classes: labels are below it; by default the number of classes in `metainfo`.
         **arguments: those of `VideoDataset`.
 

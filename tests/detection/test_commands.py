@@ -122,7 +122,9 @@ def test_predict_reads_on_and_draws_pictures_of_one_stem(
     assert sorted(path.name for path in drawn.iterdir()) == ["a.jpg.jpg", "a.png.jpg", "d.jpg"]
     assert Image.open(drawn / "a.jpg.jpg").size == (40, 60)
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {result["file_name"] for result in results} == {"a.jpg", "a.png", "d.jpg"}
+    assert {(result["image_id"], Path(result["path"]).name) for result in results} == {
+        (name, name) for name in ("a.jpg", "a.png", "d.jpg")
+    }
     assert predict([*command, str(tmp_path / "strict"), "--on-error", "fail"]) == 2
     assert f"picture {folder / 'b.jpg'} cannot be read" in error_line(capfd)
 

@@ -88,6 +88,13 @@ def test_what_mmengine_writes_into_an_init_cfg_is_accepted() -> None:
     backbone(init_cfg={**WEIGHTS, "_scope_": "mmdet", "map_location": "cpu", "prefix": None})
 
 
+def test_init_cfg_without_a_type(tmp_path: Path) -> None:
+    expected = randomise(backbone(), 1).model.state_dict()
+    module = backbone(init_cfg={"checkpoint": str(save_state_dict(expected, tmp_path / "weights.pth"))})
+    module.init_weights()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in module.model.state_dict().items())
+
+
 @pytest.mark.parametrize("family", BACKBONES)
 def test_frozen_stages(family: str) -> None:
     """The names that mmdetection's Swin freezes, in ours."""

@@ -266,6 +266,9 @@ MISFITS = {
         "model.decode_head.in_channels=[16,16,16,32]",
         "the neck, of which it takes [0, 1, 2, 3], gives maps of 16",
     ),
+    "assertion": ("model.neck.num_outs=2", "FPN: num_outs=2: it needs `num_outs >= self.num_ins"),
+    # as a tuple the channels are right, and the next mistake is told
+    "tuple": ("model.neck.in_channels=(8,16,32,64) model.decode_head.num_classes=2", "num_classes is 2, the training"),
     "index": ("model.decode_head.in_index=[0,1,2,4]", "model.decode_head.in_index is [0, 1, 2, 4], the neck gives 4"),
     "classes": (
         "model.decode_head.num_classes=2",
@@ -278,7 +281,7 @@ MISFITS = {
 @pytest.mark.parametrize("case", MISFITS)
 def test_parts_that_do_not_fit_are_named(case: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     option, expected = MISFITS[case]
-    assert train([str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", option]) == 2
+    assert train([str(config), "--work-dir", str(tmp_path), *CPU, "--cfg-options", *option.split()]) == 2
     assert expected in error_line(capfd)
 
 
