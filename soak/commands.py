@@ -81,7 +81,11 @@ def run(
     series: list[float] = []  # of memory
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+        # what is freed goes back at once: else glibc may keep the room of a large picture, which looks like growth
+        "MALLOC_MMAP_THRESHOLD_": str(MIB),
+    }  # fmt: skip
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
