@@ -113,17 +113,17 @@ for name in $parts; do
                 say "left out  tests of the huggingface layout: $python has no transformers"
                 arguments+=(-k "not test_transformers and not (test_peer_and_back and huggingface) and not companion")
             fi
-            part tests 110 "$python" -m pytest "${arguments[@]}"
+            part tests 100 "$python" -m pytest "${arguments[@]}"
             ;;
         checks)
-            part checks 130 "$python" -m benchmarks.gpu_checks --device "$device" --out "$out/checks.json"
+            part checks 110 "$python" -m benchmarks.gpu_checks --device "$device" --out "$out/checks.json"
             ;;
         float32 | bfloat16)
             part "peers_$name" 85 "$python" -m benchmarks.peers --device "$device" --dtype "$name" \
                 --out "$out/peers_$name.json" "${peers[@]}"
             ;;
         dense)
-            part dense 90 "$python" -m benchmarks.dense --device "$device" --out "$out/dense.json" "${dense[@]}"
+            part dense 120 "$python" -m benchmarks.dense --device "$device" --out "$out/dense.json" "${dense[@]}"
             ;;
         video)
             part video 40 "$python" -m benchmarks.video --device "$device" --out "$out/video.json" "${video[@]}"

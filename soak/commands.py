@@ -73,7 +73,7 @@ def run(
         status: the exit status that is right.
         kill_when: asked five times a second; where it says so, the process is killed (SIGKILL), which is right then.
         limit: seconds after which it is killed, which is a fault.
-        may_grow: its memory; for what looks at that by itself, or starts new processes all the time.
+        may_grow: its memory; for what looks at that by itself.
 
     Returns:
         What it printed.

@@ -84,13 +84,10 @@ def test_arguments_of_wrong_kinds(said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_mmengine_writes_into_an_init_cfg_is_accepted() -> None:
-    backbone(init_cfg={**WEIGHTS, "_scope_": "mmdet", "map_location": "cpu", "prefix": None})
-
-
-def test_init_cfg_without_a_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {**WEIGHTS, "_scope_": "mmdet", "map_location": "cpu", "prefix": None}], ids=len)
+def test_init_cfg_without_a_type_and_with_all_that_mmengine_writes(more: dict, tmp_path: Path) -> None:
     expected = randomise(backbone(), 1).model.state_dict()
-    module = backbone(init_cfg={"checkpoint": str(save_state_dict(expected, tmp_path / "weights.pth"))})
+    module = backbone(init_cfg={**more, "checkpoint": str(save_state_dict(expected, tmp_path / "weights.pth"))})
     module.init_weights()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in module.model.state_dict().items())
 
