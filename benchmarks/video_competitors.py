@@ -84,9 +84,9 @@ def build_competitors(name: str) -> tuple[dict[str, nn.Module], list[str]]:
     else:
         missing.append("HVTBackbone")
     if find_spec("mmaction") and find_spec("mmengine"):
-        from video.shims import prepare_imports
+        from runner.patches import import_framework
 
-        prepare_imports()
+        import_framework("mmaction")
         from mmaction.models.backbones import SwinTransformer3D
 
         found["mmaction2"] = SwinTransformer3D(drop_path_rate=0.0, window_size=WINDOW, **video.mmaction2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hvt_backbones.openmmlab_commands.application import Application
+from runner.application import Application
 
 DETECTION = Application(
     name="detection",

@@ -9,21 +9,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hvt_backbones.openmmlab_commands import run_command
+from runner import run_command
 
 from .application import DETECTION
 
 if TYPE_CHECKING:
-    from hvt_backbones.openmmlab_commands.annotations import Use
-    from hvt_backbones.openmmlab_commands.check import Extent, Report
-    from hvt_backbones.openmmlab_commands.findings import Findings
+    from runner.annotations import Use
+    from runner.check import Extent, Report
+    from runner.findings import Findings
 
 READS = "ids, boxes, masks, areas and classes of the annotations, and every picture and its size"
 
 
 def run(argv: Sequence[str] | None) -> int:
     """Returns 1 if anything is wrong."""
-    from hvt_backbones.openmmlab_commands.check import check
+    from runner.check import check
 
     return check(argv, DETECTION, READS, look, look_at_evaluator)
 
@@ -32,8 +32,8 @@ def look(dataset: Any, extent: Extent) -> Report:
     """Report on a data set: COCO's files are known to the letter, of others what they list."""
     from mmdet.datasets import CocoDataset, Objects365V1Dataset, Objects365V2Dataset
 
-    from hvt_backbones.openmmlab_commands.annotation_guard import use_of
-    from hvt_backbones.openmmlab_commands.annotations import CATEGORY, compare_classes
+    from runner.annotation_guard import use_of
+    from runner.annotations import CATEGORY, compare_classes
 
     kind, sorted_kinds = type(dataset), (Objects365V1Dataset, Objects365V2Dataset)
     known = [one.load_data_list for one in (CocoDataset, *sorted_kinds)]
@@ -59,7 +59,7 @@ def look(dataset: Any, extent: Extent) -> Report:
 
 def look_at_evaluator(evaluator: Mapping[str, Any], seen: set[str]) -> Report | None:
     """Report on the file that COCO's metric compares with, unless it was seen."""
-    from hvt_backbones.openmmlab_commands.annotations import Use
+    from runner.annotations import Use
 
     file = evaluator.get("ann_file")
     if str(evaluator.get("type")).rpartition(".")[2] != "CocoMetric" or not file or os.path.abspath(file) in seen:
@@ -69,8 +69,8 @@ def look_at_evaluator(evaluator: Mapping[str, Any], seen: set[str]) -> Report | 
 
 
 def _read(file: str, use: Use) -> tuple[dict[str, Any], Report]:
-    from hvt_backbones.openmmlab_commands.annotations import inspect, read_json
-    from hvt_backbones.openmmlab_commands.check import Report
+    from runner.annotations import inspect, read_json
+    from runner.check import Report
 
     content = read_json(file)
     found = inspect(content, file, use)
@@ -79,7 +79,7 @@ def _read(file: str, use: Use) -> tuple[dict[str, Any], Report]:
 
 def _look_at_list(dataset: Any, extent: Extent) -> Report:
     """What any data set of mmdetection lists: files, sizes, labels."""
-    from hvt_backbones.openmmlab_commands.check import Report, listed
+    from runner.check import Report, listed
 
     findings, samples = listed(dataset)
     classes = dataset.metainfo.get("classes") or ()
@@ -96,8 +96,8 @@ def _look_at_list(dataset: Any, extent: Extent) -> Report:
 
 
 def _look_at_pictures(findings: Findings, pictures: list[tuple[str, tuple[int, int]]], extent: Extent) -> None:
-    from hvt_backbones.openmmlab_commands.findings import ask_all, evenly
-    from hvt_backbones.openmmlab_commands.samples import SAMPLE, compare_size
+    from runner.findings import ask_all, evenly
+    from runner.samples import SAMPLE, compare_size
 
     if extent.quick:
         pictures = evenly(pictures, SAMPLE)

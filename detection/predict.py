@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvt_backbones.openmmlab_commands import run_command
+from runner import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +24,8 @@ def run(argv: Sequence[str] | None) -> int:
     from PIL import Image
 
     from hvt_backbones.images import Reading
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, resizing, save_picture
-    from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
+    from runner.pictures import plan_pictures, read_pixels, resizing, save_picture
+    from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
     from .application import DETECTION
 
@@ -111,8 +111,8 @@ def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
         InputError: the annotations are none.
     """
     from hvt_backbones.errors import InputError
-    from hvt_backbones.openmmlab_commands.annotations import read_json
-    from hvt_backbones.openmmlab_commands.data import datasets_of
+    from runner.annotations import read_json
+    from runner.data import datasets_of
 
     dataset = next(datasets_of(cfg.test_dataloader.dataset))
     path = Path(dataset.get("data_root") or "") / dataset.get("ann_file", "")

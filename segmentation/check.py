@@ -7,29 +7,29 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hvt_backbones.openmmlab_commands import run_command
+from runner import run_command
 
 from .application import SEGMENTATION
 
 if TYPE_CHECKING:
-    from hvt_backbones.openmmlab_commands.check import Extent, Report
+    from runner.check import Extent, Report
 
 READS = "every map, its numbers and its size, and every picture"
 
 
 def run(argv: Sequence[str] | None) -> int:
     """Returns 1 if anything is wrong."""
-    from hvt_backbones.openmmlab_commands.check import check
+    from runner.check import check
 
     return check(argv, SEGMENTATION, READS, look)
 
 
 def look(dataset: Any, extent: Extent) -> Report:
     """Report on a data set of mmsegmentation, of whatever type: they all list pictures and maps."""
-    from hvt_backbones.openmmlab_commands.check import Report, listed
-    from hvt_backbones.openmmlab_commands.findings import ask_all, evenly
-    from hvt_backbones.openmmlab_commands.maps import gather, inspect, numbers_of, readers_of
-    from hvt_backbones.openmmlab_commands.samples import SAMPLE, is_segmentation
+    from runner.check import Report, listed
+    from runner.findings import ask_all, evenly
+    from runner.maps import gather, inspect, numbers_of, readers_of
+    from runner.samples import SAMPLE, is_segmentation
 
     findings, samples = listed(dataset)
     kind = type(dataset).__name__

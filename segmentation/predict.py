@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hvt_backbones.openmmlab_commands import run_command
+from runner import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,9 +24,9 @@ def run(argv: Sequence[str] | None) -> int:
     from PIL import Image
 
     from hvt_backbones.images import Reading
-    from hvt_backbones.openmmlab_commands.data import datasets_of
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, read_pixels, resizing, save_picture
-    from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
+    from runner.data import datasets_of
+    from runner.pictures import plan_pictures, read_pixels, resizing, save_picture
+    from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
     from .application import SEGMENTATION
 

@@ -147,7 +147,7 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
     Returns:
         The metrics.
     """
-    from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
+    from runner.checkpoints import read_checkpoint
 
     folder, two = config.parent, {"processes": 2}
     train, test = f"{application}.train", f"{application}.test"
@@ -176,9 +176,9 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
 
 
 def detection(folder: Path, *, short: bool) -> Iterator[Row]:
-    from detection.application import DETECTION
+    from runner import patches
 
-    DETECTION.prepare()
+    patches.import_framework("mmdet")
     pictures, epochs = (8, 1) if short else (130, 8)
     root = drawing.draw_coco(folder / "coco", pictures, 3 if short else 15)
     truth = root / "annotations" / "instances_val2017.json"
@@ -210,9 +210,9 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
 
 
 def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
-    from segmentation.application import SEGMENTATION
+    from runner import patches
 
-    SEGMENTATION.prepare()
+    patches.import_framework("mmseg")
     from mmseg.datasets import ADE20KDataset
 
     root, steps = drawing.draw_ade(folder / "ade", *((8, 2) if short else (60, 8))), 8 if short else 1000
@@ -252,9 +252,9 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
 
 
 def video(folder: Path, *, short: bool) -> Iterator[Row]:
-    from video.application import VIDEO
+    from runner import patches
 
-    VIDEO.prepare()
+    patches.import_framework("mmaction")
     clips, epochs = (8, 1) if short else (44, 23)
     root = drawing.draw_kinetics(folder / "kinetics", clips, 3 if short else 11)
     few = ["train_cfg.max_epochs=2", "train_dataloader.dataset.indices=16"]

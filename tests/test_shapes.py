@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvt_backbones.shapes import (
+from demos.shapes import (
     GROUNDS,
     KINDS,
     LEAST_VISIBLE,

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands.application import Application
-
-from .shims import prepare_imports
+from runner.application import Application
 
 
 def adapt(cfg: Any) -> None:
@@ -20,7 +18,7 @@ def adapt(cfg: Any) -> None:
     Raises:
         InputError: a pipeline samples no frames.
     """
-    from hvt_backbones.openmmlab_commands.data import datasets_of
+    from runner.data import datasets_of
 
     from . import clips
 
@@ -62,6 +60,5 @@ VIDEO = Application(
     "each clip), videos_train/ and videos_val/",
     amp_part="backbone",  # mmaction2's heads convert what they return to NumPy, which has no bf16
     shape=(32, 224, 224),
-    prepare=prepare_imports,
     adapt=adapt,
 )

@@ -16,8 +16,8 @@ from typing import Any
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, InputError
-from hvt_backbones.openmmlab_commands import run_command
 from hvt_backbones.weights.report import some
+from runner import run_command
 
 from .decoders import ClipError, find_decoder, probe
 from .lists import Entry, clip_path, find_missing, read_list

@@ -4,16 +4,16 @@ A configuration names it in `custom_imports = dict(imports=["hvt_backbones.openm
 a process which loads clips needs is imported here, whichever way the process was started.
 """
 
-# ruff: noqa: E402 - mmaction imports after prepare_imports()
+# ruff: noqa: E402 - mmaction imports after import_framework()
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from .shims import prepare_imports
+from runner.patches import import_framework
 
-prepare_imports()
+import_framework("mmaction")
 
 from mmaction.datasets import VideoDataset
 from mmaction.datasets.transforms import DecordDecode, DecordInit

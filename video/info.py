@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hvt_backbones.openmmlab_commands import command
+from runner import command
 
 from .application import VIDEO
 

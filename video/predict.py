@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands import run_command
+from runner import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,8 @@ def run(argv: Sequence[str] | None) -> int:
 
     from hvt_backbones.atomic import whole_file
     from hvt_backbones.images import Reading
-    from hvt_backbones.openmmlab_commands.pictures import plan_pictures, save_picture
-    from hvt_backbones.openmmlab_commands.run import add_prediction_arguments, build_parser, open_model, write_json
+    from runner.pictures import plan_pictures, save_picture
+    from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
     from .application import VIDEO
     from .decoders import ClipError, find_videos
@@ -113,8 +113,8 @@ def open_dataset(cfg: Any) -> ClipDataset:
     """The test data of a configuration, for its pipeline: no list is read."""
     from mmengine.registry import DATASETS
 
-    from hvt_backbones.openmmlab_commands.config import building
-    from hvt_backbones.openmmlab_commands.data import datasets_of
+    from runner.config import building
+    from runner.data import datasets_of
 
     dataset = next(datasets_of(cfg.test_dataloader.dataset))
     with building(cfg.filename):

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from classification import checkpoint
-from classification.demo import draw_predictions, predict
 from classification.pictures import class_positions
 from classification.validate import main
+from demos.classification import draw_predictions, predict
 from hvt_backbones import InputError, convert_state_dict, create_classifier
 from hvt_backbones.weights.files import save_state_dict
 

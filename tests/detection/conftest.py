@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from hvt_backbones.openmmlab_commands.shims import prepare_imports
+from runner.patches import import_framework
 from tests.dense_runs import BACKBONE, CLASSES, SIDE, draw_coco, untouched_mmengine, write_config
 
-prepare_imports()
+import_framework("mmdet")
 
 ANCHORS = dict(type="AnchorGenerator", scales=[4], ratios=[1.0], strides=[4, 8, 16, 32])
 CODER = dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2])

@@ -17,8 +17,7 @@ from pycocotools import mask as masks
 
 from detection.check import main
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands import annotation_guard, findings
-from hvt_backbones.openmmlab_commands.data import watch_data
+from runner import annotation_guard, findings, patches
 from tests.dense_runs import CATEGORY_IDS, CLASSES, SIDE, draw_coco, write_config
 from tests.detection.conftest import settings
 
@@ -55,7 +54,7 @@ def write(folder: Path, change: Change, splits: tuple[str, ...] = ("train2017", 
 
 def load(cfg: dict[str, Any], part: str = "train") -> Any:
     """A data set as a training builds it."""
-    watch_data()
+    patches.apply("mmdet")
     init_default_scope("mmdet")
     return DATASETS.build(cfg[f"{part}_dataloader"]["dataset"])
 
@@ -146,7 +145,7 @@ def test_a_wrong_file_is_said_and_refused(case: str, tmp_path: Path, capsys: pyt
 
 def test_a_metric_of_another_file_knows_the_classes_before_training(tmp_path: Path) -> None:
     write(tmp_path, lambda content: content["categories"][1].update(name="ball"))
-    watch_data()
+    patches.apply("mmdet")
     metric = CocoMetric(ann_file=str(tmp_path / "coco/annotations/instances_val2017.json"))
     with pytest.raises(InputError, match=r"val2017.json: it has 1 of the 2 classes, not box: name those"):
         metric.dataset_meta = {"classes": CLASSES}

@@ -23,8 +23,8 @@ from detection.predict import main as predict
 from detection.test import main as evaluate
 from detection.train import main as train
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
 from hvt_backbones.ops import use_attention
+from runner.checkpoints import read_checkpoint
 from tests.dense_runs import CATEGORY_IDS, ROOT, SIDE, error_line, logged, write_config, write_program
 from tests.detection.conftest import settings
 
@@ -148,9 +148,10 @@ def test_pictures_are_read_as_they_were_annotated(turn: int, kind: str, tmp_path
     from mmcv.transforms import LoadImageFromFile
 
     from hvt_backbones.images import read_image
-    from hvt_backbones.openmmlab_commands.pictures import read_pixels, watch_pictures
+    from runner import patches
+    from runner.pictures import read_pixels
 
-    watch_pictures()
+    patches.apply("mmdet")
     path, exif = tmp_path / f"a.{kind}", Image.Exif()
     exif[0x0112] = turn
     stored = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

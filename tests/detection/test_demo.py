@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detection import demo
-from detection.shapes import CROWD_EVERY, EMPTY_EVERY, run_lengths, write_coco
-from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
+from demos import detection as demo
+from demos.coco import CROWD_EVERY, EMPTY_EVERY, run_lengths, write_coco
+from runner.checkpoints import read_checkpoint
 from tests.dense_demos import check_pictures, quick_demo, quick_demo_of_a_broken_backbone
 
 

@@ -10,8 +10,8 @@ import pytest
 from mmengine.config import Config
 
 from detection.train import main as train
-from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
-from hvt_backbones.openmmlab_commands.config import parse_value
+from runner.checkpoints import read_checkpoint
+from runner.config import parse_value
 from tests.dense_runs import error_line, logged, write_config
 
 CPU = ("--device", "cpu")

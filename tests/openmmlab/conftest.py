@@ -1,5 +1,5 @@
 """Shared by the tests of the adapter."""
 
-from hvt_backbones.openmmlab_commands.shims import prepare_imports
+from runner.patches import import_framework
 
-prepare_imports()
+import_framework("mmdet")

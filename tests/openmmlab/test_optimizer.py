@@ -11,7 +11,7 @@ from torch import nn
 
 import hvt_backbones as hvt
 from hvt_backbones.openmmlab import HVTBackbone
-from video.shims import prepare_imports as prepare_mmaction
+from runner.patches import import_framework
 
 from .models import BACKBONES, build
 
@@ -200,7 +200,7 @@ def test_keys_that_name_nothing_of_the_backbone_are_refused() -> None:
 
 
 def test_keys_of_mmactions_own_constructor() -> None:
-    prepare_mmaction()
+    import_framework("mmaction")
     model = build("retinanet", "swin", ours=True)
     rules = {"relative_position_bias_table": {"decay_mult": 0.0}, "backbone": {"lr_mult": 0.1}}
     found = settings(model, constructor="mmaction.SwinOptimWrapperConstructor", paramwise_cfg=rules)
@@ -209,7 +209,7 @@ def test_keys_of_mmactions_own_constructor() -> None:
 
 
 def test_all_keys_of_mmactions_own_constructor_hold() -> None:
-    prepare_mmaction()
+    import_framework("mmaction")
     model = build("retinanet", "swin", ours=True)
     rules = {"w_msa": {"lr_mult": 0.5}, "relative_position_bias_table": {"decay_mult": 0.0}, "attn": {"lr_mult": 0.1}}
     found = settings(model, constructor="mmaction.SwinOptimWrapperConstructor", paramwise_cfg=rules)

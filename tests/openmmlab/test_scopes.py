@@ -17,8 +17,8 @@ BUILD = """
     import hvt_backbones
     assert not {name for name in sys.modules if name.split(".")[0] in ("mmengine", "mmcv", "mmdet", "mmseg")}
 
-    from video.shims import prepare_imports
-    prepare_imports()
+    from runner.patches import import_framework
+    import_framework("mmaction")
     from mmengine import Config
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import init_default_scope

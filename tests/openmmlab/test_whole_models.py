@@ -9,7 +9,7 @@ import torch
 from mmengine.runner import load_checkpoint, save_checkpoint
 
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands.parts import check_classes
+from runner.parts import check_classes
 
 from .models import assert_same_predictions, build, dense_maps, randomise
 

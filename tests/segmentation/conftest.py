@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from hvt_backbones.openmmlab_commands.shims import prepare_imports
+from runner.patches import import_framework
 from tests.dense_runs import BACKBONE, CLASSES, COLOURS, SIDE, draw_ade, untouched_mmengine, write_config
 
-prepare_imports()
+import_framework("mmseg")
 
 META = dict(classes=("ground", *CLASSES), palette=[[120, 120, 120], *map(list, COLOURS)])
 MODEL = dict(

@@ -16,8 +16,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from hvt_backbones.errors import InputError
-from hvt_backbones.openmmlab_commands import annotation_guard, samples
-from hvt_backbones.openmmlab_commands.data import watch_data
+from runner import annotation_guard, patches, samples
 from segmentation.check import main
 from tests.dense_runs import draw_ade, write_config
 from tests.segmentation.conftest import settings
@@ -106,7 +105,7 @@ def write(folder: Path, change: Change, parts: tuple[str, ...] = TRAINING + VALI
 
 def load(cfg: dict[str, Any], part: str) -> list[np.ndarray]:
     """The maps of a data set as its pipeline reads them."""
-    watch_data()
+    patches.apply("mmseg")
     init_default_scope("mmseg")
     dataset = DATASETS.build(cfg[f"{part}_dataloader"]["dataset"])
     return [dataset[index]["data_samples"].gt_sem_seg.data[0].numpy() for index in range(len(dataset))]

@@ -20,8 +20,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
-from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
-from hvt_backbones.openmmlab_commands.devices import Bf16OptimWrapper
+from runner.checkpoints import read_checkpoint
+from runner.devices import Bf16OptimWrapper
 from segmentation.info import main as info
 from segmentation.predict import main as predict
 from segmentation.test import main as evaluate
@@ -195,7 +195,7 @@ def test_a_running_sum_predicts_what_keeping_every_view_does(channels: int) -> N
     from mmseg.models import SegTTAModel
     from mmseg.structures import SegDataSample
 
-    from hvt_backbones.openmmlab_commands.averaging import AveragingTTAModel
+    from runner.averaging import AveragingTTAModel
 
     class Drawn(nn.Module):
         out_channels, decode_head, step = channels, Namespace(threshold=0.55), 0

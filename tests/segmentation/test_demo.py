@@ -11,10 +11,10 @@ import pytest
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
-from hvt_backbones.openmmlab_commands.demo import PRETRAINED, SCRATCH, Goal, Training, verdict
-from segmentation import demo
-from segmentation.demo import COLORS
-from segmentation.shapes import CLASSES, write_ade
+from demos import segmentation as demo
+from demos.ade import CLASSES, write_ade
+from demos.segmentation import COLORS
+from demos.training import PRETRAINED, SCRATCH, Goal, Training, verdict
 from tests.dense_demos import check_pictures, quick_demo, quick_demo_of_a_broken_backbone
 
 

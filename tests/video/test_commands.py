@@ -17,7 +17,7 @@ import torch
 from mmengine.model import BaseModel
 from PIL import Image
 
-from hvt_backbones.openmmlab_commands.checkpoints import read_checkpoint
+from runner.checkpoints import read_checkpoint
 from tests.dense_runs import ROOT, error_line, in_two_processes, logged, torchrun, write_program
 from tests.npu.standin_environment import standin_environment
 from tests.video.conftest import CLASSES, FRAMES, damaged, write_clip, write_list, write_sound

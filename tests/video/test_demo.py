@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config
 
 from classification import train
-from hvt_backbones.openmmlab_commands import demo as common
-from hvt_backbones.openmmlab_commands.demo import PRETRAINED, Goal, Training, verdict
+from demos import kinetics as shapes
+from demos import video as demo
+from demos.kinetics import FRAMES, HEIGHT, INTERVAL, MOTIONS, ROUND, STEPS, WIDTH, draw_clip, draw_states, write_clips
+from demos.training import PRETRAINED, Goal, Training, verdict
+from runner import demo as common
 from tests.dense_demos import Forward, check_pictures, quick_demo, quick_demo_of_a_broken_backbone
-from video import demo, shapes
 from video.clips import ClipDataset
 from video.demo import CONFIGS, shuffle_frames
-from video.shapes import FRAMES, HEIGHT, INTERVAL, MOTIONS, ROUND, STEPS, WIDTH, draw_clip, draw_states, write_clips
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from torch import nn
 
 import hvt_backbones as hvt
 import hvt_backbones.openmmlab
+from runner.patches import import_framework
 from tests.families import randomise
-from video.shims import prepare_imports
 
-prepare_imports()
+import_framework("mmaction")
 
 SIZES = {"depths": [2, 1, 2, 1], "num_heads": [1, 2, 4, 4]}
 WINDOW = (2, 4, 4)

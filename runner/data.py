@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,8 @@ from mmengine.dataset import BaseDataset
 from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
-from .annotation_guard import watch_annotations
 from .config import describe
-from .pictures import resizing, watch_pictures
+from .pictures import resizing
 from .samples import check_samples
 
 SHOWN = 6  # names of a folder in a message
@@ -61,51 +58,40 @@ def datasets_of(config: Any) -> Iterator[Mapping[str, Any]]:
             yield from datasets_of(one)
 
 
-def watch_data() -> None:
-    """Let MMEngine's data sets raise `InputError` for what shows only as they are read.
+def prepare_named(prepare_data: Callable[..., Any], dataset: BaseDataset, index: int) -> Any:
+    """In place of `BaseDataset.prepare_data`: what cannot be loaded or resized is an `InputError` that names it."""
+    try:
+        return prepare_data(dataset, index)
+    except InputError:  # which names the file
+        raise
+    except Exception as error:  # OpenCV, PIL and MMCV have many
+        files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
+        sample = dataset.get_data_info(index)
+        names = " or ".join(sample[key] for key in ("img_path", "seg_map_path", "filename") if sample.get(key))
+        if not any(Path(file).name == "loading.py" for file in files):
+            with resizing(names):
+                raise
+        raise InputError(f"{names} cannot be loaded ({describe(error)}): replace it or leave it out") from error
 
-    That is a file that cannot be loaded, a data set without samples, annotations that lack a class, with which
-    mmdetection gives the others wrong numbers, and what the quick part of `check` finds. For the rest of the process,
-    and for processes forked from it.
+
+def serialize_checked(serialize_data: Callable[..., Any], dataset: BaseDataset) -> Any:
+    """In place of `BaseDataset._serialize_data`: an `InputError` for a data set that is wrong as a whole.
+
+    It has no sample; annotations lack a class, with which mmdetection gives the others wrong numbers; or the quick part
+    of `check` finds something.
     """
-    prepare_data, serialize_data = BaseDataset.prepare_data, BaseDataset._serialize_data
-    if hasattr(prepare_data, "__wrapped__"):
-        return
-    watch_pictures()
-    if "mmdet.datasets" in sys.modules:
-        watch_annotations()
-
-    @functools.wraps(prepare_data)
-    def prepare_named(dataset: BaseDataset, index: int) -> Any:
-        try:
-            return prepare_data(dataset, index)
-        except InputError:  # which names the file
-            raise
-        except Exception as error:  # OpenCV, PIL and MMCV have many
-            files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
-            sample = dataset.get_data_info(index)
-            names = " or ".join(sample[key] for key in ("img_path", "seg_map_path", "filename") if sample.get(key))
-            if not any(Path(file).name == "loading.py" for file in files):
-                with resizing(names):
-                    raise
-            raise InputError(f"{names} cannot be loaded ({describe(error)}): replace it or leave it out") from error
-
-    @functools.wraps(serialize_data)
-    def serialize_checked(dataset: BaseDataset) -> Any:
-        where = dataset.ann_file or dataset.data_prefix.get("img_path") or dataset.data_root
-        classes = dataset.metainfo.get("classes") or ()
-        found = getattr(dataset, "cat_ids", classes)  # of mmdetection: those of the annotations with these names
-        if len(found) < len(classes):
-            raise InputError(
-                f"{where} has {len(found)} of the {len(classes)} classes {some(list(classes))}: "
-                "name those that it has by the data set's metainfo.classes"
-            )
-        if not dataset.data_list:
-            raise InputError(f"{where} holds no sample, or none that filter_cfg keeps")
-        check_samples(dataset)
-        return serialize_data(dataset)
-
-    BaseDataset.prepare_data, BaseDataset._serialize_data = prepare_named, serialize_checked
+    where = dataset.ann_file or dataset.data_prefix.get("img_path") or dataset.data_root
+    classes = dataset.metainfo.get("classes") or ()
+    found = getattr(dataset, "cat_ids", classes)  # of mmdetection: those of the annotations with these names
+    if len(found) < len(classes):
+        raise InputError(
+            f"{where} has {len(found)} of the {len(classes)} classes {some(list(classes))}: "
+            "name those that it has by the data set's metainfo.classes"
+        )
+    if not dataset.data_list:
+        raise InputError(f"{where} holds no sample, or none that filter_cfg keeps")
+    check_samples(dataset)
+    return serialize_data(dataset)
 
 
 def _is_local(config: Mapping[str, Any], path: str) -> bool:

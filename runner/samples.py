@@ -21,8 +21,6 @@ def check_samples(dataset: Any) -> None:
         InputError: a picture's size is not what its annotations say, or its map is none.
     """
     segmentation = is_segmentation(dataset)
-    if segmentation:
-        maps.watch_maps()
     samples = [sample for sample in evenly(dataset.data_list, SAMPLE) if is_local(sample)]
     if getattr(dataset, "backend_args", None) is not None or not samples:
         return

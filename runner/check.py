@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser
 
+from . import patches
 from .application import Application
 from .config import ConfigOptions, building, describe, read_config
 from .data import check_data, datasets_of
@@ -98,7 +99,7 @@ def check(
         look_at_evaluator: reports on the file of an evaluator, unless it is among those that were seen.
     """
     args = build_parser(application, reads).parse_args(argv)
-    application.prepare()
+    patches.import_framework(application.scope)
     cfg = read_config(args.config, args.cfg_options, application)
     init_default_scope(cfg.get("default_scope", application.scope))
     check_data(cfg, PARTS, application.layout)

@@ -29,15 +29,15 @@ from hvt_backbones.images import Reading
 from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 from hvt_backbones.processes import leave_processes
 
+from . import patches
 from .application import Application
 from .bad_steps import BadStepHook, DivergedError, keep_sources
 from .changes import check_changes, resume_changed
-from .checkpoints import find_latest, guard_checkpoints
+from .checkpoints import find_latest
 from .config import LONGEST, ConfigOptions, building, describe, read_config
-from .data import check_data, datasets_of, watch_data
+from .data import check_data, datasets_of
 from .devices import join_processes, use_amp, use_device
 from .parts import check_classes, check_parts
-from .pictures import watch_pictures
 from .quiet import quiet_logger
 
 METRICS = "metrics.json"
@@ -166,9 +166,7 @@ def _use_tta(cfg: Config) -> None:
 
 
 def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config, torch.device]:
-    application.prepare()
-    guard_checkpoints()
-    watch_data()
+    patches.apply(application.scope)
     cfg = read_config(args.config, args.cfg_options, application)
     application.adapt(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("outputs", Path(cfg.filename).stem)
@@ -340,9 +338,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, what: str = "pictu
 
 def open_model(args: argparse.Namespace, application: Application, *, needs_classes: bool = True) -> nn.Module:
     """The model that CONFIG and CHECKPOINT of a parsed command line name, on its device."""
-    application.prepare()
-    guard_checkpoints()
-    watch_pictures()
+    patches.apply(application.scope)
     cfg = read_config(args.config, args.cfg_options, application)
     model = load_model(cfg, args.checkpoint, use_device(args.device), needs_classes=needs_classes)
     make_folder("--out-dir", args.out_dir)
@@ -366,7 +362,7 @@ def info(argv: Sequence[str] | None, application: Application) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    application.prepare()
+    patches.import_framework(application.scope)
     cfg = read_config(args.config, args.cfg_options, application)
     device = use_device(args.device)
     parts = measure(build_model(cfg).to(device), tuple(args.shape))

@@ -22,13 +22,13 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 
 from hvt_backbones.errors import ArgumentParser
-from hvt_backbones.shapes import write_crops
+from runner import patches
+from runner.application import Application
+from runner.config import building, read_config
+from runner.devices import use_device
+from runner.run import make_folder, write_json
 
-from .application import Application
-from .checkpoints import guard_checkpoints
-from .config import building, read_config
-from .devices import use_device
-from .run import make_folder, write_json
+from .shapes import write_crops
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 INK, MUTED, COLORS = "#222222", "#777777", {PRETRAINED: "#2f6fb2", SCRATCH: "#d9722e"}
@@ -137,8 +137,7 @@ def run_demo(argv: Sequence[str] | None, demo: Demo) -> int:
     print(f"2. pretraining the backbone as a classifier of the crops, by {_shown(demo.recipe)}", flush=True)
     if status := demo.train_classifier(_pretraining(demo, crops, args)):
         return status
-    demo.application.prepare()
-    guard_checkpoints()
+    patches.apply(demo.application.scope)
     use_device(args.device)
     trainings = []
     with quietly(args.work_dir / "log.txt") as say:

@@ -10,9 +10,9 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
-from .backbone import Backbone
-from .errors import InputError, WeightsError
-from .weights.convert import convert_state_dict, read_checkpoint
+from ..backbone import Backbone
+from ..errors import InputError, WeightsError
+from ..weights.convert import convert_state_dict, read_checkpoint
 
 # In whose names such rules are written. The first that has a family is the code base whose backbone ours replaces.
 LAYOUTS = ("mmdet", "mmseg", "mmaction2", "mmpretrain", "official")

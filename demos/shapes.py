@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .atomic import whole_folder
+from hvt_backbones.atomic import whole_folder
 
 Generator = np.random.Generator
 SUPERSAMPLING = 4  # lines per pixel, for smooth edges

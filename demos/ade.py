@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvt_backbones.atomic import whole_folder
-from hvt_backbones.shapes import GROUNDS, PICTURE_SIZES, Scene, draw_scene, scene_generator
+
+from .shapes import GROUNDS, PICTURE_SIZES, Scene, draw_scene, scene_generator
 
 # what is drawn -> number and name of its class in ADE20K's objectInfo150.txt
 CLASSES = {

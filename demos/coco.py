@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvt_backbones.atomic import whole_folder
-from hvt_backbones.shapes import KINDS, PICTURE_SIZES, Item, draw_scene, scene_generator
+
+from .shapes import KINDS, PICTURE_SIZES, Item, draw_scene, scene_generator
 
 CATEGORIES = {name: number for number, name in enumerate(sorted(KINDS), 1)}
 EMPTY_EVERY = 20  # pictures, of which one has no object

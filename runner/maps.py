@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,40 +235,27 @@ def gather(findings: Findings, maps: Iterable[Inspected], classes: Sequence[str]
     return named
 
 
-def watch_maps() -> None:
-    """Let mmsegmentation's `LoadAnnotations` read maps by what their data set says, or refuse them.
+def get_data_info(method: Callable[..., dict[str, Any]], dataset: Any, index: int) -> dict[str, Any]:
+    """In place of `BaseSegDataset.get_data_info`: a sample says what the numbers in its map mean."""
+    return {**method(dataset, index), "numbers": numbers_of(dataset)}
 
-    For the rest of the process, and for processes forked from it.
-    """
-    from mmseg.datasets import BaseSegDataset
-    from mmseg.datasets.transforms import LoadAnnotations
 
-    if hasattr(LoadAnnotations._load_seg_map, "__wrapped__"):
-        return
-    get_data_info = BaseSegDataset.get_data_info
-
-    @functools.wraps(get_data_info)
-    def get_data_info_watched(dataset: BaseSegDataset, index: int) -> dict[str, Any]:
-        return {**get_data_info(dataset, index), "numbers": numbers_of(dataset)}
-
-    @functools.wraps(LoadAnnotations._load_seg_map)
-    def load_seg_map(reader: LoadAnnotations, results: dict[str, Any]) -> None:
-        path, reduce = results["seg_map_path"], bool(results.get("reduce_zero_label", reader.reduce_zero_label))
-        if reader.reduce_zero_label not in (None, reduce):
-            raise InputError(
-                f"reduce_zero_label is {reduce} for the data set and {reader.reduce_zero_label} for its "
-                "LoadAnnotations: leave it out of the pipeline"
-            )
-        label_map = tuple((results.get("label_map") or {}).items())
-        numbers = results.get("numbers") or Numbers(None, reduce, label_map)
-        pixels, _ = decode(get(path, backend_args=reader.backend_args), reader.imdecode_backend, path)
-        size = tuple(results.get("ori_shape", pixels.shape)[:2])
-        if pixels.shape != size:
-            raise InputError(
-                f"{path} is {pixels.shape[0]} x {pixels.shape[1]} pixels, its picture {results['img_path']} "
-                f"{size[0]} x {size[1]}: {SIZE.remedy}"
-            )
-        results["gt_seg_map"] = numbers.labels(pixels, path)
-        results["seg_fields"].append("gt_seg_map")
-
-    BaseSegDataset.get_data_info, LoadAnnotations._load_seg_map = get_data_info_watched, load_seg_map
+def load_seg_map(method: Callable[..., None], reader: Any, results: dict[str, Any]) -> None:
+    """In place of mmsegmentation's `LoadAnnotations._load_seg_map`: read a map for what its numbers mean, or refuse."""
+    path, reduce = results["seg_map_path"], bool(results.get("reduce_zero_label", reader.reduce_zero_label))
+    if reader.reduce_zero_label not in (None, reduce):
+        raise InputError(
+            f"reduce_zero_label is {reduce} for the data set and {reader.reduce_zero_label} for its "
+            "LoadAnnotations: leave it out of the pipeline"
+        )
+    label_map = tuple((results.get("label_map") or {}).items())
+    numbers = results.get("numbers") or Numbers(None, reduce, label_map)
+    pixels, _ = decode(get(path, backend_args=reader.backend_args), reader.imdecode_backend, path)
+    size = tuple(results.get("ori_shape", pixels.shape)[:2])
+    if pixels.shape != size:
+        raise InputError(
+            f"{path} is {pixels.shape[0]} x {pixels.shape[1]} pixels, its picture {results['img_path']} "
+            f"{size[0]} x {size[1]}: {SIZE.remedy}"
+        )
+    results["gt_seg_map"] = numbers.labels(pixels, path)
+    results["seg_fields"].append("gt_seg_map")

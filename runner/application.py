@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .shims import prepare_imports
-
 
 def _as_it_is(cfg: Any) -> None:
     pass
@@ -24,7 +22,6 @@ class Application:
         layout: of the standard data set, in words.
         amp_part: the submodule that bf16 is for, "" for the whole model.
         shape: (height, width) at which FLOPs are published; of a video (frames, height, width).
-        prepare: imports the framework, whatever is in the way.
         adapt: changes a configuration that was read, for train and test.
     """
 
@@ -34,5 +31,4 @@ class Application:
     layout: str
     amp_part: str
     shape: tuple[int, ...]
-    prepare: Callable[[], None] = prepare_imports
     adapt: Callable[[Any], None] = _as_it_is

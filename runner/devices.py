@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from hvt_backbones.device import DeviceType, select_device
 from hvt_backbones.errors import InputError
 
+from . import patches
+
 TIMEOUT = 1800  # seconds that a collective operation may take, MMEngine's default
 
 
@@ -27,11 +29,8 @@ def use_device(name: str) -> torch.device:
     Raises:
         InputError: no such device here.
     """
-    import mmengine.device.utils
-
     device = select_device(name)
-    # MMEngine takes the machine's accelerator and has no setting for it
-    mmengine.device.utils.DEVICE = device.type
+    patches.use_device(device.type)
     return device
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from hvt_backbones.atomic import whole_folder
 from hvt_backbones.errors import InputError
-from hvt_backbones.shapes import GROUNDS, KINDS, draw_ground, draw_shape, scene_generator
+
+from .shapes import GROUNDS, KINDS, draw_ground, draw_shape, scene_generator
 
 Generator = np.random.Generator
 # name -> which of place across, place down, turn and size changes, and to which side

@@ -1,4 +1,4 @@
-"""`video.shims`: mmaction2 beside an mmcv that it asserts against; nothing where it imports by itself."""
+"""`runner.patches`: mmaction2 beside an mmcv that it asserts against; nothing where it imports by itself."""
 
 from __future__ import annotations
 
@@ -53,11 +53,10 @@ def test_the_shim_leaves_everything_else_as_it_was(hidden: str) -> None:
         if {hidden!r}:
             sys.modules[{hidden!r}] = None
         import mmcv
-        from hvt_backbones.openmmlab_commands import shims
-        shims.prepare_imports()
+        from runner.patches import import_framework
+        import_framework("mmdet")
         version, before = mmcv.__version__, dict(sys.modules)
-        from video.shims import prepare_imports
-        prepare_imports()
+        import_framework("mmaction")
         assert mmcv.__version__ == version
         assert {{name: sys.modules.get(name) for name in before}} == before
         assert not [name for name in sys.modules if "localizers.drn" in name]
@@ -73,7 +72,7 @@ def test_the_shim_leaves_everything_else_as_it_was(hidden: str) -> None:
             assert "not in the published package" in str(error)
         else:
             raise SystemExit("DRN was built")
-        prepare_imports()  # again
+        import_framework("mmaction")  # again
     """)
 
 
@@ -127,8 +126,8 @@ FILES = {
     "mmaction/models/localizers/drn/__init__.py": "",
 }
 SHOW = """
-    from video.shims import prepare_imports
-    prepare_imports()
+    from runner.patches import import_framework
+    import_framework("mmaction")
     import mmaction.models, mmcv, sys
     print(mmcv.__version__, mmaction.models.source, mmaction.models.transformers, sorted(mmaction.models.seen))
     print("importlib_metadata" in sys.modules, [name for name in sys.modules if name.endswith(".drn")])
@@ -142,7 +141,7 @@ WORLDS = {
         "True []",
     ),
     "newer transformers": (
-        {"transformers": "5.23.0"}, [], "2.1.0 video.shims None ['importlib_metadata']", "False []"
+        {"transformers": "5.23.0"}, [], "2.1.0 runner.patches None ['importlib_metadata']", "False []"
     ),
 }  # fmt: skip
 

@@ -12,18 +12,9 @@ from hvt_backbones.openmmlab import check_checkpoint
 from hvt_backbones.weights.files import read_state_dict
 
 
-def guard_checkpoints() -> None:
-    """Make MMEngine read every checkpoint, whoever names it, by `read_checkpoint`.
-
-    That is `load_from`, `resume`, the file `last_checkpoint` of a folder, each `init_cfg`, and what a model loads by
-    itself: they all pass through the one method of MMEngine that is replaced here, for the rest of the process.
-    """
-    from mmengine.runner import CheckpointLoader
-
-    def load_checkpoint(filename: str, map_location: Any = None, logger: Any = "current") -> Any:
-        return read_checkpoint(filename, map_location)
-
-    CheckpointLoader.load_checkpoint = staticmethod(load_checkpoint)
+def load(filename: str, map_location: Any = None, logger: Any = "current") -> dict[str, Any]:
+    """In place of MMEngine's `CheckpointLoader.load_checkpoint`."""
+    return read_checkpoint(filename, map_location)
 
 
 def read_checkpoint(source: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .errors import WeightsError
-from .weights.convert import COMPUTED, read_checkpoint
+from ..errors import WeightsError
+from ..weights.convert import COMPUTED, read_checkpoint
 
 REFUSAL = "start the run anew with load_from instead of resume, which takes the weights alone"
 

@@ -42,18 +42,18 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .backbone import NO_DECAY_NAMES, Backbone, check_arguments, is_whole
-from .create import create_backbone, is_file_or_url, published_weights
-from .errors import InputError, WeightsError
-from .openmmlab_resume import translate_training_state
-from .openmmlab_rules import translate_rules
-from .variants import find_variant
-from .weights import LoadReport, load_weights
-from .weights.fetch import fetch
-from .weights.files import check_file, read_state_dict
-from .weights.load import fit_tensors
-from .weights.published import PublishedWeights
-from .weights.report import some
+from ..backbone import NO_DECAY_NAMES, Backbone, check_arguments, is_whole
+from ..create import create_backbone, is_file_or_url, published_weights
+from ..errors import InputError, WeightsError
+from ..variants import find_variant
+from ..weights import LoadReport, load_weights
+from ..weights.fetch import fetch
+from ..weights.files import check_file, read_state_dict
+from ..weights.load import fit_tensors
+from ..weights.published import PublishedWeights
+from ..weights.report import some
+from .resume import translate_training_state
+from .rules import translate_rules
 
 # Where the backbones of mmdetection 3 and mmsegmentation 1 compute otherwise than their authors' code. Swin does not.
 STYLES: dict[str, dict[str, dict[str, Any]]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,47 +25,37 @@ TURNED_BY_EXIF = ("color", "grayscale")  # how MMCV calls what OpenCV brings upr
 BACKENDS = ("cv2", "pillow")  # those of MMCV that do
 
 
-def watch_pictures() -> None:
-    """Let MMCV's `LoadImageFromFile` turn pictures as their annotations or maps are.
+def load_as_annotated(
+    load: Callable[..., dict[str, Any] | None], loader: LoadImageFromFile, results: dict[str, Any]
+) -> dict[str, Any] | None:
+    """In place of `load`, MMCV's `LoadImageFromFile.transform`: turn pictures as their annotations or maps are.
 
     Upright where these have the size of the upright picture, and where there are none; as stored where they have the
     size of the picture as it is stored. Where both sizes are the same (upside down, mirrored, square), as stored: maps
     and boxes are drawn over the pixels of a file, and of a tool that turns them first a picture on its side shows it.
-
-    For the rest of the process, and for processes forked from it.
     """
-    load = LoadImageFromFile.transform
-    if hasattr(load, "__wrapped__"):
-        return
-
-    @functools.wraps(load)
-    def load_as_annotated(loader: LoadImageFromFile, results: dict[str, Any]) -> dict[str, Any] | None:
-        path = results["img_path"]
-        turn, kind = _turn_of(path)
-        if loader.color_type not in TURNED_BY_EXIF or loader.imdecode_backend not in BACKENDS:
-            return load(loader, results)
-        as_stored = copy.copy(loader)
-        as_stored.color_type = f"{loader.color_type}_ignore_orientation"
-        found = (
-            _load_turned_tiff(loader, results, turn) if kind == "TIFF" and turn in TURNS else load(as_stored, results)
+    path = results["img_path"]
+    turn, kind = _turn_of(path)
+    if loader.color_type not in TURNED_BY_EXIF or loader.imdecode_backend not in BACKENDS:
+        return load(loader, results)
+    as_stored = copy.copy(loader)
+    as_stored.color_type = f"{loader.color_type}_ignore_orientation"
+    found = _load_turned_tiff(loader, results, turn) if kind == "TIFF" and turn in TURNS else load(as_stored, results)
+    if found is None:
+        return None
+    stored = found["img"].shape[:2]
+    upright = stored[::-1] if turn in ON_ITS_SIDE else stored
+    wanted, of = _size_of_annotations(results)
+    if wanted is not None and wanted not in (stored, upright):
+        raise InputError(
+            f"{of} is {wanted[0]} x {wanted[1]} pixels, its picture {path} {upright[0]} x {upright[1]}"
+            + ("" if stored == upright else f" upright and {stored[0]} x {stored[1]} as stored")
+            + " (height x width): annotate the picture as it is, or leave it out"
         )
-        if found is None:
-            return None
-        stored = found["img"].shape[:2]
-        upright = stored[::-1] if turn in ON_ITS_SIDE else stored
-        wanted, of = _size_of_annotations(results)
-        if wanted is not None and wanted not in (stored, upright):
-            raise InputError(
-                f"{of} is {wanted[0]} x {wanted[1]} pixels, its picture {path} {upright[0]} x {upright[1]}"
-                + ("" if stored == upright else f" upright and {stored[0]} x {stored[1]} as stored")
-                + " (height x width): annotate the picture as it is, or leave it out"
-            )
-        if turn in TURNS and (wanted is None or (wanted == upright != stored)):
-            found["img"] = turned(found["img"], turn)
-            found["img_shape"] = found["ori_shape"] = found["img"].shape[:2]
-        return found
-
-    LoadImageFromFile.transform = load_as_annotated
+    if turn in TURNS and (wanted is None or (wanted == upright != stored)):
+        found["img"] = turned(found["img"], turn)
+        found["img_shape"] = found["ori_shape"] = found["img"].shape[:2]
+    return found
 
 
 def _load_turned_tiff(loader: LoadImageFromFile, results: dict[str, Any], turn: int) -> dict[str, Any]:
