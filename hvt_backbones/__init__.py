@@ -15,7 +15,7 @@ from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
 from .version import __version__
-from .video_swin import VideoSwinTransformer, VideoSwinTransformerV2
+from .video_swin import VideoSwinTransformer
 from .weights import LoadReport, convert_state_dict, inflate, load_weights
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "TwinsPCPVT",
     "TwinsSVT",
     "VideoSwinTransformer",
-    "VideoSwinTransformerV2",
     "WeightsError",
     "__version__",
     "convert_state_dict",

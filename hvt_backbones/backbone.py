@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
@@ -84,6 +85,11 @@ def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
             raise InputError(f"stage {i} has {dim} channels, which {heads} heads do not divide")
 
 
+def keywords(function: Callable[..., Any]) -> set[str]:
+    """Names of its keyword-only arguments."""
+    return {name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
+
+
 class Stage(nn.Module):
     """One resolution: `downsample` into it, `blocks` at it, `norm` of what leaves it.
 
@@ -147,6 +153,12 @@ class Backbone(nn.Module):
         self.num_features = self.channels[-1]
         self.frozen_stages = 0
         self._patch = strides[0]
+
+    @classmethod
+    def arguments(cls) -> set[str]:
+        """Names of the constructor's arguments, those included that it hands on to a class above."""
+        above = cls.__mro__[: cls.__mro__.index(Backbone)]
+        return set().union(*(keywords(base.__init__) for base in above if "__init__" in vars(base)))
 
     @classmethod
     def classifier_arguments(cls, stages: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +116,7 @@ def _video_classes(variant: Variant, tag: Any) -> int:
 
 def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
     """The constructor arguments: those of the row, cut to the number of stages, then the user's."""
-    accepted = set(inspect.signature(FAMILY_CLASSES[variant.family]).parameters) - {"out_indices"}
+    accepted = FAMILY_CLASSES[variant.family].arguments() - {"out_indices"}
     for argument in overrides:
         if argument not in accepted:
             near = difflib.get_close_matches(argument, accepted, n=1)

@@ -5,16 +5,15 @@ Everything here is written over the axes of the window, so that 3-D shifted wind
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, sides
+from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, keywords, sides
 from .errors import InputError
 from .layers.block import Block
 from .layers.maps import channels_first, channels_last, padding_value
@@ -162,43 +161,50 @@ def windows_per_stage(
 class ShiftedWindowBackbone(Backbone):
     """What Swin, SwinV2 and Video Swin share: patch embedding, stages of shifted-window blocks, merging, output norms.
 
-    Args:
-        attention: one per stage, called as `attention(dim, num_heads, window, shifted=..., **options)`.
-        post_norm: norm after attention, MLP and patch merging instead of before.
-        patch_size: (height, width), or (frames, height, width).
+    Its arguments are those of `SwinTransformer`; `attention` are those of `attention_options`.
 
-    The other arguments are those of `SwinTransformer`.
+    Attributes:
+        attention: of each block.
+        post_norm: norm after attention, MLP and patch merging instead of before.
     """
 
+    attention: ClassVar[type[WindowAttention]] = WindowAttention
+    post_norm: ClassVar[bool] = False
     norm_feeds_next_stage = False
 
     @classmethod
-    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
-        return {"small_map": "shrink"} if cls.axes == 2 else {}  # the authors have one code for video
+    def attention_options(cls, stages: int, **options: Any) -> list[dict[str, Any]]:
+        """What `attention` takes in each stage beside the arguments of the constructor."""
+        return [options] * stages
+
+    @classmethod
+    def arguments(cls) -> set[str]:
+        return super().arguments() | keywords(cls.attention_options)
 
     def __init__(
         self,
-        attention: Sequence[Callable[..., WindowAttention]],
         *,
-        post_norm: bool,
-        in_chans: int,
-        patch_size: tuple[int, ...],
-        embed_dim: int,
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        windows: Sequence[tuple[int, ...]],
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_rate: float,
-        attn_drop_rate: float,
-        drop_path_rate: float,
-        ape_size: int | Sequence[int] | None,
-        patch_norm: bool,
-        output_norm: bool,
-        norm_eps: float,
-        out_indices: Sequence[int],
+        patch_size: int | Sequence[int],
+        window_size: Window | Sequence[Window],
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        patch_norm: bool = True,
+        output_norm: bool = True,
+        norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **attention: Any,
     ) -> None:
-        depths = tuple(depths)
+        check_stages(out_indices, depths=depths, num_heads=num_heads)
+        patch = sides(patch_size, self.axes, "patch_size")
+        windows = windows_per_stage(window_size, len(depths), self.axes)
+        options = self.attention_options(len(depths), **attention)
         check_arguments(
             counts={"in_chans": in_chans, "embed_dim": embed_dim},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
@@ -207,10 +213,10 @@ class ShiftedWindowBackbone(Backbone):
         )
         dims = [embed_dim * 2**i for i in range(len(depths))]
         check_heads(dims, num_heads)
-        rates = drop_path_rates(drop_path_rate, depths)
+        rates = drop_path_rates(drop_path_rate, tuple(depths))
 
         def block(i: int, j: int) -> Block:
-            attn = attention[i](
+            attn = self.attention(
                 dims[i],
                 num_heads[i],
                 windows[i],
@@ -218,14 +224,15 @@ class ShiftedWindowBackbone(Backbone):
                 qkv_bias=qkv_bias,
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,
+                **options[i],
             )
             mlp = Mlp(dims[i], hidden_dim(dims[i], mlp_ratio), drop_rate)
-            return Block(dims[i], attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], post_norm=post_norm)
+            return Block(dims[i], attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], post_norm=self.post_norm)
 
         def downsample(i: int) -> nn.Module:
             if i == 0:
-                return PatchEmbed(in_chans, embed_dim, patch_size, norm_eps=norm_eps if patch_norm else None)
-            return PatchMerging(dims[i - 1], post_norm=post_norm, norm_eps=norm_eps)
+                return PatchEmbed(in_chans, embed_dim, patch, norm_eps=norm_eps if patch_norm else None)
+            return PatchMerging(dims[i - 1], post_norm=self.post_norm, norm_eps=norm_eps)
 
         stages = [
             Stage(
@@ -235,13 +242,9 @@ class ShiftedWindowBackbone(Backbone):
             )
             for i, depth in enumerate(depths[: max(out_indices) + 1])
         ]
-        strides = [max(patch_size[-2:]) * 2**i for i in range(len(depths))]
+        strides = [max(patch[-2:]) * 2**i for i in range(len(depths))]
         super().__init__(stages, in_chans=in_chans, channels=dims, strides=strides, out_indices=out_indices)
         self.pos_drop = nn.Dropout(drop_rate)
-        self.absolute_pos_embed = None
-        if ape_size is not None:
-            grid = sides(ape_size, len(patch_size), "ape_size")
-            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *grid, embed_dim))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -254,16 +257,8 @@ class ShiftedWindowBackbone(Backbone):
                 # a V2 block starts as the identity (the official code's initialisation of the residual post-norm)
                 nn.init.zeros_(module.norm1.weight)
                 nn.init.zeros_(module.norm2.weight)
-        if self.absolute_pos_embed is not None:
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def embed(self, x: Tensor) -> Tensor:
-        if self.absolute_pos_embed is not None:
-            position = self.absolute_pos_embed
-            if position.shape[1:-1] != x.shape[1:-1]:
-                resized = F.interpolate(channels_first(position), size=x.shape[1:-1], mode="bicubic")
-                position = channels_last(resized)
-            x = x + position
         return self.pos_drop(x)
 
 
@@ -296,107 +291,63 @@ class SwinTransformer(ShiftedWindowBackbone):
 
     family = "swin"
 
+    @classmethod
+    def classifier_arguments(cls, stages: int) -> dict[str, Any]:
+        return {"small_map": "shrink"}
+
+    @classmethod
+    def attention_options(
+        cls, stages: int, *, qk_scale: float | None = None, small_map: str = "pad"
+    ) -> list[dict[str, Any]]:
+        return [{"qk_scale": qk_scale, "small_map": small_map}] * stages
+
     def __init__(
         self,
         *,
-        in_chans: int = 3,
         patch_size: int | Sequence[int] = 4,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: Window | Sequence[Window] = 7,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
         ape_size: int | Sequence[int] | None = None,
-        patch_norm: bool = True,
-        output_norm: bool = True,
-        norm_eps: float = 1e-5,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        small_map: str = "pad",
+        **arguments: Any,
     ) -> None:
-        check_stages(out_indices, depths=depths, num_heads=num_heads)
-        super().__init__(
-            [functools.partial(WindowAttention, qk_scale=qk_scale, small_map=small_map)] * len(depths),
-            post_norm=False,
-            in_chans=in_chans,
-            patch_size=sides(patch_size, 2, "patch_size"),
-            embed_dim=embed_dim,
-            depths=depths,
-            num_heads=num_heads,
-            windows=windows_per_stage(window_size, len(depths), 2),
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            ape_size=ape_size,
-            patch_norm=patch_norm,
-            output_norm=output_norm,
-            norm_eps=norm_eps,
-            out_indices=out_indices,
-        )
+        super().__init__(patch_size=patch_size, window_size=window_size, **arguments)
+        self.absolute_pos_embed = None
+        if ape_size is not None:
+            grid, dim = sides(ape_size, self.axes, "ape_size"), self.stages[0].downsample.proj.out_channels
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *grid, dim))
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.absolute_pos_embed is not None:
+            position = self.absolute_pos_embed
+            if position.shape[1:-1] != x.shape[1:-1]:
+                resized = F.interpolate(channels_first(position), size=x.shape[1:-1], mode="bicubic")
+                position = channels_last(resized)
+            x = x + position
+        return super().embed(x)
 
 
-class SwinTransformerV2(ShiftedWindowBackbone):
+class SwinTransformerV2(SwinTransformer):
     """Swin Transformer V2 (arXiv:2111.09883): residual post-norm, scaled cosine attention, log-spaced position bias.
 
     Args:
+        window_size: as in `SwinTransformer`.
         pretrained_window_size: the window the weights were trained with, 0 for the present one; given like
             `window_size`. Offsets are divided by it, so that the learned bias extends to the present window.
 
-    The other arguments, and the errors, are those of `SwinTransformer`.
+    The other arguments, and the errors, are those of `SwinTransformer`, but for `qk_scale`.
     """
 
     family = "swinv2"
+    attention = CosineWindowAttention
+    post_norm = True
 
-    def __init__(
-        self,
-        *,
-        in_chans: int = 3,
-        patch_size: int | Sequence[int] = 4,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: Window | Sequence[Window] = 8,
-        pretrained_window_size: Window | Sequence[Window] = 0,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
-        ape_size: int | Sequence[int] | None = None,
-        patch_norm: bool = True,
-        output_norm: bool = True,
-        norm_eps: float = 1e-5,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        small_map: str = "pad",
-    ) -> None:
-        check_stages(out_indices, depths=depths, num_heads=num_heads)
-        pretrained = windows_per_stage(pretrained_window_size, len(depths), 2, name="pretrained_window_size", least=0)
-        super().__init__(
-            [
-                functools.partial(CosineWindowAttention, pretrained_window_size=window, small_map=small_map)
-                for window in pretrained
-            ],
-            post_norm=True,
-            in_chans=in_chans,
-            patch_size=sides(patch_size, 2, "patch_size"),
-            embed_dim=embed_dim,
-            depths=depths,
-            num_heads=num_heads,
-            windows=windows_per_stage(window_size, len(depths), 2),
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            ape_size=ape_size,
-            patch_norm=patch_norm,
-            output_norm=output_norm,
-            norm_eps=norm_eps,
-            out_indices=out_indices,
-        )
+    @classmethod
+    def attention_options(
+        cls, stages: int, *, pretrained_window_size: Window | Sequence[Window] = 0, small_map: str = "pad"
+    ) -> list[dict[str, Any]]:
+        name = "pretrained_window_size"
+        windows = windows_per_stage(pretrained_window_size, stages, cls.axes, name=name, least=0)
+        return [{name: window, "small_map": small_map} for window in windows]
+
+    def __init__(self, *, window_size: Window | Sequence[Window] = 8, **arguments: Any) -> None:
+        super().__init__(window_size=window_size, **arguments)

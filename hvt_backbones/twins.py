@@ -80,7 +80,8 @@ class Twins(Backbone):
     """What PCPVT and SVT share: patch embeddings, the position encoding, norms after stages.
 
     Args:
-        attention: called as `attention(i, j, **options)` for block `j` of stage `i`.
+        local: the attention of every second block from the first, `local(stage, dim, num_heads, **options)`; None for
+            `SpatialReductionAttention` in all.
 
     The other arguments are those of `TwinsPCPVT`.
     """
@@ -91,23 +92,24 @@ class Twins(Backbone):
 
     def __init__(
         self,
-        attention: Callable[..., nn.Module],
+        local: Callable[..., nn.Module] | None,
         *,
-        in_chans: int,
-        patch_size: int | Sequence[int],
         embed_dims: Sequence[int],
         depths: Sequence[int],
         num_heads: Sequence[int],
         mlp_ratios: Sequence[float],
-        sr_ratios: Sequence[int],
-        qkv_bias: bool,
         norm_after_stage: bool | Sequence[bool],
-        pad_patches: bool,
-        drop_rate: float,
-        attn_drop_rate: float,
-        drop_path_rate: float,
-        norm_eps: float,
-        out_indices: Sequence[int],
+        in_chans: int = 3,
+        patch_size: int | Sequence[int] = 4,
+        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        qkv_bias: bool = True,
+        pad_patches: bool = False,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        norm_eps: float = 1e-6,
+        sr_norm_eps: float = 1e-5,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         check_stages(
             out_indices,
@@ -124,19 +126,26 @@ class Twins(Backbone):
         check_arguments(
             counts={"in_chans": in_chans},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            factors={"norm_eps": norm_eps},
+            factors={"norm_eps": norm_eps, "sr_norm_eps": sr_norm_eps},
             flags={"qkv_bias": qkv_bias, "pad_patches": pad_patches},
         )
         check_heads(embed_dims, num_heads)
         patch = sides(patch_size, 2, "patch_size")
         rates = drop_path_rates(drop_path_rate, tuple(depths))
 
+        def attention(i: int, j: int) -> nn.Module:
+            given = {"qkv_bias": qkv_bias, "attn_drop_rate": attn_drop_rate, "drop_rate": drop_rate}
+            if local is not None and j % 2 == 0:
+                return local(i, embed_dims[i], num_heads[i], **given)
+            return SpatialReductionAttention(
+                embed_dims[i], num_heads[i], sr_ratio=sr_ratios[i], norm_eps=sr_norm_eps, **given
+            )
+
         def block(i: int, j: int) -> Block:
             dim = embed_dims[i]
-            attn = attention(i, j, qkv_bias=qkv_bias, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate)
             mlp = Mlp(dim, hidden_dim(dim, mlp_ratios[i]), drop_rate)
             position = depthwise_conv(dim) if j == 0 else None
-            return Block(dim, attn, mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
+            return Block(dim, attention(i, j), mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
 
         def downsample(i: int) -> PatchEmbed:
             dims, size = ((in_chans, embed_dims[0]), patch) if i == 0 else (embed_dims[i - 1 : i + 1], (2, 2))
@@ -185,48 +194,15 @@ class TwinsPCPVT(Twins):
     def __init__(
         self,
         *,
-        in_chans: int = 3,
-        patch_size: int | Sequence[int] = 4,
         embed_dims: Sequence[int] = (64, 128, 320, 512),
         depths: Sequence[int] = (3, 4, 6, 3),
         num_heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        sr_ratios: Sequence[int] = (8, 4, 2, 1),
-        qkv_bias: bool = True,
         norm_after_stage: bool | Sequence[bool] = False,
-        pad_patches: bool = False,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.2,
-        norm_eps: float = 1e-6,
-        sr_norm_eps: float = 1e-5,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **arguments: Any,
     ) -> None:
-        check_arguments(factors={"sr_norm_eps": sr_norm_eps})
-
-        def attention(i: int, j: int, **options) -> nn.Module:
-            return SpatialReductionAttention(
-                embed_dims[i], num_heads[i], sr_ratio=sr_ratios[i], norm_eps=sr_norm_eps, **options
-            )
-
-        super().__init__(
-            attention,
-            in_chans=in_chans,
-            patch_size=patch_size,
-            embed_dims=embed_dims,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=mlp_ratios,
-            sr_ratios=sr_ratios,
-            qkv_bias=qkv_bias,
-            norm_after_stage=norm_after_stage,
-            pad_patches=pad_patches,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            norm_eps=norm_eps,
-            out_indices=out_indices,
-        )
+        given = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        super().__init__(None, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **given, **arguments)
 
 
 class TwinsSVT(Twins):
@@ -246,51 +222,21 @@ class TwinsSVT(Twins):
     def __init__(
         self,
         *,
-        in_chans: int = 3,
-        patch_size: int | Sequence[int] = 4,
         embed_dims: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (2, 2, 10, 4),
         num_heads: Sequence[int] = (2, 4, 8, 16),
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
-        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        norm_after_stage: bool | Sequence[bool] = True,
         window_sizes: Sequence[int | Sequence[int]] = (7, 7, 7, 7),
         mask_padding: bool = False,
-        qkv_bias: bool = True,
-        norm_after_stage: bool | Sequence[bool] = True,
-        pad_patches: bool = False,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.2,
-        norm_eps: float = 1e-6,
-        sr_norm_eps: float = 1e-5,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **arguments: Any,
     ) -> None:
-        check_stages(out_indices, depths=depths, window_sizes=window_sizes)
-        check_arguments(factors={"sr_norm_eps": sr_norm_eps}, flags={"mask_padding": mask_padding})
+        check_stages(arguments.get("out_indices", (0,)), depths=depths, window_sizes=window_sizes)
+        check_arguments(flags={"mask_padding": mask_padding})
         windows = [sides(window, 2, "window_sizes") for window in window_sizes]
 
-        def attention(i: int, j: int, **options) -> nn.Module:
-            if j % 2 == 0:
-                return LocalAttention(embed_dims[i], num_heads[i], windows[i], mask_padding=mask_padding, **options)
-            return SpatialReductionAttention(
-                embed_dims[i], num_heads[i], sr_ratio=sr_ratios[i], norm_eps=sr_norm_eps, **options
-            )
+        def local(stage: int, dim: int, num_heads: int, **options: Any) -> nn.Module:
+            return LocalAttention(dim, num_heads, windows[stage], mask_padding=mask_padding, **options)
 
-        super().__init__(
-            attention,
-            in_chans=in_chans,
-            patch_size=patch_size,
-            embed_dims=embed_dims,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=mlp_ratios,
-            sr_ratios=sr_ratios,
-            qkv_bias=qkv_bias,
-            norm_after_stage=norm_after_stage,
-            pad_patches=pad_patches,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            norm_eps=norm_eps,
-            out_indices=out_indices,
-        )
+        given = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        super().__init__(local, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **given, **arguments)

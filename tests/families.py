@@ -19,7 +19,6 @@ TINY = {
     "twins_pcpvt": partial(hvt.TwinsPCPVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2)),
     "twins_svt": partial(hvt.TwinsSVT, **PYRAMID, mlp_ratios=(4, 4, 2, 2), window_sizes=(4, 4, 4, 4)),
     "video_swin": partial(hvt.VideoSwinTransformer, **{**WINDOWED, "window_size": (2, 4, 4)}),
-    "video_swinv2": partial(hvt.VideoSwinTransformerV2, **{**WINDOWED, "window_size": (2, 4, 4)}),
 }
 FRAMES = 5  # of clips: tubes of two frames pad them, windows of two tubes are shifted over them
 

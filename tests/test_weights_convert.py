@@ -19,7 +19,6 @@ from hvt_backbones import (
     TwinsPCPVT,
     TwinsSVT,
     VideoSwinTransformer,
-    VideoSwinTransformerV2,
     WeightsError,
     convert_state_dict,
     load_weights,
@@ -337,10 +336,6 @@ def video_swin(**more) -> Backbone:
     return VideoSwinTransformer(**{**SWIN, "window_size": (2, 4, 4), "out_indices": (1,), **more})
 
 
-def video_swinv2(**more) -> Backbone:
-    return VideoSwinTransformerV2(**{**SWIN, "window_size": (2, 4, 4), "out_indices": (1,), **more})
-
-
 FAMILIES = {
     "swin": swin,
     "swinv2": swinv2,
@@ -348,7 +343,6 @@ FAMILIES = {
     "twins_pcpvt": twins_pcpvt,
     "twins_svt": twins_svt,
     "video_swin": video_swin,
-    "video_swinv2": video_swinv2,
 }
 DENSE = {
     "swin": {"out_indices": (0, 1), "ape_size": 16},
@@ -357,7 +351,6 @@ DENSE = {
     "twins_pcpvt": {"out_indices": (0, 1, 2), "norm_after_stage": False},
     "twins_svt": {"out_indices": (0, 1, 2), "norm_after_stage": True},
     "video_swin": {"out_indices": (0, 1)},
-    "video_swinv2": {"out_indices": (0, 1)},
 }
 # what a code base's model of the family cannot hold: absolute embeddings, output norms
 LACKS = {

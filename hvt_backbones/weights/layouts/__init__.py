@@ -21,7 +21,6 @@ from .video_swin import VIDEO_SWIN
 # family -> keys, in our own layout, that no other family has together
 OURS = {
     "swinv2": ("attn.logit_scale",),
-    "video_swinv2": ("attn.logit_scale",),
     "swin": ("attn.position_bias.table",),
     "video_swin": ("attn.position_bias.table",),
     "pvt_v2": ("mlp.dwconv.weight",),
