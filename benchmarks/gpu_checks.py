@@ -93,7 +93,7 @@ def poisoned_memory() -> Iterator[None]:
 def attention_checks(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
     for name, (spatial, window, shift) in MAPS.items():
         for form in FORMS:
-            for implementation in IMPLEMENTATIONS:
+            for implementation in implementations(device):
                 for dtype in dtypes:
 
                     def run(
@@ -107,6 +107,12 @@ def attention_checks(device: torch.device, dtypes: Sequence[torch.dtype]) -> Ite
                         return _attention(spatial, window, shift, form, implementation, device, dtype)
 
                     yield "attention", f"{implementation} {name} {form} {str(dtype).removeprefix('torch.')}", run
+
+
+def implementations(device: torch.device) -> list[str]:
+    """Those that take a map on the device."""
+    qkv = torch.empty(1, device=device)
+    return [name for name, one in IMPLEMENTATIONS.items() if one.refuses(qkv) is None]
 
 
 def _attention(
@@ -155,7 +161,7 @@ def _attention(
 def family_checks(device: torch.device) -> Iterator[Check]:
     families = _from_tests("families")
     for family in families.TINY:
-        chosen = ["default", *(() if family in NOT_WINDOWED else IMPLEMENTATIONS)]
+        chosen = ["default", *(() if family in NOT_WINDOWED else implementations(device))]
         odd = families.images(family, *SIZES["odd"])
         for size_name, size in SIZES.items():
             for implementation in chosen:

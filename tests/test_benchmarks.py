@@ -283,7 +283,7 @@ def test_bad_input_of_dense(arguments: list[str], message: str, capsys) -> None:
 
 
 def wrong_at_the_end(qkv: torch.Tensor, *arguments, **options) -> torch.Tensor:
-    result = gpu_checks.IMPLEMENTATIONS["reference"](qkv, *arguments, **options)
+    result = gpu_checks.IMPLEMENTATIONS["reference"].attend(qkv, *arguments, **options)
     return torch.cat([result[..., :-1], torch.empty_like(result[..., -1:])], dim=-1)
 
 
@@ -302,7 +302,9 @@ def test_gpu_checks_pass_on_the_cpu(few_maps: None, tmp_path: Path, capsys) -> N
 
 
 def test_gpu_checks_notice_an_element_that_nobody_wrote(few_maps: None, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(gpu_checks.IMPLEMENTATIONS, "wrong", wrong_at_the_end)
+    monkeypatch.setitem(
+        gpu_checks.IMPLEMENTATIONS, "wrong", gpu_checks.IMPLEMENTATIONS["reference"]._replace(attend=wrong_at_the_end)
+    )
     assert gpu_checks.main(["--device", "cpu", "--groups", "attention"]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
     assert len(failed) == len(gpu_checks.FORMS) * 4

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hvt_backbones import InputError
-from hvt_backbones.ops import IMPLEMENTATIONS, bmm, use_attention, window_attention, windows
+from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention, windows
+from hvt_backbones.ops.cpu import attention as cpu
 
 # name: (spatial, window, shift, heads)
 MAPS = {
@@ -137,7 +138,7 @@ def test_implementations_agree_with_attention_by_hand(name: str, options: dict, 
 def test_windows_are_attended_in_parts_without_gradients(
     name: str, options: dict, logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hvt_backbones.ops.bmm.CHUNK", logits)
+    monkeypatch.setattr("hvt_backbones.ops.cpu.attention.CHUNK", logits)
     qkv, arguments = make(name, **options)
     given = qkv.detach().clone()
     with torch.no_grad():
@@ -157,8 +158,8 @@ def test_windows_are_attended_in_parts_without_gradients(
 def test_windows_are_attended_in_parts_with_gradients(
     name: str, options: dict, logits: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hvt_backbones.ops.bmm.CHUNK", logits)
-    monkeypatch.setattr("hvt_backbones.ops.bmm.KEPT", kept)
+    monkeypatch.setattr("hvt_backbones.ops.cpu.attention.CHUNK", logits)
+    monkeypatch.setattr("hvt_backbones.ops.cpu.attention.KEPT", kept)
     qkv, arguments = make(name, **options)
     with use_attention("reference"):
         expected = run(window_attention, qkv, arguments)
@@ -204,8 +205,8 @@ def test_gradients_of_gradients(options: dict, implementation: str) -> None:
 @pytest.mark.parametrize("kept", [0, 100], ids=["made_again", "kept"])
 def test_dropout_drops_the_same_weights_in_backward(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is linear in the values: with queries and keys zero, it is their gradient's adjoint."""
-    monkeypatch.setattr("hvt_backbones.ops.bmm.KEPT", kept)
-    monkeypatch.setattr("hvt_backbones.ops.bmm.CHUNK", 200)
+    monkeypatch.setattr("hvt_backbones.ops.cpu.attention.KEPT", kept)
+    monkeypatch.setattr("hvt_backbones.ops.cpu.attention.CHUNK", 200)
     _, arguments = make("shifted")
     values = torch.cat([torch.zeros(2, 8, 12, 16), torch.randn(2, 8, 12, 8)], dim=-1).double().requires_grad_()
     with use_attention("bmm"):
@@ -231,7 +232,7 @@ def test_masks_that_differ_make_up_all(spatial: tuple[int, int], shifted: bool, 
         assert torch.equal(windows.every_mask(*where, *kind), everything)
         assert len(masks) <= 9
         runs = torch.zeros(len(numbers), dtype=torch.bool)
-        for first, end, number in windows.masked_runs(*where):
+        for first, end, number in cpu.masked_runs(*where):
             assert not runs[first:end].any()
             runs[first:end] = True
             assert set(numbers[first:end]) == {number}
@@ -241,8 +242,8 @@ def test_masks_that_differ_make_up_all(spatial: tuple[int, int], shifted: bool, 
 def test_no_weight_is_a_denormal_number() -> None:
     """Processors take them one by one, a hundred times as slowly; a mask of -100 would make them by the thousand."""
     window, shift, kind = (4, 4), (2, 2), (torch.float32, torch.device("cpu"))
-    layout = windows.WindowLayout(torch.Size((1, 8, 8, 48)), window, shift, 1)
-    plan = bmm.Plan(layout, False, 0.25, *kind, 0.0)
+    grid = windows.WindowGrid(torch.Size((1, 8, 8, 48)), window, shift, 1)
+    plan = cpu.Plan(grid, False, 0.25, *kind, 0.0)
     q, k = torch.randn(2, 4, 16, 16)
     weights = plan.weights(q, k, None, plan.everything())
     plain = (0.25 * q @ k.mT + windows.window_mask((8, 8), window, shift, False, *kind)).softmax(-1)
@@ -332,7 +333,8 @@ def test_the_environment_and_the_context_choose(monkeypatch: pytest.MonkeyPatch)
     qkv, options = make("divides")
     called = []
     for name in IMPLEMENTATIONS:
-        monkeypatch.setitem(IMPLEMENTATIONS, name, lambda *a, name=name, **k: called.append(name))
+        attend = IMPLEMENTATIONS[name]._replace(attend=lambda *a, name=name, **k: called.append(name))
+        monkeypatch.setitem(IMPLEMENTATIONS, name, attend)
     window_attention(qkv, **options)
     monkeypatch.setenv("HVT_ATTENTION", "reference")
     window_attention(qkv, **options)
@@ -355,6 +357,19 @@ def test_bad_arguments(change: dict, message: str) -> None:
     qkv, options = make("divides")
     with pytest.raises(InputError, match=message):
         window_attention(qkv, **{**options, **change})
+
+
+def test_what_is_asked_for_and_cannot_is_told_why() -> None:
+    qkv, options = make("divides")
+    meta = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in options.items()}
+    assert window_attention(qkv.to("meta"), **meta).shape == (2, 8, 8, 8)
+    with use_attention("bmm"):
+        with pytest.raises(
+            InputError, match="'bmm' is asked for, but it is for the CPU, and the map is on meta: choose"
+        ):
+            window_attention(qkv.to("meta"), **meta)
+        with pytest.raises(InputError, match="cannot look into it"):
+            torch.func.grad(lambda x: window_attention(x, **options).sum())(qkv.detach())
 
 
 def test_bad_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,41 @@
-"""Choice of the implementation of window attention: by device, or as the user says."""
+"""Choice of the implementation of window attention: the first that can take a call, or as the user says."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..errors import InputError
-from ..layers.eager import has_tangent, plain_eager
-from .bmm import bmm
+from . import cpu
 from .reference import reference
 from .sdpa import sdpa
 
-IMPLEMENTATIONS = {"reference": reference, "sdpa": sdpa, "bmm": bmm}
+
+class Implementation(NamedTuple):
+    """
+    Attributes:
+        attend: takes all arguments of `window_attention`, checked.
+        refuses: takes its tensors, qkv first: why it cannot take such a call, or None.
+    """
+
+    attend: Callable[..., Tensor]
+    refuses: Callable[..., str | None]
+
+
+def _takes_all(*tensors: Tensor | None) -> None:
+    pass
+
+
+# asked in turn; the first that can takes the call
+IMPLEMENTATIONS = {
+    "bmm": Implementation(cpu.bmm, cpu.refuses),
+    "sdpa": Implementation(sdpa, _takes_all),
+    "reference": Implementation(reference, _takes_all),
+}
 _chosen: str | None = None  # a plain global, which a compiler can read
 
 
@@ -24,10 +45,20 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def _default(*tensors: Tensor | None) -> str:
-    # a compiler fuses sdpa's steps itself, and nothing can look into the autograd functions of bmm
-    on_cpu = tensors[0].device.type == "cpu"
-    return "bmm" if on_cpu and plain_eager() and not has_tangent(*tensors) else "sdpa"
+def choose(*tensors: Tensor | None) -> str:
+    """The implementation for a call with these, qkv first: the one that is asked for, else the first that can.
+
+    Raises:
+        InputError: the one that is asked for cannot, or there is none of the name.
+    """
+    if name := _chosen or os.environ.get("HVT_ATTENTION"):
+        if reason := IMPLEMENTATIONS[_checked(name, "HVT_ATTENTION")].refuses(*tensors):
+            raise InputError(f"window attention by {name!r} is asked for, but {reason}: choose another, or none")
+        return name
+    for name, implementation in IMPLEMENTATIONS.items():
+        if implementation.refuses(*tensors) is None:
+            return name
+    raise AssertionError("the last takes all")
 
 
 @contextmanager
@@ -81,7 +112,8 @@ def window_attention(
         (B, *spatial, C). The softmax is taken in float32 or wider whatever the dtype of `qkv`.
 
     Raises:
-        InputError: the shapes do not fit together, or `HVT_ATTENTION` names no implementation.
+        InputError: the shapes do not fit together, or the implementation that is asked for cannot take the call,
+            or there is none of the name.
     """
     channels, axes = qkv.shape[-1], qkv.dim() - 2
     if len(window_size) != axes or len(shift_size) != axes:
@@ -92,9 +124,7 @@ def window_attention(
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
-    name = _chosen or os.environ.get("HVT_ATTENTION") or _default(qkv, bias, logit_scale, pad_value)
-    _checked(name, "HVT_ATTENTION")
-    return IMPLEMENTATIONS[name](
+    return IMPLEMENTATIONS[choose(qkv, bias, logit_scale, pad_value)].attend(
         qkv,
         bias,
         tuple(window_size),

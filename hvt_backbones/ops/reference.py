@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .windows import crop_map, join_windows, pad_map, split_windows, window_mask
+from .windows import crop_map, pad_map, window_mask, window_partition, window_reverse
 
 
 def reference(
@@ -31,7 +31,7 @@ def reference(
     x = torch.roll(x, [-shift for shift in shift_size], map_axes)
 
     grid = [length // side for length, side in zip(padded, window_size, strict=True)]
-    x = split_windows(x, window_size).reshape(x.shape[0], math.prod(grid), math.prod(window_size), 3, num_heads, -1)
+    x = window_partition(x, window_size).reshape(x.shape[0], math.prod(grid), math.prod(window_size), 3, num_heads, -1)
     q, k, v = x.permute(3, 0, 1, 4, 2, 5)  # (B, windows, heads, N, head_dim) each
 
     wide = torch.promote_types(qkv.dtype, torch.float32)
@@ -47,5 +47,5 @@ def reference(
     weights = F.dropout(logits.softmax(dim=-1), dropout_p)
 
     x = (weights.to(v.dtype) @ v).transpose(2, 3).flatten(3)  # (B, windows, N, C)
-    x = join_windows(x.reshape(x.shape[0], *grid, *window_size, -1), axes)
+    x = window_reverse(x.reshape(x.shape[0], *grid, *window_size, -1), axes)
     return crop_map(torch.roll(x, shift_size, map_axes), spatial)

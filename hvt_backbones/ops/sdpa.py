@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers.attention import attend
-from .windows import WindowLayout, every_mask
+from .windows import WindowGrid, every_mask
 
 
 def sdpa(
@@ -23,9 +23,9 @@ def sdpa(
     mask_padding: bool,
     dropout_p: float,
 ) -> Tensor:
-    layout = WindowLayout(qkv.shape, window_size, shift_size, num_heads)
-    windows, tokens = layout.windows, layout.tokens
-    qkv = layout.split(qkv, pad_value)
+    grid = WindowGrid(qkv.shape, window_size, shift_size, num_heads)
+    windows, tokens = grid.windows, grid.tokens
+    qkv = grid.partition(qkv, pad_value)
     masked = any(shift_size) or mask_padding
     # with a mask that differs between windows, these count as heads: the mask then broadcasts over the batch uncopied
     q, k, v = qkv.flatten(2, 3) if masked else qkv.flatten(1, 2)
@@ -37,9 +37,9 @@ def sdpa(
         k = F.normalize(k.to(wide), dim=-1).to(v.dtype)
         scale = 1.0
     if masked:
-        mask = every_mask(layout.spatial, window_size, shift_size, mask_padding, wide, qkv.device)[:, None]
+        mask = every_mask(grid.spatial, window_size, shift_size, mask_padding, wide, qkv.device)[:, None]
         mask = mask.expand(windows, num_heads, tokens, tokens) if bias is None else bias + mask
         bias = mask.reshape(1, windows * num_heads, tokens, tokens)
     if bias is not None:
         bias = bias.to(q.dtype)
-    return layout.join(attend(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale))
+    return grid.reverse(attend(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale))

@@ -37,7 +37,7 @@ def crop_map(x: Tensor, spatial: tuple[int, ...]) -> Tensor:
     return x
 
 
-def split_windows(x: Tensor, window: tuple[int, ...]) -> Tensor:
+def window_partition(x: Tensor, window: tuple[int, ...]) -> Tensor:
     """View (B, *spatial, ...) as (B, *windows, *window, ...), the axes of the grid first; no copy."""
     axes = len(window)
     for axis, side in enumerate(window):
@@ -46,8 +46,8 @@ def split_windows(x: Tensor, window: tuple[int, ...]) -> Tensor:
     return x.permute(order)
 
 
-def join_windows(x: Tensor, axes: int) -> Tensor:
-    """Undo `split_windows`: (B, *windows, *window, ...) -> (B, *spatial, ...)."""
+def window_reverse(x: Tensor, axes: int) -> Tensor:
+    """Undo `window_partition`: (B, *windows, *window, ...) -> (B, *spatial, ...)."""
     order = [0]
     for axis in range(1, axes + 1):
         order += [axis, axes + axis]
@@ -57,8 +57,8 @@ def join_windows(x: Tensor, axes: int) -> Tensor:
     return x
 
 
-class WindowLayout:
-    """How one call of window attention cuts its map: shared by the implementations that work on cut windows.
+class WindowGrid:
+    """How one call of window attention partitions its map, for the implementations that work on the windows.
 
     Args:
         shape: of qkv, (B, *spatial, 3 * C).
@@ -72,22 +72,22 @@ class WindowLayout:
         self.windows, self.tokens = math.prod(self.grid), math.prod(window)
         self.padded = any(length % side for length, side in zip(self.spatial, window, strict=True))
 
-    def split(self, qkv: Tensor, pad_value: Tensor | None) -> Tensor:
+    def partition(self, qkv: Tensor, pad_value: Tensor | None) -> Tensor:
         """(B, *spatial, 3 * C) -> (3, B, windows, heads, N, head_dim): pad, roll, and cut in one copy."""
         x = pad_map(qkv, self.window, pad_value)
         if any(self.shift):
             x = torch.roll(x, [-shift for shift in self.shift], tuple(range(1, self.axes + 1)))
-        x = split_windows(x.unflatten(-1, (3, self.num_heads, -1)), self.window)
+        x = window_partition(x.unflatten(-1, (3, self.num_heads, -1)), self.window)
         inner = 2 * self.axes + 1  # (B, *grid, *window, 3, heads, head_dim): where the 3 stands
         x = x.permute(inner, 0, *range(1, self.axes + 1), inner + 1, *range(self.axes + 1, inner), inner + 2)
         return x.reshape(3, self.batch, self.windows, self.num_heads, self.tokens, x.shape[-1])
 
-    def join(self, x: Tensor) -> Tensor:
+    def reverse(self, x: Tensor) -> Tensor:
         """B * windows * heads sequences (..., N, head_dim) -> (B, *spatial, C): put together, roll back, crop."""
         x = x.reshape(self.batch, *self.grid, self.num_heads, *self.window, x.shape[-1])
         before, heads = range(self.axes + 1), self.axes + 1  # (B, *grid, heads, *window, head_dim)
         x = x.permute(*before, *range(heads + 1, x.dim() - 1), heads, x.dim() - 1)
-        x = join_windows(x, self.axes).flatten(-2)
+        x = window_reverse(x, self.axes).flatten(-2)
         if any(self.shift):
             x = torch.roll(x, self.shift, tuple(range(1, self.axes + 1)))
         return crop_map(x, self.spatial)
@@ -96,7 +96,7 @@ class WindowLayout:
 def _window_tokens(per_axis: list[Tensor], window: tuple[int, ...]) -> Tensor:
     """Spread one label per position of each axis over the map and cut it up: (windows, N, axes)."""
     grid = torch.stack(torch.meshgrid(*per_axis, indexing="ij"), dim=-1)
-    return split_windows(grid[None], window).reshape(-1, math.prod(window), len(window))
+    return window_partition(grid[None], window).reshape(-1, math.prod(window), len(window))
 
 
 @constant()
@@ -165,22 +165,6 @@ def mask_numbers(
     for length, side in zip(reversed(smaller[1:]), reversed(window[1:]), strict=True):
         strides.insert(0, strides[0] * -(-length // side))
     return tuple(sum(map(math.prod, zip(place, strides, strict=True))) for place in itertools.product(*places))
-
-
-@functools.lru_cache(maxsize=64)
-def masked_runs(
-    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
-) -> tuple[tuple[int, int, int], ...]:
-    """Windows that follow each other and have the same mask other than zero: (first, end, row of `distinct_masks`)."""
-    masks = distinct_masks(spatial, window, shift, mask_padding, torch.float32, torch.device("cpu"))
-    some = masks.flatten(1).any(dim=1).tolist()
-    runs, first = [], 0
-    for number, same in itertools.groupby(mask_numbers(spatial, window, shift, mask_padding)):
-        end = first + sum(1 for _ in same)
-        if some[number]:
-            runs.append((first, end, number))
-        first = end
-    return tuple(runs)
 
 
 @constant()

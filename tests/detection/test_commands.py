@@ -232,12 +232,12 @@ def test_cocos_own_numbers_are_known_without_its_files() -> None:
 
 def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> None:
     counts = []
-    for attention in ("reference", "sdpa", "bmm"):
+    for attention in ("reference", "sdpa"):
         with use_attention(attention):
             assert info([str(config), "--shape", "64", "96", "--json", *CPU]) == 0
         counts.append(json.loads(capsys.readouterr().out)["parts"])
     parts = counts[0]
-    assert counts == [parts] * 3
+    assert counts == [parts] * 2
     assert list(parts) == ["backbone", "neck", "rpn_head", "roi_head", "total"]
     for figure in ("params", "flops"):
         assert parts["total"][figure] == sum(part[figure] for name, part in parts.items() if name != "total")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvt_backbones.ops.dispatch import IMPLEMENTATIONS, _default, use_attention
+from hvt_backbones.ops.dispatch import IMPLEMENTATIONS, choose, use_attention
 from tests.families import TINY, images, tiny_classifier
 from tests.npu.only_on import OnlyOn
 
@@ -48,8 +48,8 @@ def chosen(attention: str | None) -> contextlib.AbstractContextManager[None]:
 
 
 def test_default_attention_is_not_the_cpus() -> None:
-    assert _default(torch.empty(1)) == "bmm"
-    assert _default(torch.empty(1, device="npu")) == "sdpa"
+    assert choose(torch.empty(1)) == "bmm"
+    assert choose(torch.empty(1, device="npu")) == "sdpa"
     assert set(ATTENTION[1:]) == set(IMPLEMENTATIONS) - {"bmm"}, "an implementation that is not tested here"
 
 

@@ -1,4 +1,4 @@
-"""Maps cut into shifted windows and put together again, each in one copy.
+"""Maps partitioned into shifted windows and put together again, each in one copy.
 
 Neither the cyclic shift nor the padding costs a copy of the map: shifted windows are copied from where they lie on it,
 and padding is written into the windows alone.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .windows import WindowLayout
+from ..windows import WindowGrid
 
 Piece = tuple[int, int, int, int, int]  # along an axis: start on the map, first window, windows, start and length there
 
@@ -43,19 +43,19 @@ def _along(length: int, grid: int, side: int, shift: int) -> tuple[list[Piece], 
     return real, padding
 
 
-def _axes(layout: WindowLayout) -> list[tuple[list[Piece], list[Piece]]]:
-    return [_along(*axis) for axis in zip(layout.spatial, layout.grid, layout.window, layout.shift, strict=True)]
+def _axes(grid: WindowGrid) -> list[tuple[list[Piece], list[Piece]]]:
+    return [_along(*axis) for axis in zip(grid.spatial, grid.grid, grid.window, grid.shift, strict=True)]
 
 
-def _pairs(maps: Tensor, windows: Tensor, layout: WindowLayout) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(maps: Tensor, windows: Tensor, grid: WindowGrid) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of the same numbers on the maps (K, B, *spatial, heads, dim) and in (K, B, *grid, heads, *window, dim).
 
     Strides are worked out here: narrowing and splitting axis by axis would take longer than the copies.
     """
-    axes, map_strides, strides = layout.axes, maps.stride(), windows.stride()
+    axes, map_strides, strides = grid.axes, maps.stride(), windows.stride()
     on_axes, in_grid, in_window = map_strides[2 : 2 + axes], strides[2 : 2 + axes], strides[3 + axes : -1]
-    steps = [side * stride for side, stride in zip(layout.window, on_axes, strict=True)]
-    for piece in itertools.product(*(real for real, _ in _axes(layout))):
+    steps = [side * stride for side, stride in zip(grid.window, on_axes, strict=True)]
+    for piece in itertools.product(*(real for real, _ in _axes(grid))):
         starts, firsts, counts, offsets, lengths = zip(*piece, strict=True)
         size = (*windows.shape[:2], *counts, windows.shape[2 + axes], *lengths, windows.shape[-1])
         yield (
@@ -72,75 +72,75 @@ def _pairs(maps: Tensor, windows: Tensor, layout: WindowLayout) -> Iterator[tupl
         )
 
 
-def _padding(windows: Tensor, layout: WindowLayout) -> Iterator[Tensor]:
+def _padding(windows: Tensor, grid: WindowGrid) -> Iterator[Tensor]:
     """Views of the padding in the windows (K, B, *grid, heads, *window, dim), each of its tokens once."""
-    pieces = _axes(layout)
+    pieces = _axes(grid)
     for axis, (_, padding) in enumerate(pieces):
         for piece in itertools.product(*(real for real, _ in pieces[:axis]), padding):
             view = windows
             for i, (_, first, count, offset, length) in enumerate(piece):
-                view = view.narrow(2 + i, first, count).narrow(3 + layout.axes + i, offset, length)
+                view = view.narrow(2 + i, first, count).narrow(3 + grid.axes + i, offset, length)
             yield view
 
 
-def _cut(maps: Tensor, padding: Tensor | None, layout: WindowLayout) -> Tensor:
-    shape = (*maps.shape[:2], *layout.grid, layout.num_heads, *layout.window, maps.shape[-1])
+def _partition(maps: Tensor, padding: Tensor | None, grid: WindowGrid) -> Tensor:
+    shape = (*maps.shape[:2], *grid.grid, grid.num_heads, *grid.window, maps.shape[-1])
     windows = maps.new_empty(shape)
-    for on_map, in_windows in _pairs(maps, windows, layout):
+    for on_map, in_windows in _pairs(maps, windows, grid):
         in_windows.copy_(on_map)
-    if layout.padded:
-        ones = (1,) * layout.axes
-        value = 0.0 if padding is None else padding.view(-1, 1, *ones, layout.num_heads, *ones, maps.shape[-1])
-        for view in _padding(windows, layout):
+    if grid.padded:
+        ones = (1,) * grid.axes
+        value = 0.0 if padding is None else padding.view(-1, 1, *ones, grid.num_heads, *ones, maps.shape[-1])
+        for view in _padding(windows, grid):
             view.zero_() if padding is None else view.copy_(value)
     return windows
 
 
-def _join(windows: Tensor, layout: WindowLayout) -> Tensor:
+def _reverse(windows: Tensor, grid: WindowGrid) -> Tensor:
     # K is innermost but for heads and dim on a map of queries, keys and values, as the projection wrote it
-    shape = (windows.shape[1], *layout.spatial, windows.shape[0], layout.num_heads, windows.shape[-1])
+    shape = (windows.shape[1], *grid.spatial, windows.shape[0], grid.num_heads, windows.shape[-1])
     maps = windows.new_empty(shape).movedim(-3, 0)
-    for on_map, in_windows in _pairs(maps, windows, layout):
+    for on_map, in_windows in _pairs(maps, windows, grid):
         on_map.copy_(in_windows)
     return maps
 
 
-class Cut(torch.autograd.Function):
-    """Maps (K, B, *spatial, heads, dim) into shifted windows (K, B, *grid, heads, *window, dim); `Join` undoes it.
+class Partition(torch.autograd.Function):
+    """Maps (K, B, *spatial, heads, dim) into shifted windows (K, B, *grid, heads, *window, dim); `Reverse` undoes it.
 
     Padding is of `padding` (K, heads, dim), or zeros. Written out because autograd would keep and add up a gradient of
     the whole for each piece that is copied.
     """
 
     @staticmethod
-    def forward(maps: Tensor, padding: Tensor | None, layout: WindowLayout) -> Tensor:
-        return _cut(maps, padding, layout)
+    def forward(maps: Tensor, padding: Tensor | None, grid: WindowGrid) -> Tensor:
+        return _partition(maps, padding, grid)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor | None, WindowLayout], output: Tensor) -> None:
-        ctx.layout = inputs[2]
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor | None, WindowGrid], output: Tensor) -> None:
+        ctx.grid = inputs[2]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         of_padding = None
         if ctx.needs_input_grad[1]:
-            axes = ctx.layout.axes
+            axes = ctx.grid.axes
             summed = (*range(1, 2 + axes), *range(3 + axes, 3 + 2 * axes))
-            of_padding = sum(view.sum(summed) for view in _padding(grad, ctx.layout))
-        return Join.apply(grad, ctx.layout), of_padding, None
+            of_padding = sum(view.sum(summed) for view in _padding(grad, ctx.grid))
+        return Reverse.apply(grad, ctx.grid), of_padding, None
 
 
-class Join(torch.autograd.Function):
-    """The inverse of `Cut`; padding is left out."""
-
-    @staticmethod
-    def forward(windows: Tensor, layout: WindowLayout) -> Tensor:
-        return _join(windows, layout)
+class Reverse(torch.autograd.Function):
+    """The inverse of `Partition`; padding is left out."""
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, WindowLayout], output: Tensor) -> None:
-        ctx.layout = inputs[1]
+    def forward(windows: Tensor, grid: WindowGrid) -> Tensor:
+        return _reverse(windows, grid)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, WindowGrid], output: Tensor) -> None:
+        ctx.grid = inputs[1]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return Cut.apply(grad, None, ctx.layout), None
+        return Partition.apply(grad, None, ctx.grid), None

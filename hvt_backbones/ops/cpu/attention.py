@@ -8,6 +8,8 @@ windows are attended at a time, in the cache, and so are their gradients.
 from __future__ import annotations
 
 import bisect
+import functools
+import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -17,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cut import Cut, Join
-from .windows import WindowLayout, distinct_masks, masked_runs
+from ...layers.eager import has_tangent, plain_eager
+from ..windows import WindowGrid, distinct_masks, mask_numbers
+from .partition import Partition, Reverse
 
 CHUNK = 2**18  # logits that each thread makes at a time: 1 MiB of float32
 # In a window with a mask, logits so far below the largest of their row are taken for none. Their weights, below 2e-35,
@@ -26,6 +29,18 @@ CHUNK = 2**18  # logits that each thread makes at a time: 1 MiB of float32
 # the mask's -100 softmax took 10 times as long and the products with its weights 5 to 50 times.
 LEAST = -80.0
 KEPT = 4  # weights are kept for backward in windows of up to so many tokens for each channel of a head
+
+
+def refuses(*tensors: Tensor | None) -> str | None:
+    """Why it cannot take these: it is for the CPU, and nothing can look into its autograd functions."""
+    device = tensors[0].device.type
+    if device != "cpu":
+        return f"it is for the CPU, and the map is on {device}"
+    if not plain_eager():
+        return "something compiles, traces, transforms or watches the operations, and cannot look into it"
+    if has_tangent(*tensors):
+        return "it has no derivative forward"
+    return None
 
 
 def bmm(
@@ -44,12 +59,12 @@ def bmm(
     device = qkv.device
     if device.type != "meta" and torch.is_autocast_enabled(device.type) and qkv.dtype != torch.float64:
         qkv = qkv.to(torch.get_autocast_dtype(device.type))  # what autocast would do to the factors of each product
-    layout = WindowLayout(qkv.shape, window_size, shift_size, num_heads)
+    grid = WindowGrid(qkv.shape, window_size, shift_size, num_heads)
     maps = qkv.unflatten(-1, (3, num_heads, -1)).movedim(-3, 0)
-    padding = None if pad_value is None or not layout.padded else pad_value.to(qkv.dtype).view(3, num_heads, -1)
-    cut = Cut.apply(maps, padding, layout)
-    windows = cut.view(3, -1, layout.tokens, cut.shape[-1])
-    plan = Plan(layout, mask_padding, 1.0 if logit_scale is not None else scale, qkv.dtype, device, dropout_p)
+    padding = None if pad_value is None or not grid.padded else pad_value.to(qkv.dtype).view(3, num_heads, -1)
+    partitioned = Partition.apply(maps, padding, grid)
+    windows = partitioned.view(3, -1, grid.tokens, partitioned.shape[-1])
+    plan = Plan(grid, mask_padding, 1.0 if logit_scale is not None else scale, qkv.dtype, device, dropout_p)
     left = None
     if dropout_p:
         left = qkv.new_empty(plan.shape, dtype=torch.bool).bernoulli_(1 - dropout_p)
@@ -58,7 +73,23 @@ def bmm(
         attended = Attend.apply(*given, left, plan)
     else:
         attended = _attend(*given, left, plan, out=windows[0])
-    return Join.apply(attended.view(1, *cut.shape[1:]), layout)[0].flatten(-2)
+    return Reverse.apply(attended.view(1, *partitioned.shape[1:]), grid)[0].flatten(-2)
+
+
+@functools.lru_cache(maxsize=64)
+def masked_runs(
+    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
+) -> tuple[tuple[int, int, int], ...]:
+    """Windows that follow each other and have the same mask other than zero: (first, end, row of `distinct_masks`)."""
+    masks = distinct_masks(spatial, window, shift, mask_padding, torch.float32, torch.device("cpu"))
+    some = masks.flatten(1).any(dim=1).tolist()
+    runs, first = [], 0
+    for number, same in itertools.groupby(mask_numbers(spatial, window, shift, mask_padding)):
+        end = first + sum(1 for _ in same)
+        if some[number]:
+            runs.append((first, end, number))
+        first = end
+    return tuple(runs)
 
 
 class Part(NamedTuple):
@@ -81,42 +112,42 @@ class Plan:
 
     def __init__(
         self,
-        layout: WindowLayout,
+        grid: WindowGrid,
         mask_padding: bool,
         scale: float,
         dtype: torch.dtype,
         device: torch.device,
         dropout_p: float,
     ) -> None:
-        self.layout, self.scale = layout, scale
+        self.grid, self.scale = grid, scale
         self.wide = torch.promote_types(dtype, torch.float32)
-        self.shape = (layout.batch * layout.windows * layout.num_heads, layout.tokens, layout.tokens)
+        self.shape = (grid.batch * grid.windows * grid.num_heads, grid.tokens, grid.tokens)
         self.masks: Tensor | None = None
         self.runs: tuple[tuple[int, int, int], ...] = ()
-        if any(layout.shift) or mask_padding:
-            where = (layout.spatial, layout.window, layout.shift, mask_padding)
+        if any(grid.shift) or mask_padding:
+            where = (grid.spatial, grid.window, grid.shift, mask_padding)
             self.masks, self.runs = distinct_masks(*where, self.wide, device), masked_runs(*where)
         self.factor = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
 
     def part(self, images: range, windows: range, heads: range) -> Part:
         """What these have in common; they must lie in one stretch of memory."""
-        count, each = self.layout.windows, self.layout.num_heads
+        count, each = self.grid.windows, self.grid.num_heads
         begin = (images[0] * count + windows[0]) * each + heads[0]
         end = (images[-1] * count + windows[-1]) * each + heads[-1] + 1
         return Part(slice(begin, end), windows[0], windows[-1] + 1, slice(heads[0], heads[-1] + 1))
 
     def everything(self) -> Part:
-        return self.part(range(self.layout.batch), range(self.layout.windows), range(self.layout.num_heads))
+        return self.part(range(self.grid.batch), range(self.grid.windows), range(self.grid.num_heads))
 
     def parts(self) -> Iterator[Part]:
         """About `CHUNK` logits for each thread at a time: of images, or windows of one, or heads of one of these."""
-        layout, chunk = self.layout, CHUNK * torch.get_num_threads()
-        heads = max(1, chunk // layout.tokens**2)
-        windows = max(1, heads // layout.num_heads)
-        images = max(1, windows // layout.windows)
-        for some_images in _split(layout.batch, images):
-            for some_windows in _split(layout.windows, windows):
-                for some_heads in _split(layout.num_heads, heads):
+        grid, chunk = self.grid, CHUNK * torch.get_num_threads()
+        heads = max(1, chunk // grid.tokens**2)
+        windows = max(1, heads // grid.num_heads)
+        images = max(1, windows // grid.windows)
+        for some_images in _split(grid.batch, images):
+            for some_windows in _split(grid.windows, windows):
+                for some_heads in _split(grid.num_heads, heads):
                     yield self.part(some_images, some_windows, some_heads)
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None, part: Part, out: Tensor | None = None) -> Tensor:
@@ -195,7 +226,7 @@ class Attend(torch.autograd.Function):
     def forward(
         ctx, windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
     ) -> Tensor:
-        most = plan.layout.tokens > KEPT * windows.shape[-1]
+        most = plan.grid.tokens > KEPT * windows.shape[-1]
         kept = None if most else windows.new_empty(plan.shape, dtype=plan.wide)
         ctx.plan = plan
         ctx.save_for_backward(windows, bias, logit_scale, left, kept)
