@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages
 from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights
-from .layers.block import Block
+from .layers.block import Block, drop_path_rates, hidden_dim
 from .layers.maps import convolve
-from .layers.mlp import drop_path_rates, hidden_dim
 
 
 class OverlapPatchEmbed(nn.Module):

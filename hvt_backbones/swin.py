@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, keywords, sides
 from .errors import InputError
-from .layers.block import Block
-from .layers.maps import channels_first, channels_last, padding_value
-from .layers.mlp import Mlp, drop_path_rates, hidden_dim
+from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
+from .layers.maps import channels_first, channels_last
 from .layers.patch import PatchEmbed, PatchMerging
 from .layers.position_bias import LogPositionBias, RelativePositionBias
 from .ops import window_attention
+from .ops.windows import padding_value
 
 Window = int | Sequence[int]
 SMALL_MAP = ("pad", "shrink")

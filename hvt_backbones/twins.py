@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, sides
 from .errors import InputError
 from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights, pad_to_cell
-from .layers.block import Block
-from .layers.maps import padding_value
-from .layers.mlp import Mlp, drop_path_rates, hidden_dim
+from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
 from .layers.patch import PatchEmbed
 from .ops import window_attention
+from .ops.windows import padding_value
 
 
 class FlooringPatchEmbed(PatchEmbed):

@@ -226,7 +226,7 @@ def test_stochastic_depth_grows_over_all_blocks(family: str) -> None:
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
-    from hvt_backbones.layers.mlp import DropPath
+    from hvt_backbones.layers.block import DropPath
 
     drop = DropPath(0.25).train()
     y = drop(torch.ones(4000, 3))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InputError
-from .eager import looked_into
+from ..ops.sdpa import attend
 from .maps import channels_first, channels_last, convolve, pad_to_multiple
 
 
@@ -24,14 +22,6 @@ def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
 def depthwise_conv(dim: int) -> nn.Conv2d:
     """3x3 convolution of each channel alone, which also tells a token where it is."""
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """`F.scaled_dot_product_attention`, by the one of its kernels that can be looked into where something does."""
-    if looked_into(q, k, v, options.get("attn_mask")):
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v, **options)
-    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 def pool(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,22 +31,3 @@ def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
     if not any(pads):
         return x
     return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
-
-
-def padding_value(x: Tensor, window: Sequence[int], project: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """What a token of zeros, with which a map is padded to whole windows, has after `project`; None without padding.
-
-    The official codes pad before the projection. Found by calling it, whatever layer it is by now, on one such token.
-
-    Args:
-        x: the map (B, *spatial, C).
-        project: (..., C) -> (..., C').
-
-    Returns:
-        (C',) or None.
-    """
-    if x.shape[0] == 0 or all(length % side == 0 for length, side in zip(x.shape[1:-1], window, strict=True)):
-        return None
-    # a token of the map in form alone, so that hooks of the projection find an input with a gradient as of the map
-    token = x[(slice(0, 1),) * (x.dim() - 1)]
-    return project(token.masked_fill(token.new_ones((), dtype=torch.bool), 0.0)).flatten()

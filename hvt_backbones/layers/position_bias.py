@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .constant import constant
+from ..ops.eager import constant
 
 
 def _offsets(window: tuple[int, ...], device: torch.device) -> Tensor:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..layers.attention import attend
+from .eager import looked_into
 from .windows import WindowGrid, every_mask
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """`F.scaled_dot_product_attention`, by the one of its kernels that can be looked into where something does."""
+    if looked_into(q, k, v, options.get("attn_mask")):
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 def sdpa(

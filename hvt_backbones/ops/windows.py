@@ -5,15 +5,34 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..layers.constant import constant
-from ..layers.eager import plain_eager
+from .eager import constant, plain_eager
 
 SHIFT_MASK = -100.0  # the official value: finite, so a large position bias is felt through it
 PADDING_MASK = -1000.0  # Twins' segmentation code
+
+
+def padding_value(x: Tensor, window: Sequence[int], project: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """What a token of zeros, with which a map is padded to whole windows, has after `project`; None without padding.
+
+    The official codes pad before the projection. Found by calling it, whatever layer it is by now, on one such token.
+
+    Args:
+        x: the map (B, *spatial, C).
+        project: (..., C) -> (..., C').
+
+    Returns:
+        (C',) or None.
+    """
+    if x.shape[0] == 0 or all(length % side == 0 for length, side in zip(x.shape[1:-1], window, strict=True)):
+        return None
+    # a token of the map in form alone, so that hooks of the projection find an input with a gradient as of the map
+    token = x[(slice(0, 1),) * (x.dim() - 1)]
+    return project(token.masked_fill(token.new_ones((), dtype=torch.bool), 0.0)).flatten()
 
 
 def pad_map(x: Tensor, window: tuple[int, ...], value: Tensor | None) -> Tensor:

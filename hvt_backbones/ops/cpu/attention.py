@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...layers.eager import has_tangent, plain_eager
+from ..eager import has_tangent, plain_eager
 from ..windows import WindowGrid, distinct_masks, mask_numbers
 from .partition import Partition, Reverse
 
