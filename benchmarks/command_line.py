@@ -12,6 +12,7 @@ import torch
 
 from hvt_backbones.device import select_device
 from hvt_backbones.errors import InputError
+from hvt_backbones.ops import IMPLEMENTATIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,6 +43,10 @@ def add_measuring(parser: argparse.ArgumentParser, *, batch: int, rounds: int) -
     parser.add_argument(
         "--clock", choices=("wall", "process"), default="wall",
         help="process: the processor time of all threads, on a CPU that others use too; best with --threads 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attention", nargs="+", choices=IMPLEMENTATIONS, default=[], metavar="NAME",
+        help=f"also measure ours with these implementations of window attention: {', '.join(IMPLEMENTATIONS)}",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=output_file, metavar="FILE", help="write all numbers there as JSON, after every row"

@@ -53,6 +53,11 @@ class WithAttention(nn.Module):
             return self.model(images)
 
 
+def with_attention(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """ "hvt-NAME": copies of a model of ours under implementations of window attention."""
+    return {f"hvt-{name}": WithAttention(copy.deepcopy(model), name) for name in names}
+
+
 def build_competitors(name: str, attention: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The model `name` of each library on the CPU, in float32, without stochastic depth: to be copied, not run.
 
@@ -70,7 +75,7 @@ def build_competitors(name: str, attention: Sequence[str] = ()) -> dict[str, nn.
     hvt.load_weights(ours, theirs.state_dict(), layout="timm")
 
     found: dict[str, nn.Module] = {"hvt": ours}
-    found |= {f"hvt-{one}": WithAttention(copy.deepcopy(ours), one) for one in attention}
+    found |= with_attention(ours, attention)
     found["timm"] = theirs
     flags = {module.fused_attn for module in theirs.modules() if hasattr(module, "fused_attn")}
     if False in flags:

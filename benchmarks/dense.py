@@ -30,7 +30,7 @@ from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 
 from . import measure
 from .command_line import DTYPES, add_measuring, known_models, prepare
-from .competitors import check_equal
+from .competitors import check_equal, with_attention
 from .dense_competitors import MODELS, build_competitors
 
 MODES = ("forward", "backward")
@@ -48,6 +48,7 @@ class Settings:
     rounds: int
     warmup: int
     clock: measure.Clock
+    attention: tuple[str, ...] = ()
 
     def autocast(self):
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
@@ -87,12 +88,13 @@ def measure_model(
     torch.manual_seed(0)
     checked_size = MODELS[name].checked_size(image_size)
     errors = check_equal(
-        build_competitors(name, checked_size)[0],
+        add_attention(build_competitors(name, checked_size)[0], settings),
         torch.randn(1, 3, *checked_size).to(settings.device),
         limit=error_limit(),
         reference="hvt",
     )
     prototypes, missing = build_competitors(name, image_size)
+    add_attention(prototypes, settings)
     images = torch.randn(settings.batch, 3, *image_size).to(settings.device)
     model = prototypes["hvt"]
     shapes = [
@@ -109,6 +111,12 @@ def measure_model(
             "missing": missing,
             "competitors": {key: {**entry, "error_to_hvt": errors[key]} for key, entry in figures.items()},
         }
+
+
+def add_attention(prototypes: dict[str, nn.Module], settings: Settings) -> dict[str, nn.Module]:
+    """Ours under the implementations of `--attention`, in place."""
+    prototypes |= with_attention(prototypes["hvt"], settings.attention)
+    return prototypes
 
 
 def error_limit() -> float:
@@ -132,7 +140,7 @@ def measure_modes(
         The mode, the fastest peer, None where there is no peer, and name -> figures.
     """
     cotangents = [torch.randn(settings.batch, *shape).to(settings.device) for shape in shapes]
-    rivals = [key for key in prototypes if key not in OURS]
+    rivals = [key for key in prototypes if key not in OURS and not key.startswith("hvt-")]
     for mode in modes:
 
         def build(key: str, mode: str = mode) -> measure.Work:
@@ -222,6 +230,7 @@ def compare_all(
         rounds=options.rounds,
         warmup=options.warmup,
         clock=measure.Clock(device, options.clock),
+        attention=tuple(options.attention),
     )
     command = [f"python -m benchmarks.{benchmark}", *(sys.argv[1:] if argv is None else argv)]
     report: dict[str, Any] = {

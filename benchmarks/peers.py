@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
-from hvt_backbones.ops import IMPLEMENTATIONS
 
 from . import measure
 from .command_line import DTYPES, add_measuring, known_models, positive, prepare
@@ -172,10 +171,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_measuring(parser, batch=4, rounds=15)
     parser.add_argument("--image-size", type=positive, help="default: 224, for SwinV2 256")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="of the training step")
-    parser.add_argument(
-        "--attention", nargs="+", choices=IMPLEMENTATIONS, default=[], metavar="NAME",
-        help=f"also measure ours with these implementations of window attention: {', '.join(IMPLEMENTATIONS)}",
-    )  # fmt: skip
     options = parser.parse_args(argv)
     known_models(options.models, MODELS)
     for name in options.models:

@@ -21,7 +21,7 @@ from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 
 from .command_line import add_measuring, known_models
 from .competitors import check_equal
-from .dense import MODES, Settings, compare_all, error_limit, measure_modes
+from .dense import MODES, Settings, add_attention, compare_all, error_limit, measure_modes
 from .video_competitors import MODELS, build_competitors, count_work
 
 SIZES = ((32, 224, 224), (16, 112, 112))
@@ -33,6 +33,7 @@ def measure_model(
     """One row per mode: times and peak memory of all competitors."""
     torch.manual_seed(0)
     prototypes, missing = build_competitors(name)
+    add_attention(prototypes, settings)
     clips = torch.randn(settings.batch, 3, *clip_size).to(settings.device)
     errors = check_equal(prototypes, clips[:1], limit=error_limit(), reference="hvt")
     flops, shape = count_work(name, clip_size)
