@@ -14,13 +14,13 @@ from mmengine.config import Config
 
 from classification import train
 from demos import kinetics as shapes
+from demos import training as common
 from demos import video as demo
 from demos.kinetics import FRAMES, HEIGHT, INTERVAL, MOTIONS, ROUND, STEPS, WIDTH, draw_clip, draw_states, write_clips
 from demos.training import PRETRAINED, Goal, Training, verdict
-from runner import demo as common
+from demos.video import CONFIGS, shuffle_frames
 from tests.dense_demos import Forward, check_pictures, quick_demo, quick_demo_of_a_broken_backbone
 from video.clips import ClipDataset
-from video.demo import CONFIGS, shuffle_frames
 
 
 @pytest.fixture(scope="module")
