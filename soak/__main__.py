@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import machine, revision
+from runner.quiet import quiet_imports
 
 from .commands import Row, table
 from .parts import PARTS
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"unknown part {min(unknown)}: choose of {', '.join(PARTS)}")
+    quiet_imports()
     names, start = args.parts or list(PARTS), time.monotonic()
     # forked, so that tests can put parts of their own in their place
     with (
