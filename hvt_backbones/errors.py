@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import functools
 import os
@@ -21,6 +22,14 @@ class InputError(ValueError):
 
 class WeightsError(InputError):
     """Weights that cannot be found, read, verified or matched with the model."""
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """What a message about an unknown word ends with: those that it may have meant, else some that there are."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(list(known)[:8])}{', ...' if len(known) > 8 else ''}" if known else "there are none"
 
 
 class ArgumentParser(argparse.ArgumentParser):

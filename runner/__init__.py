@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg", "mmaction")
 
 
-def command(name: Literal["train", "test", "info"], application: Application) -> Callable[..., int]:
+def command(name: Literal["train", "test", "info", "config"], application: Application) -> Callable[..., int]:
     """The `main(argv=None)` of `python -m APPLICATION.NAME`: it imports what it needs when it is called."""
 
     def run(argv: Sequence[str] | None) -> int | None:

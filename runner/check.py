@@ -20,7 +20,7 @@ from hvt_backbones.errors import ArgumentParser
 
 from . import patches
 from .application import Application
-from .config import ConfigOptions, building, describe, read_config
+from .config import add_config_arguments, building, describe, read_config
 from .data import check_data, datasets_of
 from .findings import Findings, Kind
 
@@ -68,10 +68,7 @@ def build_parser(application: Application, reads: str) -> argparse.ArgumentParse
         description=f"Look through the data of a configuration: {reads}. Exits with 1 if anything is wrong.",
         allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help=f"a file, or a name in {application.name}/configs")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="change the configuration"
-    )
+    add_config_arguments(parser, application)
     parser.add_argument("--quick", action="store_true", help="what every training looks at before it starts")
     parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes; 0: one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")

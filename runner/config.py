@@ -17,9 +17,11 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import build_functions
 from mmengine.runner import Runner
 
-from hvt_backbones.errors import InputError
+from hvt_backbones.errors import InputError, nearest
 
+from . import patches
 from .application import Application
+from .complete import complete
 
 # top-level keys beside the Runner's arguments that MMEngine and the commands read
 OTHER_KEYS = ("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
@@ -51,6 +53,17 @@ class ConfigOptions(DictAction):
                 parser.error(
                     f"--cfg-options {text!r} is not KEY=VALUE, such as model.backbone.with_cp=True or a.b=[(1,2),(3,4)]"
                 )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, application: Application, nargs: str | None = None) -> None:
+    parser.add_argument("config", metavar="CONFIG", nargs=nargs, help=f"a file, or a name of {application.name}/zoo.py")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        metavar="KEY=VALUE",
+        help="change the configuration: train_dataloader.batch_size=4 model.backbone.with_cp=True",
+    )
 
 
 def parse_value(text: str) -> Any:
@@ -110,13 +123,8 @@ def read_config(name: str, options: Mapping[str, Any] | None, application: Appli
     Raises:
         InputError: no such file, a mistake in it, a key of `options` that it does not have, or the other framework's.
     """
-    path = find_config(name, application.configs)
-    try:
-        cfg = Config.fromfile(path)
-    except InputError:
-        raise
-    except Exception as error:  # a configuration is a program, so that it can fail in any way
-        raise InputError(f"config {path}: {describe(error)}") from error
+    cfg = _read(name, application)
+    path = cfg.filename
     if "model" not in cfg:
         raise InputError(f"config {path} has no model: name a whole configuration, not one of the parts in _base_")
     if cfg.get("default_scope", application.scope) != application.scope:
@@ -131,26 +139,28 @@ def read_config(name: str, options: Mapping[str, Any] | None, application: Appli
     for neck in necks if isinstance(necks, list | tuple) else [necks]:
         if isinstance(neck, Mapping) and isinstance(neck.get("in_channels"), tuple):
             neck["in_channels"] = list(neck["in_channels"])  # FPN asserts a list
+    with building(str(path)):
+        complete(cfg)
     return cfg
 
 
-def find_config(name: str, folder: Path) -> Path:
-    """A file, or the shipped configuration of this name, with or without `.py`."""
+def _read(name: str, application: Application) -> Config:
+    """The configuration in the file `name`; else of the name among the application's, with or without `.py`."""
     path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {file.stem: file for file in sorted(folder.rglob("*.py")) if "_base_" not in file.parts}
-    if path.name == name and (stem := name.removesuffix(".py")) in shipped:
-        return shipped[stem]
-    hint = nearest(path.stem if path.suffix == ".py" else path.name, list(shipped))
-    raise InputError(f"config {name!r} is neither a file nor a name in {folder.parent.name}/{folder.name}; {hint}")
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(list(known)[:8])}{', ...' if len(known) > 8 else ''}" if known else "there are none"
+    demos = {file.stem: file for file in (application.configs / "demo").glob("*.py")}
+    if not path.is_file():
+        path = demos.get(path.name.removesuffix(".py"), path)
+    if not path.is_file():
+        if path.parent != Path(".") and application.zoo.row(path.stem) is None:  # a path, of no configuration before
+            raise InputError(f"config {name} does not exist; {nearest(path.stem, application.zoo.names)}")
+        return application.zoo.config(path.name)
+    try:
+        with patches.named_bases(application.zoo.config):
+            return Config.fromfile(path)
+    except InputError:
+        raise
+    except Exception as error:  # a configuration is a program, so that it can fail in any way
+        raise InputError(f"config {path}: {describe(error)}") from error
 
 
 def check_key(cfg: Mapping[str, Any], key: str) -> None:

@@ -13,11 +13,14 @@ import importlib
 import importlib.metadata
 import io
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from hvt_backbones.errors import InputError
 
 MARK = "_hvt_replaced"
 IMGAUG = ("imgaug", "imgaug.augmenters", "imgaug.augmentables", "imgaug.augmentables.lines",
@@ -77,6 +80,36 @@ def use_device(kind: str) -> None:
     import mmengine.device.utils
 
     mmengine.device.utils.DEVICE = kind
+
+
+@contextlib.contextmanager
+def named_bases(config: Callable[[str], Any]) -> Iterator[None]:
+    """Let `_base_` of a configuration name another one as the commands do, in place of a file that does not exist.
+
+    Args:
+        config: the configuration of a name; raises InputError where it is none.
+    """
+    from mmengine.config import Config
+
+    find = Config._get_cfg_path
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def find_named(base: str, filename: str) -> tuple[str, str | None]:
+            if "::" in base or Path(filename).parent.joinpath(base).is_file():
+                return find(base, filename)
+            path = Path(folder, f"{Path(base).name.removesuffix('.py')}.py")
+            try:
+                config(path.stem).dump(path)
+            except InputError as error:
+                raise InputError(f"_base_ {base!r} of {filename} is no file, and {error}") from error
+            return str(path), None
+
+        Config._get_cfg_path = staticmethod(find_named)
+        try:
+            yield
+        finally:
+            Config._get_cfg_path = staticmethod(find)
 
 
 def _replace(owner: type, name: str, new: Callable[..., Any]) -> None:

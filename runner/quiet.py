@@ -15,7 +15,7 @@ WARNINGS = {
     "The draw is False": "of a hook that draws only when it is asked to",
     r"Detected call of `scheduler\.step": "accumulated gradients, bad steps and fp16 leave the optimiser out at times",
     "Setting (OMP|MKL)_NUM_THREADS": "MMEngine's own doing, in each process",
-    "To copy construct from a tensor": "how mmdetection's Cascade R-CNN averages what its stages say",
+    "To copy construct from a tensor": "mmdetection's mask head, of masks that a cascade has averaged",
     r"`torch\.jit\.(script|interface|script_method)` is deprecated": "calls of the packages themselves",
 }
 # beginning of a record of MMEngine's logger -> the same

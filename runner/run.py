@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from .application import Application
 from .bad_steps import BadStepHook, DivergedError, keep_sources
 from .changes import check_changes, resume_changed
 from .checkpoints import find_latest
-from .config import LONGEST, ConfigOptions, building, describe, read_config
+from .config import LONGEST, add_config_arguments, building, describe, read_config
 from .data import check_data, datasets_of
 from .devices import join_processes, use_amp, use_device
 from .parts import check_classes, check_parts
@@ -46,14 +47,7 @@ METRICS = "metrics.json"
 def build_parser(application: Application, command: str, description: str) -> argparse.ArgumentParser:
     """A parser with what every command takes: CONFIG, --cfg-options, --device."""
     parser = ArgumentParser(prog=f"python -m {application.name}.{command}", description=description, allow_abbrev=False)
-    parser.add_argument("config", metavar="CONFIG", help=f"a file, or a name in {application.name}/configs")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=ConfigOptions,
-        metavar="KEY=VALUE",
-        help="change the configuration: train_dataloader.batch_size=4 model.backbone.with_cp=True",
-    )
+    add_config_arguments(parser, application)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "npu"), default="auto", help="default: auto")
     return parser
 
@@ -373,6 +367,29 @@ def info(argv: Sequence[str] | None, application: Application) -> None:
     print(f"{'part':<20}{'params (M)':>12}{'FLOPs (G)':>12}")
     for name, figures in parts.items():
         print(f"{name:<20}{figures['params'] / 1e6:>12.2f}{figures['flops'] / 1e9:>12.1f}")
+
+
+def config(argv: Sequence[str] | None, application: Application) -> None:
+    """Print a configuration as one whole file, or the tables of all."""
+    parser = ArgumentParser(
+        prog=f"python -m {application.name}.config",
+        description="Print a configuration as one whole file, which the framework's own tools run, too.",
+        allow_abbrev=False,
+    )
+    add_config_arguments(parser, application, nargs="?")
+    parser.add_argument("--tables", action="store_true", help="print the README's tables of all configurations instead")
+    args = parser.parse_args(argv)
+    if args.tables:
+        print(application.zoo.markdown(), end="")
+        return
+    if args.config is None:
+        raise InputError(f"CONFIG is missing: give a file, or a name of {application.name}/zoo.py; --tables prints all")
+    patches.import_framework(application.scope)
+    cfg = read_config(args.config, args.cfg_options, application)
+    name = Path(cfg.filename).stem
+    if application.zoo.row(name) is not None:
+        print("\n".join(textwrap.wrap(application.zoo.follows(name), 118, initial_indent="# ", subsequent_indent="# ")))
+    print(cfg.pretty_text, end="")
 
 
 def _side(text: str) -> int:

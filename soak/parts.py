@@ -7,15 +7,17 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import drawing, recount
-from .commands import ROOT, Row, run
+from .commands import Row, run
 from .loading import distinct_loaders
+
+if TYPE_CHECKING:
+    from runner.application import Application
 
 TINY_PYRAMID = {"embed_dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]}
 TINY = {"embed_dim": 4, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "pretrained": False}
-CHANNELS = [4, 8, 16, 32]
 CPU = ("--device", "cpu")
 METRICS = "metrics.json"
 
@@ -74,25 +76,21 @@ def train_classifier(folder: Path, root: Path, epochs: int) -> Row:
 # ---- detection, segmentation and video ----
 
 
-def distinct_configs(application: str, *, short: bool) -> list[Path]:
+def distinct_configs(application: Application, *, short: bool) -> list[str]:
     """One of each group with the same way from files to samples, in training and in testing; the small one of Swin.
 
     The first group alone, if it is to be `short`.
     """
-    from mmengine.config import Config
-
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted((ROOT / application / "configs").rglob("*.py")):
-        if {"_base_", "demo"} & set(path.parts):
-            continue
-        cfg = Config.fromfile(path)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in application.zoo.names:
+        cfg = application.zoo.config(name)
         ways = [cfg[f"{part}_dataloader"].dataset.to_dict() for part in ("train", "val", "test")]
         for way in ways:
             for key in ("ann_file", "data_prefix", "data_root"):
                 way.pop(key, None)
-        groups[json.dumps([ways, cfg.get("tta_pipeline", [])], sort_keys=True, default=str)].append(path)
-    chosen = [min(paths, key=lambda path: ("swin-t" not in path.stem, path.stem)) for paths in groups.values()]
-    chosen.sort(key=lambda path: (len(path.stem), path.stem))
+        groups[json.dumps([ways, cfg.get("tta_pipeline", [])], sort_keys=True, default=str)].append(name)
+    chosen = [min(names, key=lambda name: ("swin-t" not in name, name)) for names in groups.values()]
+    chosen.sort(key=lambda name: (len(name), name))
     return chosen[:1] if short else chosen
 
 
@@ -105,11 +103,9 @@ def narrow(node: Any) -> None:
             node[key] = 16
 
 
-def small_config(path: Path, folder: Path, change: Callable[[Any], None]) -> Path:
+def small_config(name: str, application: Application, folder: Path, change: Callable[[Any], None]) -> Path:
     """The configuration with a tiny backbone and narrow heads, and all that the data is read by as it stands."""
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(path)
+    cfg = application.zoo.config(name)
     model = cfg.model.to_dict()
     kept = {key: model["backbone"][key] for key in ("name", "out_indices") if key in model["backbone"]}
     backbone = {"type": "HVTBackbone", **kept, **TINY}
@@ -126,12 +122,14 @@ def small_config(path: Path, folder: Path, change: Callable[[Any], None]) -> Pat
     return folder / "config.py"
 
 
-def each(application: str, folder: Path, soak: Callable[[Row, Path, Path], None], *, short: bool) -> Iterator[Row]:
+def each(
+    application: Application, folder: Path, soak: Callable[[Row, str, Path], None], *, short: bool
+) -> Iterator[Row]:
     """`soak(row, configuration, empty folder)` of the distinct configurations."""
-    for path in distinct_configs(application, short=short):
-        row = Row(f"{application}: {path.stem}")
+    for name in distinct_configs(application, short=short):
+        row = Row(f"{application.name}: {name}")
         try:
-            soak(row, path, folder / path.stem)
+            soak(row, name, folder / name)
         except Exception as error:  # the others are run all the same
             row.faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         yield row
@@ -176,6 +174,7 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
 
 
 def detection(folder: Path, *, short: bool) -> Iterator[Row]:
+    from detection.application import DETECTION
     from runner import patches
 
     patches.import_framework("mmdet")
@@ -184,9 +183,8 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
     truth = root / "annotations" / "instances_val2017.json"
     few = ["train_cfg.max_epochs=2", "train_dataloader.dataset.indices=30"]
 
-    def soak(row: Row, path: Path, place: Path) -> None:
+    def soak(row: Row, name: str, place: Path) -> None:
         def change(cfg: Any) -> None:
-            cfg.model.neck.in_channels = CHANNELS[-len(cfg.model.neck.in_channels) :]
             if "bbox_head" in cfg.model:  # of one stage: a ninth of the anchors, the loss of which takes most of a step
                 cfg.model.bbox_head.anchor_generator.update(scales_per_octave=1, ratios=[1.0])
             cfg.model.test_cfg.get("rcnn", cfg.model.test_cfg).score_thr = 0.0
@@ -196,7 +194,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
             cfg.test_evaluator.outfile_prefix = str(place / "found")
             cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
 
-        config = small_config(path, place, change)
+        config = small_config(name, DETECTION, place, change)
         last = f"epoch_{epochs}.pth"
         metrics = train_and_test(row, "detection", config, last, few)
         drawn = ("--out-dir", place / "drawn", "--score-thr", 0.9)
@@ -206,11 +204,12 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
                 again = recount.average_precision(truth, place / f"found.{kind}.json", kind)
                 compare(row, f"AP of {kind}", metrics[f"coco/{kind}_mAP"], again, 6e-4)  # the command's are rounded
 
-    yield from each("detection", folder, soak, short=short)
+    yield from each(DETECTION, folder, soak, short=short)
 
 
 def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
     from runner import patches
+    from segmentation.application import SEGMENTATION
 
     patches.import_framework("mmseg")
     from mmseg.datasets import ADE20KDataset
@@ -219,23 +218,17 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
     maps = sorted((root / "annotations" / "validation").glob("*.png"))
     classes = {key: ADE20KDataset.METAINFO[key][: drawing.ADE_CLASSES] for key in ("classes", "palette")}
 
-    def soak(row: Row, path: Path, place: Path) -> None:
+    def soak(row: Row, name: str, place: Path) -> None:
         def change(cfg: Any) -> None:
-            if "neck" in cfg.model:
-                cfg.model.neck.in_channels = CHANNELS
-            else:
-                cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels = CHANNELS, CHANNELS[2]
+            if "neck" not in cfg.model:
                 cfg.model.decode_head.pool_scales = (2, 3, 6)  # not to a pixel, one of which has no batch norm
             for part in ("train", "val", "test"):
                 cfg[f"{part}_dataloader"].dataset.update(data_root=str(root), metainfo=classes)
-            for head in ("decode_head", "auxiliary_head"):
-                if head in cfg.model:
-                    cfg.model[head].num_classes = drawing.ADE_CLASSES
             cfg.test_evaluator.output_dir = str(place / "found")
             cfg.train_cfg.update(max_iters=steps, val_interval=steps)
             cfg.default_hooks.checkpoint.interval = steps
 
-        config = small_config(path, place, change)
+        config = small_config(name, SEGMENTATION, place, change)
         last = f"iter_{steps}.pth"
         shorter = ["train_cfg.max_iters=24", "train_cfg.val_interval=24", "default_hooks.checkpoint.interval=4"]
         metrics = train_and_test(row, "segmentation", config, last, shorter)
@@ -248,11 +241,12 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
             again = recount.mean_iou(((place / found / one.name, one) for one in maps), drawing.ADE_CLASSES)
             compare(row, f"mIoU of {found}", counted["mIoU"], again, 0.02)
 
-    yield from each("segmentation", folder, soak, short=short)
+    yield from each(SEGMENTATION, folder, soak, short=short)
 
 
 def video(folder: Path, *, short: bool) -> Iterator[Row]:
     from runner import patches
+    from video.application import VIDEO
 
     patches.import_framework("mmaction")
     clips, epochs = (8, 1) if short else (44, 23)
@@ -261,17 +255,17 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
     lines = (root / "kinetics400_val_list_videos.txt").read_text().splitlines()
     truth = {Path(line.rpartition(" ")[0]).name: int(line.rpartition(" ")[2]) for line in lines}
 
-    def soak(row: Row, path: Path, place: Path) -> None:
+    def soak(row: Row, name: str, place: Path) -> None:
         def change(cfg: Any) -> None:
             cfg.model.backbone.window_size = (2, 7, 7)  # logits of 784 tokens each would take nine tenths of the time
-            cfg.model.cls_head.update(in_channels=CHANNELS[-1], num_classes=4)
+            cfg.model.cls_head.num_classes = 4
             for part, split in (("train", "train"), ("val", "val"), ("test", "val")):
                 dataset = cfg[f"{part}_dataloader"].dataset
                 dataset.ann_file = str(root / f"kinetics400_{split}_list_videos.txt")
                 dataset.data_prefix = {"video": str(root / f"videos_{split}")}
             cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
 
-        config = small_config(path, place, change)
+        config = small_config(name, VIDEO, place, change)
         last = f"epoch_{epochs}.pth"
         metrics = train_and_test(row, "video", config, last, few)
         seen = (root / "videos_val", root / "broken", "--out-dir", place / "seen")
@@ -283,7 +277,7 @@ def video(folder: Path, *, short: bool) -> Iterator[Row]:
         found = {Path(answer["path"]).name: answer["top"][0]["label"] for answer in answers}
         compare(row, "top-1", 100 * metrics["acc/top1"], recount.top1(found, truth), 0.1)
 
-    yield from each("video", folder, soak, short=short)
+    yield from each(VIDEO, folder, soak, short=short)
 
 
 PARTS = {"classification": classification, "detection": detection, "segmentation": segmentation, "video": video}

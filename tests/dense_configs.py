@@ -19,6 +19,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hvt_backbones.variants import find_variant
+from runner.application import Application
+from runner.complete import complete
+from runner.zoo import Row
 
 SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 # in the name of a configuration -> the model that it names
@@ -32,38 +35,26 @@ BACKBONES = {
 PYRAMID = {"embed_dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
 WINDOWED = {"embed_dim": 16, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 4)}
 SMALL = {
-    "swin/{}_swin-t-p4-w7": ([16, 32, 64, 128], WINDOWED),
-    "swinv2/{}_swinv2-t-w8": ([16, 32, 64, 128], WINDOWED),
-    "pvt_v2/{}_pvtv2-b2-li": ([16, 24, 32, 40], PYRAMID),
-    "twins/{}_twins-pcpvt-s": ([16, 24, 32, 40], PYRAMID),
-    "twins/{}_twins-svt-s": ([16, 24, 32, 40], {**PYRAMID, "depths": (2, 2, 1, 1)}),
+    "swin-t-p4-w7": WINDOWED,
+    "swinv2-t-w8": WINDOWED,
+    "pvtv2-b2-li": PYRAMID,
+    "twins-pcpvt-s": PYRAMID,
+    "twins-svt-s": {**PYRAMID, "depths": (2, 2, 1, 1)},
 }
 TOLERANCE = 0.02
 SHRINK = 8  # of all lengths in pixels
 LENGTHS = ("scale", "scales", "crop_size", "size", "stride")
 NUMBER = r"\d+(?:\.\d+)?"
 PUBLISHED = re.compile(rf"({NUMBER})(?: at (\d+)x(\d+))?((?:, [a-z])*)")
-LINK = re.compile(r"\[[^]]+\]\((configs/[^)]+)\)")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A number in a README: of which image (height, width), and marks that say how its source counts otherwise."""
+    """A number in a table: of which image (height, width), and marks that say how its source counts otherwise."""
 
     value: float
     shape: tuple[int, int] | None
     marks: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A configuration in a README: ours as it is printed, and what is published."""
-
-    config: Path
-    params: str
-    flops: str
-    published_params: Published | None
-    published_flops: Published | None
 
 
 @dataclass(frozen=True)
@@ -105,16 +96,16 @@ def _divided(value: Any) -> Any:
     return type(value)(map(_divided, value)) if isinstance(value, list | tuple) else value // SHRINK
 
 
-def small_config(path: Path, arguments: Mapping[str, Any], work_dir: Path) -> Config:
+def small_config(name: str, application: Application, arguments: Mapping[str, Any], work_dir: Path) -> Config:
     """A configuration with another backbone, small pictures, nothing downloaded or saved, one step of training."""
-    cfg = Config.fromfile(path, format_python_code=False)  # formatting its print-outs takes longer than training
+    cfg = application.zoo.config(name)
     backbone = {**cfg.model.backbone, **arguments, "pretrained": False}
     shrink(cfg.model)
     narrow(cfg.model)
     cfg.model.backbone = backbone
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        cfg[name].update(num_workers=0, persistent_workers=False)
-        shrink(cfg[name].dataset.pipeline)
+    for part in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        cfg[part].update(num_workers=0, persistent_workers=False)
+        shrink(cfg[part].dataset.pipeline)
     cfg.train_dataloader.batch_size = 2
     cfg.default_hooks.checkpoint = None
     cfg.work_dir = str(work_dir)
@@ -124,6 +115,7 @@ def small_config(path: Path, arguments: Mapping[str, Any], work_dir: Path) -> Co
 
 def train_and_evaluate(cfg: Config) -> dict[str, float]:
     """One step, which must reach every parameter, as distributed training asks; then the metrics."""
+    complete(cfg)
     runner = Runner.from_cfg(cfg)
     reached = set()
     for name, parameter in runner.model.named_parameters():
@@ -155,36 +147,18 @@ def check_decay(runner: Runner) -> None:
         assert positions or runner.cfg.model.backbone.name.startswith("pvt")
 
 
-def configs(folder: Path) -> list[Path]:
-    """Those for the published data sets."""
-    return sorted(path for path in folder.rglob("*.py") if not {"_base_", "demo"} & set(path.parts))
-
-
-def rows(readme: Path) -> list[Row]:
-    """The lines of its tables that link to a configuration."""
-    found = []
-    for line in readme.read_text().splitlines():
-        if line.startswith("|") and (link := LINK.search(line)):
-            cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
-            params, published_params, flops, published_flops = cells[-6:-2]
-            found.append(
-                Row(
-                    config=readme.parent / link[1],
-                    params=params,
-                    flops=flops,
-                    published_params=_published(published_params),
-                    published_flops=_published(published_flops),
-                )
-            )
-    return found
-
-
 def _published(cell: str) -> Published | None:
     if cell == "-":
         return None
     value, height, width, marks = PUBLISHED.fullmatch(cell).groups()
     shape = (int(height), int(width)) if height else None
     return Published(float(value), shape, frozenset(re.findall("[a-z]", marks)))
+
+
+def readme_is_current(application: Application) -> bool:
+    """Whether the tables of its README are those of the zoo."""
+    readme = (application.configs.parent / "README.md").read_text()
+    return all(table in readme for table in application.zoo.markdown().rstrip().split("\n\n### "))
 
 
 def build(cfg: Config) -> nn.Module:
@@ -232,21 +206,28 @@ def _padding(name: str, shape: tuple[int, int]) -> int:
     return extra
 
 
+def published_shape(row: Row) -> tuple[int, int] | None:
+    """For which FLOPs are published, if it is another one."""
+    published = _published(row.counts.split("; ")[3])
+    return None if published is None else published.shape
+
+
 def check_figures(
     row: Row, parameter_count: int, flops: Mapping[tuple[int, int], Flops], shape: tuple[int, int]
 ) -> None:
-    """The README prints what was counted, which is within 2 % of what is published, counted as the source counts.
+    """The row says what was counted, which is within 2 % of what is published, counted as the source counts.
 
     Args:
         flops: of `shape`, in which the README prints it, and of the shape for which it is published.
     """
+    params, published_params, giga, published_flops = row.counts.split("; ")
     counted = f"{parameter_count / 1e6:.1f}", f"{flops[shape].total / 1e9:.0f}"
-    assert (row.params, row.flops) == counted, f"the README has {row.params} and {row.flops}, counted are {counted}"
+    assert (params, giga) == counted, f"the row has {params} and {giga}, counted are {counted}"
     counted = parameter_count / 1e6
-    if (published := row.published_params) is not None:
+    if (published := _published(published_params)) is not None:
         near = counted == pytest.approx(published.value, rel=TOLERANCE)
         assert near != ("x" in published.marks), f"{counted:.1f} M parameters"
-    if (published := row.published_flops) is not None:
+    if (published := _published(published_flops)) is not None:
         counted = flops[published.shape or shape].as_source_counts(published.marks) / 1e9
         near = counted == pytest.approx(published.value, rel=TOLERANCE)
         assert near != ("x" in published.marks), f"{counted:.1f} GFLOPs"

@@ -9,6 +9,8 @@ from typing import Any
 from hvt_backbones.errors import InputError
 from runner.application import Application
 
+from .zoo import ZOO
+
 
 def adapt(cfg: Any) -> None:
     """Let labels be checked against the model's classes, clips that are left out be counted, batches be of any size.
@@ -56,6 +58,7 @@ VIDEO = Application(
     name="video",
     scope="mmaction",
     configs=Path(__file__).parent / "configs",
+    zoo=ZOO,
     layout="Kinetics' layout: data/kinetics400 with kinetics400_{train,val}_list_videos.txt (a line `path label` for "
     "each clip), videos_train/ and videos_val/",
     amp_part="backbone",  # mmaction2's heads convert what they return to NumPy, which has no bf16

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from torch import nn
 
+from detection.application import DETECTION
+from detection.zoo import ROWS
+from runner.config import read_config
+from runner.zoo import Row
 from tests import dense_configs as shared
-from tests.dense_runs import CLASSES, ROOT
+from tests.dense_runs import CLASSES
 
-FOLDER = ROOT / "detection"
-CONFIGS = shared.configs(FOLDER / "configs")
-ROWS = {row.config: row for row in shared.rows(FOLDER / "README.md")}
 METHODS = {
     "mask-rcnn": ("fpn_1x_coco", "fpn_ms-crop-3x_coco"),
     "cascade-mask-rcnn": ("fpn_ms-crop-3x_coco",),
@@ -26,12 +26,12 @@ PROPOSALS, MASKS = 1000, 100  # for which papers count the second stage
 
 
 def test_every_method_has_every_backbone() -> None:
-    stems = {f"{method}_{key}_{run}" for method, runs in METHODS.items() for run in runs for key in shared.BACKBONES}
-    assert {path.stem for path in CONFIGS} == stems
+    names = {f"{method}_{key}_{run}" for method, runs in METHODS.items() for run in runs for key in shared.BACKBONES}
+    assert {row.name for row in ROWS} == names
 
 
-def test_the_readme_lists_every_configuration() -> None:
-    assert sorted(ROWS) == CONFIGS
+def test_the_readme_has_the_tables() -> None:
+    assert shared.readme_is_current(DETECTION)
 
 
 _heads: dict[object, shared.Flops] = {}
@@ -57,32 +57,24 @@ def heads(model: nn.Module, maps: tuple[torch.Tensor, ...]) -> Iterator[shared.F
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_is_as_large_as_published(path: Path) -> None:
-    cfg = Config.fromfile(path)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_is_as_large_as_published(row: Row) -> None:
+    cfg = read_config(row.name, {}, DETECTION)
     assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]
+    token = row.name.split("_")[1]
     # their checkpoints are the published ones; mmdetection has none of Twins
-    assert (cfg.model.backbone.get("style") == "official") == (path.parent.name in ("pvt_v2", "twins"))
-    assert cfg.model.backbone.name == shared.BACKBONES[path.stem.split("_")[1]]
+    assert (cfg.model.backbone.get("style") == "official") == token.startswith(("pvt", "twins"))
+    assert cfg.model.backbone.name == shared.BACKBONES[token]
     model = shared.build(cfg)
-    shared.check_figures(ROWS[path], shared.parameters(model), {SHAPE: flops_of(model)}, SHAPE)
+    shared.check_figures(row, shared.parameters(model), {SHAPE: flops_of(model)}, SHAPE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", shared.SMALL)
 @pytest.mark.parametrize("method", METHODS)
 def test_trains_and_is_evaluated(method: str, kind: str, coco: Path, tmp_path: Path) -> None:
-    channels, arguments = shared.SMALL[kind]
-    path = FOLDER / "configs" / f"{kind.format(method)}_{METHODS[method][-1]}.py"
-    cfg = shared.small_config(path, arguments, tmp_path)
-    cfg.model.neck.in_channels = channels[-len(cfg.model.neck.in_channels) :]
-    heads = cfg.model.get("roi_head", cfg.model)
-    for head in (
-        heads.bbox_head if isinstance(heads.bbox_head, list) else [heads.bbox_head],
-        [heads.get("mask_head", {})],
-    ):
-        for settings in head:
-            settings.update(num_classes=len(CLASSES))
+    name = f"{method}_{kind}_{METHODS[method][-1]}"
+    cfg = shared.small_config(name, DETECTION, shared.SMALL[kind], tmp_path)
     cfg.model.test_cfg.get("rcnn", cfg.model.test_cfg).score_thr = 0.0
     for name in ("train_dataloader", "val_dataloader"):
         cfg[name].dataset.update(data_root=str(coco), metainfo={"classes": CLASSES})

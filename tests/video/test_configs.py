@@ -11,13 +11,14 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from runner.complete import complete
+from runner.config import read_config
+from runner.zoo import Row
 from tests import dense_configs as shared
-from tests.dense_runs import ROOT
 from tests.video.conftest import write_clip, write_list
+from video.application import VIDEO
+from video.zoo import ROWS
 
-FOLDER = ROOT / "video"
-CONFIGS = shared.configs(FOLDER / "configs")
-ROWS = {row.config: row for row in shared.rows(FOLDER / "README.md")}
 CLIP = (32, 224, 224)
 # stem -> model, image or video weights it starts from, classes, drop path, learning rate of the head, weight decay,
 # videos per step of the optimiser on 8 devices, epochs
@@ -47,14 +48,14 @@ WINDOWED = {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2), "
 FRAMES = 8
 
 
-def test_the_readme_lists_every_configuration() -> None:
-    assert {path.stem for path in CONFIGS} == set(PUBLISHED)
-    assert sorted(ROWS) == CONFIGS
+def test_the_readme_has_the_tables() -> None:
+    assert {row.name for row in ROWS} == set(PUBLISHED)
+    assert shared.readme_is_current(VIDEO)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_has_the_published_settings(path: Path) -> None:
-    cfg = Config.fromfile(path)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_has_the_published_settings(name: str) -> None:
+    cfg = VIDEO.zoo.config(name)
     backbone, wrapper, loader = cfg.model.backbone, cfg.optim_wrapper, cfg.train_dataloader
     assert cfg.auto_scale_lr.base_batch_size == 8 * loader.batch_size
     assert (
@@ -66,19 +67,19 @@ def test_has_the_published_settings(path: Path) -> None:
         wrapper.optimizer.weight_decay,
         8 * loader.batch_size * wrapper.get("accumulative_counts", 1),
         cfg.train_cfg.max_epochs,
-    ) == PUBLISHED[path.stem]
+    ) == PUBLISHED[name]
     assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]
     warmup, decay = cfg.param_scheduler
     assert (warmup.end, decay.T_max, decay.end) == (2.5, cfg.train_cfg.max_epochs, cfg.train_cfg.max_epochs)
     # left and right are classes of Something-Something
-    sthv2 = path.stem.endswith("sthv2-rgb")
+    sthv2 = name.endswith("sthv2-rgb")
     assert any(step.type == "Flip" for step in loader.dataset.pipeline) != sthv2
     assert cfg.model.cls_head.get("label_smooth_eps", 0.0) == (0.1 if sthv2 else 0.0)
     for part in ("train", "val", "test"):  # no list of one data set with the videos of another
         data = cfg[f"{part}_dataloader"].dataset
-        name = path.stem.rpartition("_")[2].removesuffix("-rgb")
-        assert data.ann_file == f"data/{name}/{name}_{'train' if part == 'train' else 'val'}_list_videos.txt"
-        assert data.data_prefix.video.startswith(f"data/{name}/videos")
+        source = name.rpartition("_")[2].removesuffix("-rgb")
+        assert data.ann_file == f"data/{source}/{source}_{'train' if part == 'train' else 'val'}_list_videos.txt"
+        assert data.data_prefix.video.startswith(f"data/{source}/videos")
         assert data.data_prefix.video.endswith(("videos", "videos_train" if part == "train" else "videos_val"))
 
 
@@ -89,10 +90,10 @@ def flops_of(model: nn.Module) -> shared.Flops:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_is_as_large_as_published(path: Path) -> None:
-    cfg = Config.fromfile(path)
-    model, row = shared.build(cfg), ROWS[path]
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_is_as_large_as_published(row: Row) -> None:
+    cfg = read_config(row.name, {}, VIDEO)
+    model = shared.build(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     lr, decay = cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay
@@ -102,8 +103,8 @@ def test_is_as_large_as_published(path: Path) -> None:
 
 
 def small(stem: str, kinetics: Path, work_dir: Path) -> Config:
-    cfg = shared.small_config(FOLDER / "configs" / "video_swin" / f"{stem}.py", WINDOWED, work_dir)
-    cfg.model.cls_head.update(in_channels=64, num_classes=8)
+    cfg = shared.small_config(stem, VIDEO, WINDOWED, work_dir)
+    cfg.model.cls_head.num_classes = 8
     for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
         data = cfg[name].dataset
         split = "train" if name.startswith("train") else "val"
@@ -136,6 +137,7 @@ def test_clips_and_crops(stem: str, tmp_path: Path) -> None:
             step.scale = (56, 28)  # the clips are square: now wide, for three crops to differ
             step.keep_ratio = False
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    complete(cfg)
     runner = Runner.from_cfg(cfg)
     seen: list[Tensor] = []
     runner.model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

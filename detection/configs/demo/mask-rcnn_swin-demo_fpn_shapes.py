@@ -21,17 +21,16 @@ model = dict(
         num_heads=(1, 2, 4, 8),
         drop_path_rate=0.0,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=48, num_outs=4),
+    neck=dict(out_channels=48, num_outs=4),
     rpn_head=dict(
-        in_channels=48,
         feat_channels=48,
         anchor_generator=dict(scales=[2, 2.8], ratios=[1.0], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=48, finest_scale=14),
-        bbox_head=dict(in_channels=48, fc_out_channels=192, num_classes=5),
+        bbox_head=dict(fc_out_channels=192, num_classes=5),
         mask_roi_extractor=dict(out_channels=48, finest_scale=14),
-        mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=48, num_classes=5),
+        mask_head=dict(num_convs=2, conv_out_channels=48, num_classes=5),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),

@@ -24,8 +24,8 @@ model = dict(
         mlp_ratios=(4, 4, 4, 4),
         drop_path_rate=0.0,
     ),
-    decode_head=dict(in_channels=[24, 48, 96, 144], channels=48, num_classes=8, loss_decode=dict(class_weight=weights)),
-    auxiliary_head=dict(in_channels=96, channels=48, num_classes=8, loss_decode=dict(class_weight=weights)),
+    decode_head=dict(channels=48, num_classes=8, loss_decode=dict(class_weight=weights)),
+    auxiliary_head=dict(channels=48, num_classes=8, loss_decode=dict(class_weight=weights)),
 )
 
 train_pipeline = [

@@ -21,7 +21,7 @@ model = dict(
         drop_path_rate=0.0,
         out_indices=(1,),
     ),
-    cls_head=dict(in_channels=48, num_classes=8, dropout_ratio=0.0, init_std=0.2),
+    cls_head=dict(num_classes=8, dropout_ratio=0.0, init_std=0.2),
     test_cfg=None,
 )
 

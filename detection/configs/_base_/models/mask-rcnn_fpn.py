@@ -1,5 +1,5 @@
 # Mask R-CNN with FPN (arXiv:1703.06870, arXiv:1612.03144), as mmdetection has it.
-# The config names the backbone and the channels of its maps: neck.in_channels.
+# Channels that are not here are those of the backbone and of the neck, classes those of the data.
 model = dict(
     type="MaskRCNN",
     data_preprocessor=dict(
@@ -14,7 +14,6 @@ model = dict(
     neck=dict(type="FPN", out_channels=256, num_outs=5),
     rpn_head=dict(
         type="RPNHead",
-        in_channels=256,
         feat_channels=256,
         anchor_generator=dict(type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[1.0, 1.0, 1.0, 1.0]),
@@ -26,15 +25,12 @@ model = dict(
         bbox_roi_extractor=dict(
             type="SingleRoIExtractor",
             roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
-            out_channels=256,
             featmap_strides=[4, 8, 16, 32],
         ),
         bbox_head=dict(
             type="Shared2FCBBoxHead",
-            in_channels=256,
             fc_out_channels=1024,
             roi_feat_size=7,
-            num_classes=80,
             bbox_coder=dict(
                 type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
             ),
@@ -45,15 +41,12 @@ model = dict(
         mask_roi_extractor=dict(
             type="SingleRoIExtractor",
             roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
-            out_channels=256,
             featmap_strides=[4, 8, 16, 32],
         ),
         mask_head=dict(
             type="FCNMaskHead",
             num_convs=4,
-            in_channels=256,
             conv_out_channels=256,
-            num_classes=80,
             loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
         ),
     ),

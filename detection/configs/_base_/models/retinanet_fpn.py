@@ -1,6 +1,6 @@
 # RetinaNet with FPN (arXiv:1708.02002), as mmdetection has it.
 # The first map is not asked for: FPN would not use it, and parameters without a gradient stop distributed training.
-# The config names the backbone and the channels of the other three maps: neck.in_channels.
+# Channels that are not here are those of the backbone and of the neck, classes those of the data.
 model = dict(
     type="RetinaNet",
     data_preprocessor=dict(
@@ -14,8 +14,6 @@ model = dict(
     neck=dict(type="FPN", out_channels=256, start_level=0, add_extra_convs="on_input", num_outs=5),
     bbox_head=dict(
         type="RetinaHead",
-        num_classes=80,
-        in_channels=256,
         stacked_convs=4,
         feat_channels=256,
         anchor_generator=dict(

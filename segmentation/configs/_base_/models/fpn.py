@@ -1,6 +1,6 @@
 # Semantic FPN (arXiv:1901.02446), as mmsegmentation has it.
-# The config names the backbone and the channels of its maps: neck.in_channels. Pictures are seen whole in testing; with
-# test_cfg.mode="slide" in windows of this size.
+# Channels that are not here are those of the backbone and of the neck, classes those of the data. Pictures are seen
+# whole in testing; with test_cfg.mode="slide" in windows of this size.
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
     type="EncoderDecoder",
@@ -17,12 +17,10 @@ model = dict(
     neck=dict(type="FPN", out_channels=256, num_outs=4),
     decode_head=dict(
         type="FPNHead",
-        in_channels=[256, 256, 256, 256],
         in_index=[0, 1, 2, 3],
         feature_strides=[4, 8, 16, 32],
         channels=128,
         dropout_ratio=0.1,
-        num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),

@@ -1,6 +1,6 @@
 # UPerNet (arXiv:1807.10221), as mmsegmentation has it.
-# The config names the backbone and the channels of its maps: decode_head.in_channels and, of the third map,
-# auxiliary_head.in_channels. Pictures are seen whole in testing; with test_cfg.mode="slide" in windows of this size.
+# Channels that are not here are those of the backbone, classes those of the data. Pictures are seen whole in testing;
+# with test_cfg.mode="slide" in windows of this size.
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
     type="EncoderDecoder",
@@ -20,7 +20,6 @@ model = dict(
         pool_scales=(1, 2, 3, 6),
         channels=512,
         dropout_ratio=0.1,
-        num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
@@ -32,7 +31,6 @@ model = dict(
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
-        num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),

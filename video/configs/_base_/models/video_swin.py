@@ -1,5 +1,5 @@
 # Video Swin (arXiv:2106.13230) under the head of I3D, as its authors' code and mmaction2 have it.
-# The config names the backbone, and the channels of its last map: cls_head.in_channels. In testing at most four views
+# The channels of the head are those of the backbone. In testing at most four views
 # (clips x crops) of a video go through the backbone at a time, which changes memory alone and needs batches of one.
 model = dict(
     type="Recognizer3D",
@@ -10,7 +10,7 @@ model = dict(
         format_shape="NCTHW",
     ),
     backbone=dict(type="HVTBackbone", out_indices=(3,)),
-    cls_head=dict(type="I3DHead", num_classes=400, spatial_type="avg", dropout_ratio=0.5, average_clips="prob"),
+    cls_head=dict(type="I3DHead", spatial_type="avg", dropout_ratio=0.5, average_clips="prob"),
     train_cfg=None,
     test_cfg=dict(max_testing_views=4),
 )

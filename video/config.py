@@ -1,0 +1,14 @@
+"""The whole configuration of a recognizer: `python -m video.config CONFIG`, and a table of them: `--tables`."""
+
+from __future__ import annotations
+
+import sys
+
+from runner import command
+
+from .application import VIDEO
+
+main = command("config", VIDEO)
+
+if __name__ == "__main__":
+    sys.exit(main())
