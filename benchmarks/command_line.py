@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -11,16 +10,10 @@ from pathlib import Path
 import torch
 
 from hvt_backbones.device import select_device
-from hvt_backbones.errors import InputError
+from hvt_backbones.errors import InputError, nearest, whole_number
 from hvt_backbones.ops import IMPLEMENTATIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
-    return int(text)
 
 
 def output_file(text: str) -> Path:
@@ -36,10 +29,10 @@ def add_measuring(parser: argparse.ArgumentParser, *, batch: int, rounds: int) -
     parser.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--tf32", action="store_true", help="let CUDA round float32 factors to tf32; without it, never")
-    parser.add_argument("--batch", type=positive, default=batch)
-    parser.add_argument("--rounds", type=positive, default=rounds, help="samples of each competitor")
-    parser.add_argument("--warmup", type=positive, default=2, help="rounds before, not kept")
-    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's choice")
+    parser.add_argument("--batch", type=whole_number(1), default=batch)
+    parser.add_argument("--rounds", type=whole_number(1), default=rounds, help="samples of each competitor")
+    parser.add_argument("--warmup", type=whole_number(1), default=2, help="rounds before, not kept")
+    parser.add_argument("--threads", type=whole_number(1), help="of the CPU; default: torch's choice")
     parser.add_argument(
         "--clock", choices=("wall", "process"), default="wall",
         help="process: the processor time of all threads, on a CPU that others use too; best with --threads 1",
@@ -59,9 +52,7 @@ def known_models(names: Iterable[str], models: Collection[str]) -> None:
     """
     for name in names:
         if name not in models:
-            near = difflib.get_close_matches(name, models, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"no peers are known for {name!r}: {hint}choose from {', '.join(models)}")
+            raise InputError(f"no peers are known for {name!r}; {nearest(name, list(models))}")
 
 
 def prepare(options: argparse.Namespace) -> torch.device:

@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error, whole_number
 
 from . import measure
-from .command_line import DTYPES, add_measuring, known_models, positive, prepare
+from .command_line import DTYPES, add_measuring, known_models, prepare
 from .competitors import CLASSES, MODELS, build_competitors, check_equal, count_flops
 
 MODES = ("inference", "train")
@@ -169,7 +169,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     add_measuring(parser, batch=4, rounds=15)
-    parser.add_argument("--image-size", type=positive, help="default: 224, for SwinV2 256")
+    parser.add_argument("--image-size", type=whole_number(1), help="default: 224, for SwinV2 256")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="of the training step")
     options = parser.parse_args(argv)
     known_models(options.models, MODELS)

@@ -5,10 +5,8 @@ Nothing here touches a device: the model is built and run on the meta device, wh
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import nn
 
 from hvt_backbones import Classifier, InputError, create_classifier
 from hvt_backbones.create import is_file_or_url
+from hvt_backbones.errors import nearest
 from hvt_backbones.predict import image_variant
 from hvt_backbones.variants import find_variant
 
@@ -33,12 +32,6 @@ POLICY = re.compile(
 SAID_ELSEWHERE = {"name": "model.name", "pretrained": "model.pretrained", "class_map": "model.class_map",
                   "num_classes": "the data"}  # fmt: skip
 LARGEST_NUMBER, LARGEST_DEPTH, LARGEST_MODEL = 100_000, 1000, 20e9  # SwinV2-G, the largest published, has 3e9
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint for an error message: the names most like `word`, or all of them."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}."
 
 
 def check_names(config: Config) -> None:

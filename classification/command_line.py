@@ -17,9 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from hvt_backbones import InputError
-from hvt_backbones.errors import ArgumentParser
+from hvt_backbones.errors import ArgumentParser, nearest
 
-from .checks import check_names, check_paths, nearest
+from .checks import check_names, check_paths
 from .config import Config
 
 QUOTES = "'\""

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from hvt_backbones import InputError, list_models
-from hvt_backbones.errors import ArgumentParser, exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
 from hvt_backbones.predict import ModelFile, describe_weights, open_model
 from hvt_backbones.processes import leave_processes
 
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--on-error", choices=("fail", "skip"), default="fail", help="at a picture that cannot be read (default: fail)"
     )
     parser.add_argument(
-        "--max-errors", type=_portion, default=0.01, metavar="X", help="share that may be skipped (default: 0.01)"
+        "--max-errors", type=share, default=0.01, metavar="X", help="share that may be skipped (default: 0.01)"
     )
     parser.add_argument(
         "--class-order",
@@ -71,8 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--class-map", metavar="FILE", help="text file: line k is the model's class (from 0) of class folder k"
     )
     parser.add_argument("--model", metavar="NAME", help="model of a file that does not say it")
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="per process (default: 64)")
-    parser.add_argument("--workers", type=_count, default=2, metavar="N", help="decoding processes (default: 2)")
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, metavar="N", help="per process (default: 64)")
+    parser.add_argument(
+        "--workers", type=whole_number(), default=2, metavar="N", help="decoding processes (default: 2)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "npu"), default="auto")
     parser.add_argument(
         "--amp",
@@ -80,50 +82,17 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="precision; auto: bf16 on accelerators that support it, else fp32",
     )
-    parser.add_argument("--size", type=_positive, metavar="N", help="side of the input instead of the model's own")
-    parser.add_argument("--crop-pct", type=_share, metavar="X", help="share that is cropped instead of the model's")
+    parser.add_argument(
+        "--size", type=whole_number(1), metavar="N", help="side of the input instead of the model's own"
+    )
+    parser.add_argument(
+        "--crop-pct", type=positive_share, metavar="X", help="share that is cropped instead of the model's"
+    )
     parser.add_argument("--interpolation", choices=("bicubic", "bilinear", "nearest"))
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the result as JSON to FILE, or instead of the table"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 100_000:
-        raise ValueError
-    return value
-
-
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value == 0:
-        raise ValueError
-    return value
-
-
-def _portion(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:  # nor NaN
-        raise ValueError
-    return value
-
-
-def _share(text: str) -> float:
-    value = _portion(text)
-    if value == 0:
-        raise ValueError
-    return value
-
-
-for _kind, _name in (
-    (_count, "whole number"),
-    (_positive, "positive whole number"),
-    (_portion, "share in [0, 1]"),
-    (_share, "share in (0, 1]"),
-):
-    _kind.__name__ = _name  # argparse says "invalid ... value"
 
 
 def open_checkpoint(source: str, model: str | None) -> ModelFile:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hvt_backbones.errors import share
 from runner import run_command
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run(argv: Sequence[str] | None) -> int:
     parser = build_parser(DETECTION, "predict", "Detect objects in pictures.")
     add_prediction_arguments(parser)
     parser.add_argument(
-        "--score-thr", type=_score, default=0.3, metavar="S", help="leave out detections below this (default 0.3)"
+        "--score-thr", type=share, default=0.3, metavar="S", help="leave out detections below this (default 0.3)"
     )
     args = parser.parse_args(argv)
     plan = plan_pictures(args.pictures, args.out_dir / PICTURES, ".jpg")
@@ -65,16 +65,6 @@ def run(argv: Sequence[str] | None) -> int:
     write_json(args.out_dir / PREDICTIONS, results)
     print(f"{len(results)} objects of {len(reading.done)} pictures in {args.out_dir / PREDICTIONS}")
     return reading.status()
-
-
-def _score(text: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = -1.0
-    if not 0 <= score <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return score
 
 
 def coco_results(found: DetDataSample, path: Path, ids: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentParser, InputError, exit_on_input_error
+from .errors import ArgumentParser, InputError, exit_on_input_error, whole_number
 from .images import Reading, find_images, silence_false_alarms
 from .variants import VARIANTS, Variant, find_variant, list_models
 from .version import __version__
@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
         "predict", help="name what pictures show", description="Print the most probable classes of pictures."
     )
     _add_model_and_images(predict)
-    predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes per picture (default 5)")
+    predict.add_argument(
+        "--top-k", type=whole_number(1), default=5, metavar="K", help="classes per picture (default 5)"
+    )
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(run=run_predict)
 
@@ -44,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     features.add_argument("--stages", type=int, nargs="+", metavar="I", help="stages from 0 (default: all)")
     features.add_argument(
         "--size",
-        type=_positive,
+        type=whole_number(1),
         nargs="+",
         metavar="N",
         help="HEIGHT WIDTH, or one side: resize whole pictures to it instead of cropping them as for classification",
@@ -92,12 +94,6 @@ def _add_weights_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-key", metavar="KEY", help="which of several sets of weights in the checkpoint (state_dict_ema)"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def run_models(args: argparse.Namespace) -> None:

@@ -39,6 +39,35 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
+def whole_number(least: int = 0) -> Callable[[str], int]:
+    """The `type` of an argument that is a whole number of at least `least`, and of fewer than ten digits."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or len(text) > 9 or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return int(text)
+
+    return parse
+
+
+def share(text: str) -> float:
+    """The `type` of an argument that is a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:  # nor NaN
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return number
+
+
+def positive_share(text: str) -> float:
+    """The `type` of an argument that is a number above 0, up to 1."""
+    if not share(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to 1")
+    return float(text)
+
+
 def exit_on_input_error(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Make a command's `main` report `InputError` as one line on stderr and exit with status 2.
 

@@ -16,7 +16,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 
 from hvt_backbones.atomic import whole_file
-from hvt_backbones.errors import ArgumentParser
+from hvt_backbones.errors import ArgumentParser, whole_number
 
 from . import patches
 from .application import Application
@@ -70,15 +70,11 @@ def build_parser(application: Application, reads: str) -> argparse.ArgumentParse
     )
     add_config_arguments(parser, application)
     parser.add_argument("--quick", action="store_true", help="what every training looks at before it starts")
-    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes; 0: one")
+    parser.add_argument(
+        "--workers", type=whole_number(), default=os.cpu_count() or 1, metavar="N", help="processes; 0: one"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 def check(

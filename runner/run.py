@@ -25,7 +25,7 @@ from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import nn
 
 from hvt_backbones.atomic import whole_file
-from hvt_backbones.errors import ArgumentParser, InputError
+from hvt_backbones.errors import ArgumentParser, InputError, whole_number
 from hvt_backbones.images import Reading
 from hvt_backbones.openmmlab import HVTResumeHook, check_checkpoint
 from hvt_backbones.processes import leave_processes
@@ -81,7 +81,7 @@ def train(argv: Sequence[str] | None, application: Application) -> int:
     )
     parser.add_argument(
         "--max-bad-steps",
-        type=_side,
+        type=whole_number(1),
         default=3,
         metavar="N",
         help="steps in a row with a loss or gradient that is no number, before the end (default 3)",
@@ -348,7 +348,7 @@ def info(argv: Sequence[str] | None, application: Application) -> None:
     parser = build_parser(application, "info", "Print parameters and FLOPs of a model and of its parts.")
     parser.add_argument(
         "--shape",
-        type=_side,
+        type=whole_number(1),
         nargs=len(axes),
         default=application.shape,
         metavar=axes,
@@ -390,12 +390,6 @@ def config(argv: Sequence[str] | None, application: Application) -> None:
     if application.zoo.row(name) is not None:
         print("\n".join(textwrap.wrap(application.zoo.follows(name), 118, initial_indent="# ", subsequent_indent="# ")))
     print(cfg.pretty_text, end="")
-
-
-def _side(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hvt_backbones.atomic import whole_file
-from hvt_backbones.errors import ArgumentParser, InputError
+from hvt_backbones.errors import ArgumentParser, InputError, whole_number
 from hvt_backbones.weights.report import some
 from runner import run_command
 
@@ -35,26 +35,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("list", type=Path, metavar="LIST", help="a line `path label` for each clip")
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="that the paths are below (default .)")
-    parser.add_argument("--min-frames", type=_natural, default=1, metavar="N", help="fewer are too short (default 1)")
-    parser.add_argument("--classes", type=_natural, metavar="N", help="labels are below N (default: the largest and 1)")
+    parser.add_argument(
+        "--min-frames", type=whole_number(1), default=1, metavar="N", help="fewer are too short (default 1)"
+    )
+    parser.add_argument(
+        "--classes", type=whole_number(1), metavar="N", help="labels are below N (default: the largest and 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="decode only the first frame of each clip")
     parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto", help="default: auto")
-    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes; 0: one")
+    parser.add_argument(
+        "--workers", type=whole_number(), default=os.cpu_count() or 1, metavar="N", help="processes; 0: one"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")
     parser.add_argument("--write-clean", type=Path, metavar="FILE", help="write a list without the clips that are bad")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if _count(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def run(argv: Sequence[str] | None) -> int:
