@@ -73,23 +73,16 @@ def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], desc
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file that then replaces `path`: a reader sees the old or the new one, whole."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file that then replaces `path`: a reader sees the old or the new one, whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's own are for this user alone
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
-        reason = getattr(error, "strerror", None) or "no room, or the write was cut"
-        raise InputError(
-            f"output.dir: {path} was not written ({reason}); make room or give another --output-dir."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            write(partial)
+    except InputError as error:
+        raise InputError(f"output.dir: {error}; make room or give another --output-dir.") from error
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .checkpoint import write_atomically
+from hvt_backbones.atomic import whole_file
 
 INK, MUTED, GRID = "#222222", "#777777", "#e4e4e4"
 BLUE, ORANGE, GREEN = "#2f6fb2", "#d9722e", "#3a8f5c"
@@ -71,4 +71,5 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
         axes.spines[["left", "bottom"]].set_color(MUTED)
         axes.tick_params(colors=MUTED)
         axes.title.set_color(INK)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from .checkpoint import LOG, TENSORBOARD, write_atomically
+from hvt_backbones.atomic import whole_file
+
+from .checkpoint import LOG, TENSORBOARD
 
 
 def peak_memory(device: torch.device) -> float:
@@ -38,14 +40,10 @@ def duration(seconds: float) -> str:
 
 def write_log(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     """`log.csv`: one row per epoch."""
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(history[-1]), restval="")
-            writer.writeheader()
-            writer.writerows(history)
-
-    write_atomically(folder / LOG, write)
+    with whole_file(folder / LOG) as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[-1]), restval="")
+        writer.writeheader()
+        writer.writerows(history)
 
 
 class EventWriter:

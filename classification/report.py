@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from hvt_backbones import __version__
+from hvt_backbones.atomic import whole_file
 from hvt_backbones.doctor import installed_version
 
-from .checkpoint import CURVES, REPORT, write_atomically
+from .checkpoint import CURVES, REPORT
 from .config import Config
 from .log import duration
 from .resume import revision
@@ -86,7 +87,8 @@ def write_report(
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     text = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(page) + "\n</body></html>\n"
-    write_atomically(folder / REPORT, lambda path: path.write_text(text, encoding="utf-8"))
+    with whole_file(folder / REPORT) as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def _skipped(metrics: Mapping[str, Any], unreadable: Sequence[str]) -> str:

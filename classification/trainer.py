@@ -15,6 +15,7 @@ from accelerate.utils import gather_object, set_seed
 from tqdm import tqdm
 
 from hvt_backbones import InputError
+from hvt_backbones.atomic import whole_file
 
 from . import checkpoint, parallel
 from .build import build_model
@@ -221,7 +222,8 @@ class Trainer:
         listing = self.folder / checkpoint.BAD_BATCH
         if self.accelerator.is_main_process:
             text = "\n".join(suspects) + "\n"
-            checkpoint.write_atomically(listing, lambda path: path.write_text(text))
+            with whole_file(listing) as path:
+                path.write_text(text)
         more = f" and {len(suspects) - NAMES_SHOWN} more" if len(suspects) > NAMES_SHOWN else ""
         epoch = (progress.step - 1) // progress.steps_per_epoch + 1
         raise DivergedError(

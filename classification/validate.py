@@ -15,6 +15,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from hvt_backbones import InputError, list_models
+from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
 from hvt_backbones.predict import ModelFile, describe_weights, open_model
 from hvt_backbones.processes import leave_processes
@@ -258,11 +259,8 @@ def _report(report: dict[str, Any], destination: str | None) -> None:
         print(text)
         return
     if destination is not None:
-        try:
-            checkpoint.write_atomically(Path(destination), lambda path: path.write_text(text + "\n"))
-        except (OSError, InputError) as error:
-            reason = getattr(error.__cause__ or error, "strerror", None) or "no room, or the write was cut"
-            raise InputError(f"--json: cannot write {destination} ({reason}); give another file.") from None
+        with whole_file(Path(destination)) as path:
+            path.write_text(text + "\n")
     loss = "not a number" if report["loss"] is None else f"{report['loss']:.4f}"
     skipped = f", {len(report['unreadable'])} unreadable left out" if report["unreadable"] else ""
     print(
