@@ -72,19 +72,6 @@ def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], desc
     save_state_dict(weights, folder / name, metadata=dict(description))
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file that then replaces `path`: a reader sees the old or the new one, whole.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        with whole_file(path) as partial:
-            write(partial)
-    except InputError as error:
-        raise InputError(f"output.dir: {error}; make room or give another --output-dir.") from error
-
-
 def step_folder(folder: Path, step: int) -> Path:
     return folder / CHECKPOINTS / f"step_{step:08d}"
 

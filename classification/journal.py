@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from hvt_backbones.atomic import whole_file
+
 from . import checkpoint, parallel
 from .build import lr_scale, warmup_epochs
 from .config import Config
@@ -166,7 +168,8 @@ class Journal:
         # a recipe that replaces a run without being asked would be a trap
         described_run["output"] |= {"resume": None, "overwrite": False, "allow_changes": False}
         settings = yaml.safe_dump(described_run, sort_keys=False)
-        checkpoint.write_atomically(self.folder / checkpoint.CONFIG, lambda path: path.write_text(settings))
+        with whole_file(self.folder / checkpoint.CONFIG) as path:
+            path.write_text(settings)
         if row["epoch"] == 1:  # --overwrite: what the old run wrote at its end would pass for this run's
             for name in (checkpoint.METRICS, checkpoint.CURVES, checkpoint.REPORT):
                 (self.folder / name).unlink(missing_ok=True)
@@ -189,7 +192,8 @@ class Journal:
         }
         if self.accelerator.is_main_process:
             text = json.dumps(metrics, indent=2) + "\n"
-            checkpoint.write_atomically(self.folder / checkpoint.METRICS, lambda path: path.write_text(text))
+            with whole_file(self.folder / checkpoint.METRICS) as path:
+                path.write_text(text)
             title = f"{metrics['model']}, {len(self.train_data.class_names)} classes, seed {self.config.train.seed}"
             plot_curves(history, self.folder / checkpoint.CURVES, title=title)
             write_report(

@@ -16,6 +16,7 @@ from classification import checkpoint, validate
 from classification.command_line import parse_command_line
 from classification.data import data_root
 from classification.train import train
+from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import exit_on_input_error
 
 OUTPUT = Path("outputs/demo")
@@ -123,4 +124,5 @@ def draw_predictions(predictions: Sequence[tuple[Path, dict[str, Any]]], target:
         below = {"ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, -0.17, label, fontsize=10, color=WRONG if mistake else INK, fontweight="bold", **below)
         axes.text(0.5, -0.33, f"{100 * top['probability']:.0f} %", fontsize=8, color=MUTED, **below)
-    checkpoint.write_atomically(target, lambda path: figure.savefig(path, dpi=120))
+    with whole_file(target) as path:
+        figure.savefig(path, dpi=120)
