@@ -19,10 +19,10 @@ from . import checkpoint, parallel
 from .build import lr_scale, warmup_epochs
 from .config import Config
 from .curves import plot_curves
+from .data.pictures import Pictures
 from .engine import Evaluation, Outcome
 from .learner import Learner
 from .log import EventWriter, duration, peak_memory, write_log
-from .pictures import Pictures
 from .progress import Progress, count_unreadable
 from .report import write_report
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from .pictures import Unreadable
+from .data.pictures import Unreadable
 
 
 def _epoch() -> dict[str, float]:

@@ -22,8 +22,8 @@ from hvt_backbones.processes import leave_processes
 
 from . import checkpoint, parallel
 from .data import eval_loader, open_pictures
+from .data.pictures import Pictures, Unreadable, wordnet_ids
 from .engine import evaluate
-from .pictures import Pictures, Unreadable, wordnet_ids
 
 # The settings that messages of the trainer's parts name -> our options
 OPTIONS = {

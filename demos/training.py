@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from hvt_backbones.errors import ArgumentParser
 from runner import patches
 from runner.application import Application
-from runner.config import building, read_config
+from runner.complete import open_config
+from runner.config import building
 from runner.devices import use_device
 from runner.run import make_folder, write_json
 
@@ -143,7 +144,7 @@ def run_demo(argv: Sequence[str] | None, demo: Demo) -> int:
     with quietly(args.work_dir / "log.txt") as say:
         for number, start in enumerate(demo.starts[:1] if args.quick else demo.starts, 3):
             say(f"{number}. training {demo.method}, {start}, by {_shown(demo.config)}")
-            cfg = read_config(str(demo.config), {"randomness.seed": args.seed}, demo.application)
+            cfg = open_config(str(demo.config), {"randomness.seed": args.seed}, demo.application)
             demo.application.adapt(cfg)
             demo.place_data(cfg, data)
             cfg.model.backbone.pretrained = str(args.work_dir / CLASSIFIER) if start == PRETRAINED else False

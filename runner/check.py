@@ -20,7 +20,8 @@ from hvt_backbones.errors import ArgumentParser, whole_number
 
 from . import patches
 from .application import Application
-from .config import add_config_arguments, building, describe, read_config
+from .complete import open_config
+from .config import add_config_arguments, building, describe
 from .data import check_data, datasets_of
 from .findings import Findings, Kind
 
@@ -93,7 +94,7 @@ def check(
     """
     args = build_parser(application, reads).parse_args(argv)
     patches.import_framework(application.scope)
-    cfg = read_config(args.config, args.cfg_options, application)
+    cfg = open_config(args.config, args.cfg_options, application)
     init_default_scope(cfg.get("default_scope", application.scope))
     check_data(cfg, PARTS, application.layout)
     reports = {}

@@ -10,12 +10,28 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
+from . import patches
+from .application import Application
+from .config import building, read_config
 from .data import datasets_of
 
 BACKBONE = "HVTBackbone"
 DENSE_HEADS = ("decode_head", "auxiliary_head")
 HEADS = ("rpn_head", "bbox_head", "mask_head", "cls_head", *DENSE_HEADS)
 PROPOSALS = "rpn_head"  # knows no classes
+
+
+def open_config(name: str, options: Mapping[str, Any] | None, application: Application) -> Config:
+    """`read_config` of a file, whose bases may be names too, or of a name; completed.
+
+    Raises:
+        InputError: as `read_config`.
+    """
+    with patches.named_bases(application.zoo.config):
+        cfg = read_config(name, options, application)
+    with building(name):
+        complete(cfg)
+    return cfg
 
 
 def complete(cfg: Config) -> None:

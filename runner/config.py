@@ -19,9 +19,7 @@ from mmengine.runner import Runner
 
 from hvt_backbones.errors import InputError, nearest
 
-from . import patches
 from .application import Application
-from .complete import complete
 
 # top-level keys beside the Runner's arguments that MMEngine and the commands read
 OTHER_KEYS = ("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
@@ -139,8 +137,6 @@ def read_config(name: str, options: Mapping[str, Any] | None, application: Appli
     for neck in necks if isinstance(necks, list | tuple) else [necks]:
         if isinstance(neck, Mapping) and isinstance(neck.get("in_channels"), tuple):
             neck["in_channels"] = list(neck["in_channels"])  # FPN asserts a list
-    with building(str(path)):
-        complete(cfg)
     return cfg
 
 
@@ -155,8 +151,7 @@ def _read(name: str, application: Application) -> Config:
             raise InputError(f"config {name} does not exist; {nearest(path.stem, application.zoo.names)}")
         return application.zoo.config(path.name)
     try:
-        with patches.named_bases(application.zoo.config):
-            return Config.fromfile(path)
+        return Config.fromfile(path)
     except InputError:
         raise
     except Exception as error:  # a configuration is a program, so that it can fail in any way

@@ -35,7 +35,8 @@ from .application import Application
 from .bad_steps import BadStepHook, DivergedError, keep_sources
 from .changes import check_changes, resume_changed
 from .checkpoints import find_latest
-from .config import LONGEST, add_config_arguments, building, describe, read_config
+from .complete import open_config
+from .config import LONGEST, add_config_arguments, building, describe
 from .data import check_data, datasets_of
 from .devices import join_processes, use_amp, use_device
 from .parts import check_classes, check_parts
@@ -161,7 +162,7 @@ def _use_tta(cfg: Config) -> None:
 
 def _prepare(args: argparse.Namespace, application: Application) -> tuple[Config, torch.device]:
     patches.apply(application.scope)
-    cfg = read_config(args.config, args.cfg_options, application)
+    cfg = open_config(args.config, args.cfg_options, application)
     application.adapt(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("outputs", Path(cfg.filename).stem)
     return cfg, use_device(args.device)
@@ -333,7 +334,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, what: str = "pictu
 def open_model(args: argparse.Namespace, application: Application, *, needs_classes: bool = True) -> nn.Module:
     """The model that CONFIG and CHECKPOINT of a parsed command line name, on its device."""
     patches.apply(application.scope)
-    cfg = read_config(args.config, args.cfg_options, application)
+    cfg = open_config(args.config, args.cfg_options, application)
     model = load_model(cfg, args.checkpoint, use_device(args.device), needs_classes=needs_classes)
     make_folder("--out-dir", args.out_dir)
     return model
@@ -357,7 +358,7 @@ def info(argv: Sequence[str] | None, application: Application) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     patches.import_framework(application.scope)
-    cfg = read_config(args.config, args.cfg_options, application)
+    cfg = open_config(args.config, args.cfg_options, application)
     device = use_device(args.device)
     parts = measure(build_model(cfg).to(device), tuple(args.shape))
     if args.json:
@@ -385,7 +386,7 @@ def config(argv: Sequence[str] | None, application: Application) -> None:
     if args.config is None:
         raise InputError(f"CONFIG is missing: give a file, or a name of {application.name}/zoo.py; --tables prints all")
     patches.import_framework(application.scope)
-    cfg = read_config(args.config, args.cfg_options, application)
+    cfg = open_config(args.config, args.cfg_options, application)
     name = Path(cfg.filename).stem
     if application.zoo.row(name) is not None:
         print("\n".join(textwrap.wrap(application.zoo.follows(name), 118, initial_indent="# ", subsequent_indent="# ")))

@@ -14,9 +14,10 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from hvt_backbones.errors import WeightsError
-from hvt_backbones.weights.download import download, has_sha256
-from hvt_backbones.weights.files import is_disk_full
+from ..errors import InputError, WeightsError
+from .download import download, has_sha256
+from .files import FoundWeights, is_disk_full, read_weights
+from .report import shown
 
 HUB_PREFIX = "hf-hub:"
 HUB_FILENAMES = ("model.safetensors", "pytorch_model.bin")
@@ -62,6 +63,17 @@ def fetch(
     if sha256 is not None and not has_sha256(path, sha256):
         raise WeightsError(f"{path} does not have the expected SHA-256 {sha256}: check where the file comes from")
     return path
+
+
+def read_source(source: str | os.PathLike, weights_key: str | None = None) -> FoundWeights:
+    """The weights of a path, a URL or "hf-hub:org/name".
+
+    Raises:
+        WeightsError: they cannot be found or read.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"source is {shown(source)}: give a state dict, a path, a URL or hf-hub:org/name")
+    return read_weights(fetch(source), weights_key)
 
 
 def _fetch_url(url: str, sha256: str | None, cache_dir: str | os.PathLike | None, filename: str | None) -> Path:

@@ -47,7 +47,7 @@ def inflate(
         WeightsError: the weights cannot be read, are not of a 2-D Swin, or their windows are not square.
     """
     check_arguments(counts={"patch_frames": patch_frames})
-    from .load import read_source
+    from .fetch import read_source
 
     tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source).tensors
     checkpoint = read_checkpoint(tensors, layout)

@@ -15,7 +15,7 @@ from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
 from .convert import Checkpoint, read_checkpoint
-from .files import FoundWeights, find_weights
+from .files import find_weights
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .layouts import ALL, OURS, our_layout
 from .report import LoadReport, shown, some
@@ -81,6 +81,8 @@ def load_weights(
     """
     if not isinstance(model, Backbone | Classifier):
         raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
+    from .fetch import read_source
+
     found = find_weights(source, weights_key) if isinstance(source, Mapping) else read_source(source, weights_key)
     backbone = model.backbone if isinstance(model, Classifier) else model
     checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
@@ -138,16 +140,6 @@ def _warn_of_other_windows(checkpoint: Checkpoint, backbone: Backbone) -> None:
             "the weights are of transformers' Swinv2Backbone, which shrinks the window where a map is not larger; this "
             'model pads the map, so that its last maps can differ: build it with small_map="shrink" for the same ones'
         )
-
-
-def read_source(source: str | os.PathLike, weights_key: str | None = None) -> FoundWeights:
-    """The weights of a path, a URL or "hf-hub:org/name"."""
-    if not isinstance(source, str | os.PathLike):
-        raise InputError(f"source is {shown(source)}: give a state dict, a path, a URL or hf-hub:org/name")
-    from .fetch import fetch
-    from .files import read_weights
-
-    return read_weights(fetch(source), weights_key)
 
 
 def _layouts(backbone: Backbone) -> list:

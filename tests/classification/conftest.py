@@ -10,7 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from classification.digits import lay_out_digits
+from classification.data.digits import lay_out_digits
 from classification.train import main
 
 TINY = (

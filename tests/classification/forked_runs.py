@@ -23,8 +23,8 @@ import torch
 
 import classification.performance  # noqa: F401
 from classification import checkpoint, saver, trainer
+from classification.data.pictures import Pictures
 from classification.engine import TrainStep
-from classification.pictures import Pictures
 from classification.train import main
 from tests.ports import free_port
 

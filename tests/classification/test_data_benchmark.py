@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from classification import data_report, performance
-from classification.data_report import main, verdict, worker_counts
+from classification import performance
+from classification.data import report as data_report
+from classification.data.report import main, verdict, worker_counts
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from PIL import Image
 
 from classification.config import AugmentationConfig, DataConfig
 from classification.data import Pictures, Unreadable, batches, eval_loader, open_data, open_pictures, train_loader
-from classification.readers import ReaderShards, index_classes
+from classification.data.readers import ReaderShards, index_classes
 from hvt_backbones import InputError
 from hvt_backbones.predict import Preprocessing
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from classification.config import AugmentationConfig, DataConfig
 from classification.data import batches, open_data, train_loader
-from classification.sampler import RankSlice, TrainSampler
+from classification.data.sampler import RankSlice, TrainSampler
 
 SHAPES = {
     "length": st.integers(0, 300),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from classification import checkpoint
-from classification.pictures import Pictures
+from classification.data.pictures import Pictures
 
 from .saved_runs import Run, assert_same, forked_runs, newest
 

@@ -34,8 +34,8 @@ from classification.data import (
     preprocessing,
     train_loader,
 )
-from classification.digits import lay_out_digits
-from classification.pictures import class_positions
+from classification.data.digits import lay_out_digits
+from classification.data.pictures import class_positions
 from hvt_backbones import InputError
 from hvt_backbones.predict import class_names as imagenet_names
 

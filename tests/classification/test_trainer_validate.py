@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from classification import checkpoint
-from classification.pictures import class_positions
+from classification.data.pictures import class_positions
 from classification.validate import main
 from demos.classification import draw_predictions, predict
 from hvt_backbones import InputError, convert_state_dict, create_classifier

@@ -15,7 +15,7 @@ from classification import upstream
 from classification.command_line import load_recipe
 from classification.config import AugmentationConfig, DataConfig
 from classification.data import train_transform
-from classification.pictures import seeded_generators
+from classification.data.pictures import seeded_generators
 
 RECIPES = Path("classification/recipes")
 DRAWS = 3000  # pictures per pipeline: what is asked for once in some hundreds comes up

@@ -11,7 +11,7 @@ from torch import nn
 
 from detection.application import DETECTION
 from detection.zoo import ROWS
-from runner.config import read_config
+from runner.complete import open_config
 from runner.zoo import Row
 from tests import dense_configs as shared
 from tests.dense_runs import CLASSES
@@ -59,7 +59,7 @@ def heads(model: nn.Module, maps: tuple[torch.Tensor, ...]) -> Iterator[shared.F
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_is_as_large_as_published(row: Row) -> None:
-    cfg = read_config(row.name, {}, DETECTION)
+    cfg = open_config(row.name, {}, DETECTION)
     assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]
     token = row.name.split("_")[1]
     # their checkpoints are the published ones; mmdetection has none of Twins

@@ -10,8 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from runner.complete import complete
-from runner.config import read_config
+from runner.complete import complete, open_config
 from runner.zoo import Row
 from segmentation.application import SEGMENTATION
 from segmentation.zoo import ROWS
@@ -49,7 +48,7 @@ def flops_of(model: nn.Module, shape: tuple[int, int]) -> shared.Flops:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_is_as_large_as_published(row: Row) -> None:
-    cfg = read_config(row.name, {}, SEGMENTATION)
+    cfg = open_config(row.name, {}, SEGMENTATION)
     key, crop = row.name.split("_")[1], cfg.model.data_preprocessor.size
     assert (cfg.model.backbone.name, cfg.model.test_cfg.crop_size) == (BACKBONES[key], crop)
     assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]

@@ -11,8 +11,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from runner.complete import complete
-from runner.config import read_config
+from runner.complete import complete, open_config
 from runner.zoo import Row
 from tests import dense_configs as shared
 from tests.video.conftest import write_clip, write_list
@@ -92,7 +91,7 @@ def flops_of(model: nn.Module) -> shared.Flops:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_is_as_large_as_published(row: Row) -> None:
-    cfg = read_config(row.name, {}, VIDEO)
+    cfg = open_config(row.name, {}, VIDEO)
     model = shared.build(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups

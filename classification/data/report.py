@@ -21,9 +21,10 @@ from hvt_backbones import InputError
 from hvt_backbones.device import select_device
 from hvt_backbones.errors import exit_on_input_error
 
-from .command_line import parse_command_line
-from .config import Config
-from .data import Batch, Pictures, batches, eval_loader, open_data, train_loader
+from ..command_line import parse_command_line
+from ..config import Config
+from .loading import Batch, batches, eval_loader, open_data, train_loader
+from .pictures import Pictures
 
 CPU = torch.device("cpu")
 ENOUGH = 1.1  # times the device's rate: what leaves some air for a slow disk
@@ -122,7 +123,7 @@ def _endless(loader: Any) -> Iterator[Batch]:
 
 def benchmark(config: Config) -> None:
     """Print the rates of the loader and of the device, and one sentence about them."""
-    from .performance import device_rate
+    from ..performance import device_rate
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pictures, _ = open_data(config.data, config.augmentation)

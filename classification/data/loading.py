@@ -26,10 +26,9 @@ from torch.utils.data import DataLoader
 from hvt_backbones import InputError
 from hvt_backbones.predict import Preprocessing
 
-from .config import AugmentationConfig, DataConfig
+from ..config import AugmentationConfig, DataConfig
 from .digits import lay_out_digits
 from .pictures import Noise, OnError, Pictures, Sample
-from .pictures import Unreadable as Unreadable  # for those who count what the batches name
 from .readers import open_reader
 from .sampler import RankSlice, TrainSampler
 
@@ -286,9 +285,3 @@ def _errors_in_one_line(loader: DataLoader) -> Iterator[Batch]:
             f"data.workers: a process that decodes pictures died ({' '.join(str(error).split())}); memory or shared "
             "memory (/dev/shm) may be short: use fewer workers or a smaller data.batch_size."
         ) from None
-
-
-if __name__ == "__main__":
-    from classification.data_report import main
-
-    sys.exit(main())

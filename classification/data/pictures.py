@@ -19,7 +19,7 @@ from hvt_backbones.images import bearable
 from hvt_backbones.images import decode as _decode
 from hvt_backbones.predict import class_names as imagenet_names
 
-from . import upstream as upstream  # a worker that starts afresh unpickles the data set, hence imports this module
+from .. import upstream as upstream  # a worker that starts afresh unpickles the data set, hence imports this module
 
 OnError = Literal["fail", "skip"]
 
