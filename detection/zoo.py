@@ -227,8 +227,9 @@ def build(parts: Mapping[str, str], row: Row | None) -> Config:
 
 
 def _leave_out_masks(cfg: Config) -> None:
-    for part in ("train", "val", "test"):
-        for step in cfg[f"{part}_dataloader"].dataset.pipeline:
+    datasets = [cfg[f"{part}_dataloader"].dataset for part in ("train", "val", "test")]
+    for pipeline in (cfg.train_pipeline, cfg.test_pipeline, *(dataset.pipeline for dataset in datasets)):
+        for step in pipeline:
             step.pop("with_mask", None)
     for part in ("val", "test"):
         cfg[f"{part}_evaluator"].metric = "bbox"

@@ -109,7 +109,10 @@ def _parts(owner: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str
 
 def _fill(part: Any, key: str, value: Any) -> None:
     """Where the part's class takes it and the configuration does not say it."""
-    kind = MODELS.get(part["type"]) if isinstance(part["type"], str) else part["type"]
+    kind = part["type"]
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as models:  # of the framework
+            kind = models.get(kind)
     above = [vars(base)["__init__"] for base in getattr(kind, "__mro__", ()) if "__init__" in vars(base)]
     if key not in part and any(key in inspect.signature(one).parameters for one in above if callable(one)):
         part[key] = value

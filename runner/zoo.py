@@ -89,7 +89,7 @@ class Zoo:
         if parts is None:
             raise InputError(f"{name!r} is no name of a configuration; {nearest(name, self.names)}")
         cfg = self.build(parts.groupdict(), self.row(name))
-        cfg._filename = f"{name}.py"
+        object.__setattr__(cfg, "_filename", f"{name}.py")  # its own attributes are keys of the configuration
         return cfg
 
     def follows(self, name: str) -> str:

@@ -1,0 +1,98 @@
+"""Names of configurations: a grammar, bases of a user's own files, and what `detection.config` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from detection.application import DETECTION
+from detection.config import main
+from hvt_backbones.errors import InputError
+from runner.complete import open_config
+from runner.zoo import image_backbones
+from segmentation.application import SEGMENTATION
+from video.application import VIDEO
+
+SWIN_T = "mask-rcnn_swin-t-p4-w7_fpn_1x_coco"
+
+
+def test_a_combination_that_is_no_row_has_the_settings_of_its_neighbours() -> None:
+    cfg = open_config("cascade-mask-rcnn_swinv2-b-w16_fpn_ms-crop-3x_coco", {}, DETECTION)
+    backbone = cfg.model.backbone
+    assert (backbone.name, backbone.pretrained, backbone.drop_path_rate) == ("swinv2_base_window16", "in1k", 0.3)
+    assert cfg.model.neck.in_channels == [128, 256, 512, 1024]
+    assert cfg.train_cfg.max_epochs == 36
+    assert cfg.filename == "cascade-mask-rcnn_swinv2-b-w16_fpn_ms-crop-3x_coco.py"
+    cfg = open_config("retinanet_pvtv2-b4_fpn_ms-crop-3x_coco", {}, DETECTION)
+    assert cfg.val_evaluator.metric == "bbox"
+    assert not any("with_mask" in step for step in cfg.train_dataloader.dataset.pipeline)
+
+
+@pytest.mark.parametrize("token", image_backbones())
+def test_every_image_model_has_a_name(token: str) -> None:
+    weights = "-in22k" if "in22k" in image_backbones()[token].tags else ""
+    cfg = open_config(f"mask-rcnn_{token}_fpn_1x_coco", {}, DETECTION)
+    assert cfg.model.backbone.name == image_backbones()[token].name
+    cfg = SEGMENTATION.zoo.config(f"fpn_{token}{weights}_8xb2-160k_ade20k-640x640")
+    assert cfg.model.backbone.pretrained in image_backbones()[token].tags
+    assert cfg.model.test_cfg.crop_size == (640, 640)
+
+
+def test_video_has_other_combinations_too() -> None:
+    cfg = VIDEO.zoo.config("swin-small-p244-w877_in22k-pre_8xb8-32x2x1-30e_kinetics600-rgb")
+    assert (cfg.model.backbone.pretrained, cfg.model.cls_head.num_classes) == ("swin_small.in22k", 600)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mask-rcnn_swin-t-p4-w7_fpn_2x_coco", f"no name of a configuration; did you mean {SWIN_T}"),
+        ("mask-rcnn_swinv3-t-w8_fpn_1x_coco", "no backbone is called 'swinv3-t-w8' .* did you mean swinv2-t-w8"),
+        ("mask-rcnn_pvtv2-b2-in22k_fpn_1x_coco", "pvt_v2_b2 has no weights in22k; it has in1k"),
+        ("folder/nothing.py", "folder/nothing.py does not exist"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_config(name, {}, DETECTION)
+
+
+@pytest.mark.parametrize("base", [SWIN_T, f"{SWIN_T}.py", f"../detection/configs/swin/{SWIN_T}.py"])
+def test_a_file_may_name_one_as_its_base(base: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"_base_ = [{base!r}]\nmodel = dict(backbone=dict(name='pvt_v2_b0'))\nseed = 3\n")
+    cfg = open_config(str(file), {"train_cfg.max_epochs": 1}, DETECTION)
+    assert cfg.model.backbone.name == "pvt_v2_b0"
+    assert cfg.model.neck.in_channels == [32, 64, 160, 256]
+    assert (cfg.seed, cfg.train_cfg.max_epochs, Path(cfg.filename)) == (3, 1, file)
+    with pytest.raises(FileNotFoundError):  # elsewhere MMEngine's rules hold
+        Config.fromfile(file)
+
+
+def test_classes_are_those_of_the_data(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"_base_ = ['{SWIN_T}']\nmeta = dict(classes=('a', 'b'))\n"
+        "train_dataloader = dict(dataset=dict(metainfo=meta))\nmodel = dict(neck=dict(out_channels=64))\n"
+    )
+    cfg = open_config(str(file), {}, DETECTION)
+    heads = cfg.model.roi_head
+    assert (heads.bbox_head.num_classes, heads.mask_head.num_classes) == (2, 2)
+    assert (cfg.model.rpn_head.in_channels, heads.bbox_head.in_channels, heads.mask_head.in_channels) == (64, 64, 64)
+    assert heads.bbox_roi_extractor.out_channels == 64
+
+
+def test_config_prints_one_whole_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([SWIN_T, "--cfg-options", "train_dataloader.batch_size=1"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# Swin-T as mmdetection trains it at one scale;")
+    file = tmp_path / "whole.py"
+    file.write_text(text)
+    expected = open_config(SWIN_T, {"train_dataloader.batch_size": 1}, DETECTION)
+    assert Config.fromfile(file).to_dict() == expected.to_dict()
+    assert main(["--tables"]) == 0
+    assert "### RetinaNet, 1x" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "CONFIG is missing" in capsys.readouterr().err
