@@ -7,13 +7,17 @@ CONSTRAINED := $(PIP) install -q -c constraints.txt
 export PYTHONUNBUFFERED = 1
 
 
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hvt_backbones/wheels
+MMCV := onedl_mmcv-$(shell sed -n 's/^onedl-mmcv==//p' constraints.txt)
+BUILT_FOR := import sysconfig, torch; print("torch", torch.__version__, sysconfig.get_platform(), sysconfig.get_config_var("SOABI"), sep="-")
+
 # a process per core, each with one thread; a file's tests stay together, for they share what is costly, in the order of
 # tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 # what needs the applications' packages; test-fast is of the library alone
 APPLICATION_TESTS := tests/test_soak.py tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 
-.PHONY: install install-all demo test test-fast test-lowest soak lint format clean
+.PHONY: install install-all demo test test-core test-fast test-lowest soak lint format clean
 
 install: $(VENV)/.installed
 
@@ -33,10 +37,14 @@ $(VENV)/.installed: $(VENV)/.pip pyproject.toml setup.py constraints.txt
 install-all: $(VENV)/.installed-all
 
 # onedl-mmcv is compiled against the installed torch: with build isolation it would see none and build without its
-# operators, silently. The others go without their dependencies, one of which would replace numpy and OpenCV.
+# operators, silently. What was compiled is kept outside of the clone, by the versions that it was compiled for, for the
+# next one (remove the folder to compile anew). The others go without their dependencies, one of which would replace numpy and OpenCV.
 $(VENV)/.installed-all: $(VENV)/.installed
 	$(CONSTRAINED) ninja packaging
-	MAX_JOBS=$$(nproc) $(CONSTRAINED) --no-build-isolation --no-deps onedl-mmcv
+	folder=$(WHEELS)/$$($(BIN)/python -c '$(BUILT_FOR)') && \
+		{ ls $$folder/$(MMCV)-*.whl > /dev/null 2>&1 || MAX_JOBS=$$(nproc) $(PIP) wheel -q -c constraints.txt \
+			--no-cache-dir --no-build-isolation --no-deps -w $$folder onedl-mmcv; } && \
+		$(PIP) install -q --no-deps $$folder/$(MMCV)-*.whl
 	$(CONSTRAINED) --no-deps onedl-mmengine onedl-mmdetection onedl-mmsegmentation mmaction2
 	$(CONSTRAINED) numpy opencv-python-headless addict matplotlib pyyaml rich termcolor yapf packaging pillow scipy six \
 		shapely terminaltables tqdm pycocotools ftfy regex prettytable einops importlib_metadata av \
@@ -74,6 +82,10 @@ test-lowest: $(VENV)/.pip
 		$(patsubst %,--ignore=%,$(filter-out tests/classification,$(APPLICATION_TESTS)) tests/clients \
 		tests/classification/test_readers.py) \
 		-k "not transformers and not huggingface- and not companion and not cut_connection and not costs and not no_thread"
+
+# the library and the trainer, without OpenMMLab: no compiling
+test-core: install
+	$(PYTEST) $(patsubst %,--ignore=%,$(filter-out tests/classification,$(APPLICATION_TESTS)))
 
 test-fast: install
 	$(PYTEST) -m "not slow" $(APPLICATION_TESTS:%=--ignore=%)
