@@ -52,7 +52,7 @@ def known_models(names: Iterable[str], models: Collection[str]) -> None:
     """
     for name in names:
         if name not in models:
-            raise InputError(f"no peers are known for {name!r}; {nearest(name, list(models))}")
+            raise InputError(f"no peers are known for {name!r}: {nearest(name, list(models))}")
 
 
 def prepare(options: argparse.Namespace) -> torch.device:

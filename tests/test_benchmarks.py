@@ -185,7 +185,7 @@ def test_competitors_of_every_model_are_equal(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "swin_tny"], "'swin_tny': did you mean swin_tiny?"),
+        (["--models", "swin_tny"], "'swin_tny': did you mean swin_tiny"),
         (["--models", "swin_tiny", "--image-size", "200"], "multiple of 224"),
         (["--rounds", "0"], "whole number from 1"),
         (["--batch", "four"], "whole number from 1"),
@@ -263,7 +263,7 @@ def test_dense_reports_a_model_that_fails(small_dense: str, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "swin_tny"], "'swin_tny': did you mean swin_tiny?"),
+        (["--models", "swin_tny"], "'swin_tny': did you mean swin_tiny"),
         (["--sizes", "800"], "must be HEIGHTxWIDTH"),
         (["--sizes", "800x1210"], "multiples of 32"),
         (["--sizes", "0x32"], "multiples of 32"),

@@ -245,7 +245,7 @@ def test_bad_input(trained: Path, small_data: Path, tmp_path: Path, capsys: pyte
     assert "--crop-pct" in refused(*data, "--crop-pct", "nan")
     assert "--json" in refused(*data, "--json", str(tmp_path / "no folder" / "x.json"))
     (tmp_path / "taken.json").mkdir()
-    assert "--json: cannot write" in refused(*data, "--json", str(tmp_path / "taken.json"))
+    assert "taken.json was not written (Is a directory)" in refused(*data, "--json", str(tmp_path / "taken.json"))
     shutil.copytree(small_data / "val" / "dark", small_data / "val" / "dusk")
     assert "dusk only in" in refused(*data)
     shutil.rmtree(small_data / "val" / "dusk")

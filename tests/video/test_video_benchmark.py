@@ -86,7 +86,7 @@ def test_operations_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "smal"], "'smal': did you mean small?"),
+        (["--models", "smal"], "'smal': did you mean small"),
         (["--sizes", "224x224"], "must be FRAMESxHEIGHTxWIDTH"),
         (["--sizes", "31x224x224"], "frames a multiple of 2"),
         (["--sizes", "0x224x224"], "must be FRAMESxHEIGHTxWIDTH"),
