@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from hvt_backbones import InputError
+from hvt_backbones.model_file import metadata_of
 from hvt_backbones.variants import find_variant
 from hvt_backbones.weights.download import sha256_of
 from hvt_backbones.weights.files import save_state_dict
 
 from .config import Config
+from .data import preprocessing
 
 LAST_WEIGHTS = "model_last.safetensors"
 BEST_WEIGHTS = "model_best.safetensors"
@@ -53,18 +55,8 @@ def model_overrides(config: Config) -> dict[str, Any]:
 
 def describe_model(config: Config, class_names: Sequence[str]) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
-    data = config.data
-    return {
-        "hvt.model": find_variant(config.model.name)[0].name,
-        "hvt.overrides": json.dumps(model_overrides(config)),
-        "hvt.num_classes": str(len(class_names)),
-        "hvt.class_names": json.dumps(list(class_names)),
-        "hvt.input_size": json.dumps(list(data.input_size)),
-        "hvt.mean": json.dumps(list(data.mean)),
-        "hvt.std": json.dumps(list(data.std)),
-        "hvt.interpolation": data.interpolation,
-        "hvt.crop_pct": str(data.crop_pct),
-    }
+    name = find_variant(config.model.name)[0].name
+    return metadata_of(name, model_overrides(config), class_names, preprocessing(config.data))
 
 
 def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], description: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hvt_backbones.atomic import whole_file
+from hvt_backbones.model_file import entry, epoch_metadata
 
 from . import checkpoint, parallel
 from .build import lr_scale, warmup_epochs
@@ -61,7 +62,7 @@ class Journal:
         scaling = "" if stated is None else f" ({config.optimizer.lr:g} for {stated}, scaled linearly)"
         shared = f", {config.parallel.mode}" if accelerator.num_processes > 1 else ""
         accelerator.print(
-            f"{self.description['hvt.model']}, {millions:.2f} M parameters, on {accelerator.num_processes} x "
+            f"{entry(self.description, 'model')}, {millions:.2f} M parameters, on {accelerator.num_processes} x "
             f"{accelerator.device.type}{shared}, precision {parallel.precision(accelerator)}\n"
             f"{len(self.train_data)} training and {len(self.val_data)} held-out pictures of "
             f"{len(self.train_data.class_names)} classes, {config.data.input_size[1]}x{config.data.input_size[2]}\n"
@@ -159,7 +160,7 @@ class Journal:
 
     def _write(self, weights: Mapping[str, Tensor], row: Mapping[str, float], improved: bool) -> None:
         """What an epoch leaves beside its checkpoint."""
-        described = {**self.description, "hvt.epoch": str(row["epoch"]), "hvt.top1": f"{row['top1']:.4f}"}
+        described = {**self.description, **epoch_metadata(row["epoch"], row["top1"])}
         if improved:
             checkpoint.save_weights(self.folder, checkpoint.BEST_WEIGHTS, weights, described)
         checkpoint.save_weights(self.folder, checkpoint.LAST_WEIGHTS, weights, described)
@@ -179,7 +180,7 @@ class Journal:
         history, progress = self.progress.history, self.progress
         best = max(progress.own or history, key=lambda row: row["top1"])
         metrics = {
-            "model": self.description["hvt.model"],
+            "model": entry(self.description, "model"),
             "epochs": len(history),
             "steps": progress.step,
             "best": _finite(best, "epoch", "top1", "top5", "val_loss", "val_correct", "val_images"),

@@ -9,6 +9,8 @@ from itertools import chain, count, islice, repeat
 
 import torch
 
+from hvt_backbones.model_file import entry
+
 from .config import Config
 from .data import Batch, batches
 from .log import peak_memory
@@ -35,7 +37,7 @@ def measure(trainer: Trainer) -> dict[str, dict[str, float]]:
         results["real"] = _measure(trainer, real_batches(trainer))
     devices = accelerator.num_processes
     accelerator.print(
-        f"{trainer.description['hvt.model']}, {devices} x {accelerator.device.type}, precision "
+        f"{entry(trainer.description, 'model')}, {devices} x {accelerator.device.type}, precision "
         f"{precision(accelerator)}, global batch {trainer.progress.global_batch}, "
         f"{config.train.benchmark_steps} steps after {WARMUP_STEPS} of warm-up"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvt_backbones import InputError
+from hvt_backbones.model_file import entry
 
 from .checkpoint import CHECKPOINTS, MANIFEST, damage, held_run, list_checkpoints, newest_sound
 from .config import Config
@@ -65,12 +66,10 @@ def check_same_run(
     Raises:
         InputError: it is of another model or other classes, or settings differ and that is not allowed.
     """
-    for key in ("hvt.model", "hvt.overrides", "hvt.class_names"):
-        if state["description"][key] != description[key]:
-            raise InputError(
-                f"output.resume: the checkpoint is of another model: {key.removeprefix('hvt.')} "
-                f"{state['description'][key]} there, {description[key]} here."
-            )
+    for name in ("model", "overrides", "class_names"):
+        there, here = entry(state["description"], name), entry(description, name)
+        if there != here:
+            raise InputError(f"output.resume: the checkpoint is of another model: {name} {there} there, {here} here.")
     differences = changed_settings(state["config"], config.as_dict())
     for name, now in {"global_batch": global_batch, "pictures": pictures}.items():
         if state[name] != now:

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
-from hvt_backbones.predict import ModelFile, describe_weights, open_model
+from hvt_backbones.model_file import ModelFile, describe_weights, open_model
 from hvt_backbones.processes import leave_processes
 
 from . import checkpoint, parallel
@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def open_checkpoint(source: str, model: str | None) -> ModelFile:
-    """`hvt_backbones.predict.open_model`, also for what the trainer leaves behind.
+    """`hvt_backbones.model_file.open_model`, also for what the trainer leaves behind.
 
     Args:
         source: a run's folder stands for its best weights, or, before there are any, for its newest checkpoint; a

@@ -147,17 +147,18 @@ def _as_data(variant: Variant) -> dict[str, Any]:
 def run_predict(args: argparse.Namespace) -> int:
     from . import predict
     from .device import select_device
+    from .model_file import image_variant, open_model
 
     silence_false_alarms()
     images, reading = find_images(args.images), Reading(args.on_error)
     device = select_device(args.device)
-    model_file = predict.open_model(args.source, args.model, args.weights_key)
-    predict.image_variant(model_file.name)
-    model = model_file.classifier().to(device)
-    batches = predict.image_batches(images, model_file.preprocessing, device, reading=reading)
+    opened = open_model(args.source, args.model, args.weights_key)
+    image_variant(opened.name)
+    model = opened.classifier().to(device)
+    batches = predict.image_batches(images, opened.preprocessing, device, reading=reading)
     probabilities = predict.predict(model, batches)
-    names = model_file.class_names or predict.class_names(model_file.num_classes)
-    top = probabilities.topk(min(args.top_k, model_file.num_classes))
+    names = opened.class_names or predict.class_names(opened.num_classes)
+    top = probabilities.topk(min(args.top_k, opened.num_classes))
     results = []
     for image, values, indices in zip(reading.done, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [
@@ -166,7 +167,7 @@ def run_predict(args: argparse.Namespace) -> int:
         ]
         results.append({"image": str(image), "top": guesses})
     if args.json:
-        print(json.dumps({"model": model_file.name, "weights": model_file.source, "predictions": results}, indent=2))
+        print(json.dumps({"model": opened.name, "weights": opened.source, "predictions": results}, indent=2))
         return reading.status()
     for result in results:
         print(result["image"])
@@ -181,6 +182,7 @@ def run_features(args: argparse.Namespace) -> int:
     from . import predict
     from .create import create_backbone, is_file_or_url
     from .device import select_device
+    from .model_file import data_config, image_variant, open_model
 
     silence_false_alarms()
     if args.output.suffix not in (".safetensors", ".npz"):
@@ -194,12 +196,12 @@ def run_features(args: argparse.Namespace) -> int:
     if args.random_weights:
         if is_file_or_url(args.source):
             raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
-        preprocessing = predict.data_config(args.source)
+        preprocessing = data_config(args.source)
         backbone = create_backbone(args.source, **stages).eval()
     else:
-        model_file = predict.open_model(args.source, args.model, args.weights_key)
-        predict.image_variant(model_file.name)
-        backbone, preprocessing = model_file.backbone(**stages), model_file.preprocessing
+        opened = open_model(args.source, args.model, args.weights_key)
+        image_variant(opened.name)
+        backbone, preprocessing = opened.backbone(**stages), opened.preprocessing
     if args.size:
         height, width = args.size if len(args.size) == 2 else args.size * 2
         preprocessing = replace(
@@ -218,7 +220,7 @@ def run_features(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from . import predict
+    from .model_file import describe_weights, kept_metadata, recorded_arguments
     from .weights import convert_state_dict, inflate
     from .weights.convert import recognise
     from .weights.files import read_classes, read_metadata, read_weights, save_state_dict
@@ -228,19 +230,19 @@ def run_convert(args: argparse.Namespace) -> None:
     state_dict = weights.tensors
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output} is the input itself: give another name")
-    arch = predict.recorded_value(args.input, metadata, "hvt.overrides", dict) or {}
+    name = None
     if args.model:
-        model_file = predict.open_model(str(args.input), args.model, args.weights_key)
-        _ = model_file.classifier() if model_file.num_classes else model_file.backbone()
-        metadata = {**metadata, "hvt.model": model_file.name}
-    if "hvt.model" in metadata and not any(key.endswith("relative_coords_table") for key in state_dict):
-        arch = {**find_variant(metadata["hvt.model"])[0].arch, **arch}
+        opened = describe_weights(str(args.input), state_dict, metadata, args.model)
+        _ = opened.classifier() if opened.num_classes else opened.backbone()
+        name = opened.name
+    metadata = kept_metadata(metadata, name)
+    named = not any(key.endswith("relative_coords_table") for key in state_dict)  # which tell the window
+    arch = recorded_arguments(args.input, metadata, named=named)
     sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
     found, _ = recognise(state_dict, args.layout)
     if args.model and found.family == "swin" and find_variant(args.model)[0].family == "video_swin":
         state_dict, args.layout = inflate(state_dict, window_size=arch["window_size"], layout=args.layout), "hvt"
     converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
-    metadata = {key: text for key, text in metadata.items() if key.startswith("hvt.")}
     if classes := read_classes(args.input):
         metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
     save_state_dict(converted, args.output, metadata)

@@ -16,7 +16,7 @@ from PIL import Image
 from hvt_backbones import convert_state_dict, create_backbone, create_classifier
 from hvt_backbones.cli import main
 from hvt_backbones.images import find_images, read_image
-from hvt_backbones.predict import data_config, open_model
+from hvt_backbones.model_file import data_config, open_model
 from hvt_backbones.variants import VARIANTS
 from hvt_backbones.weights import fetch as fetch_module
 from hvt_backbones.weights.files import read_metadata, read_state_dict, save_state_dict

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hvt_backbones import InputError
-from hvt_backbones.predict import Preprocessing
+from hvt_backbones.model_file import Preprocessing
 
 from ..config import AugmentationConfig, DataConfig
 from .digits import lay_out_digits

@@ -26,7 +26,7 @@ from classification.command_line import parse_command_line
 from classification.parallel import build_accelerator
 from hvt_backbones import InputError, load_weights
 from hvt_backbones.device import DeviceType
-from hvt_backbones.predict import open_model
+from hvt_backbones.model_file import open_model
 from tests.classification.conftest import QUICK
 from tests.classification.processes import Curve, die_at, in_processes, trained
 from tests.npu.standin_environment import standin_environment

@@ -22,7 +22,7 @@ from classification.config import AugmentationConfig, DataConfig
 from classification.data import Pictures, Unreadable, batches, eval_loader, open_data, open_pictures, train_loader
 from classification.data.readers import ReaderShards, index_classes
 from hvt_backbones import InputError
-from hvt_backbones.predict import Preprocessing
+from hvt_backbones.model_file import Preprocessing
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(input_size=(3, 24, 24), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0).transform()

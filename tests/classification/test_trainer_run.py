@@ -23,7 +23,7 @@ from classification import checkpoint
 from classification.command_line import parse_command_line
 from classification.train import main, train
 from classification.trainer import Trainer
-from hvt_backbones.predict import open_model
+from hvt_backbones.model_file import open_model
 
 Run = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,282 @@
+"""Weights files that describe themselves: every `hvt.*` entry beside the weights is written and read here alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .backbone import Backbone
+from .classifier import Classifier
+from .create import create_backbone, create_classifier, is_file_or_url
+from .errors import InputError, WeightsError
+from .variants import Variant, find_variant
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .weights.published import PublishedWeights
+
+PREFIX = "hvt."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes the model's input, in timm's words.
+
+    Attributes:
+        input_size: (channels, height, width).
+        mean, std: of the channels, for values from 0 to 1.
+        interpolation: "bicubic", "bilinear", ...
+        crop_pct: side of the centre crop over the side of the resized picture.
+        crop_mode: "center" keeps the picture's proportions; "squash" resizes all of it to `input_size`.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.9
+    crop_mode: str = "center"
+
+    def transform(self) -> Callable[[Image], Tensor]:
+        """A function from a picture to a (C, H, W) float tensor."""
+        from timm.data import create_transform
+
+        return create_transform(**asdict(self), is_training=False)
+
+
+def image_variant(name: str) -> tuple[Variant, str | None]:
+    """`find_variant`, which refuses a video model: pictures are no clips.
+
+    Raises:
+        InputError: no such model, or one of clips.
+    """
+    variant, tag = find_variant(name)
+    if variant.frames is not None:
+        raise InputError(
+            f"{variant.name} takes clips, not pictures; expected a model of images (video models are for `video/`)"
+        )
+    return variant, tag
+
+
+def data_config(name: str, tag: str | None = None) -> Preprocessing:
+    """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one."""
+    variant, name_tag = image_variant(name)
+    return _published_preprocessing(variant.published(tag or name_tag))
+
+
+def _published_preprocessing(published: PublishedWeights) -> Preprocessing:
+    return Preprocessing(
+        input_size=published.input_size,
+        mean=published.mean,
+        std=published.std,
+        interpolation=published.interpolation,
+        crop_pct=published.crop_pct,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """Weights, in any layout, and all that is needed to build their model and to feed it.
+
+    Attributes:
+        source: the name, path or URL that was asked for.
+        name: of the model's row in `variants.py`.
+        overrides: constructor arguments that differ from the row's.
+        num_classes: rows of the head; 0 where there is none.
+        class_names: one per class, where the file says them.
+        preprocessing: of the pictures.
+        state_dict: the weights.
+    """
+
+    source: str
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int
+    class_names: Sequence[str] | None = None
+    preprocessing: Preprocessing
+    state_dict: Mapping[str, Tensor]
+
+    def classifier(self) -> Classifier:
+        """The classifier with the weights, in eval mode."""
+        if not self.num_classes:
+            raise WeightsError(f"{self.source} has no classifier head, so it predicts nothing: `hvt features` reads it")
+        from .weights import load_weights
+
+        model = create_classifier(self.name, num_classes=self.num_classes, **self.overrides)
+        load_weights(model, self.state_dict)
+        return model.eval()
+
+    def backbone(self, **arguments: Any) -> Backbone:
+        """The backbone with the weights, in eval mode; `arguments` are those of `create_backbone`."""
+        from .weights import load_weights
+
+        model = create_backbone(self.name, **self.overrides, **arguments)
+        load_weights(model, self.state_dict)
+        return model.eval()
+
+
+def open_model(source: str, model: str | None = None, weights_key: str | None = None) -> ModelFile:
+    """Read weights by a model's name (`swin_tiny`, `swin_base.in22k`), from a file or from a URL.
+
+    Args:
+        source: the name, path or URL.
+        model: the name of the model in a file that does not say it; files of this project's trainer do.
+        weights_key: which of several sets of weights in the file, see `load_weights`.
+
+    Raises:
+        InputError: no such model or file, or a file that does not say its model.
+        WeightsError: weights that cannot be fetched or read, or are of another model.
+    """
+    from .weights.fetch import fetch
+    from .weights.files import read_metadata, read_state_dict
+
+    if is_file_or_url(source):
+        path = fetch(source)
+        return describe_weights(source, read_state_dict(path, key=weights_key), read_metadata(path), model)
+    variant, tag = image_variant(source)
+    if model is not None:
+        raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
+    published = variant.published(tag)
+    path = fetch(published.source, filename=published.filename)
+    return _model_file(source, read_state_dict(path, key=weights_key), {}, variant, _published_preprocessing(published))
+
+
+def describe_weights(
+    source: str, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None = None
+) -> ModelFile:
+    """What `open_model` returns, from weights that have been read already and the text that was beside them.
+
+    Raises:
+        InputError: as `open_model`.
+    """
+    name = model or metadata.get(PREFIX + "model")
+    if name is None:
+        raise InputError(f"{source} does not say which model it is of: add --model NAME (`hvt models` lists them)")
+    variant, _ = find_variant(name)
+    recorded = metadata.get(PREFIX + "model")
+    if recorded is not None and find_variant(recorded)[0].family != variant.family:
+        raise WeightsError(f"{source} is of the model {recorded}, not of {model}: leave --model out")
+    return _model_file(source, state_dict, metadata, variant, _published_preprocessing(variant.published()))
+
+
+def _model_file(
+    source: str,
+    state_dict: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    variant: Variant,
+    preprocessing: Preprocessing,
+) -> ModelFile:
+    from .weights.convert import read_checkpoint
+
+    try:
+        tensors = read_checkpoint(state_dict).tensors
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    head = tensors.get("head.weight")
+    overrides = _recorded(source, metadata, "overrides", dict) or {}
+    in_chans = tensors["stages.0.downsample.proj.weight"].shape[1]
+    if in_chans != 3:
+        overrides = {"in_chans": in_chans, **overrides}
+        # of other channels nothing is published: the mean over ImageNet's three
+        preprocessing = replace(
+            preprocessing,
+            input_size=(in_chans, *preprocessing.input_size[1:]),
+            mean=(0.449,) * in_chans,
+            std=(0.226,) * in_chans,
+        )
+    num_classes = 0 if head is None else head.shape[0]
+    names = _recorded(source, metadata, "class_names", list)
+    if names is not None and len(names) != num_classes:
+        raise WeightsError(f"{source} has {len(names)} class names for {num_classes} classes: write its metadata anew")
+    return ModelFile(
+        source=source,
+        name=variant.name,
+        overrides=overrides,
+        num_classes=num_classes,
+        class_names=names,
+        preprocessing=_recorded_preprocessing(source, metadata, preprocessing),
+        state_dict=state_dict,
+    )
+
+
+def _recorded(source: str | Path, metadata: Mapping[str, str], name: str, kind: type | tuple[type, ...]) -> Any:
+    """A JSON value among the text beside the weights; None where there is none.
+
+    Raises:
+        WeightsError: the text is no JSON, or a value of another kind.
+    """
+    if PREFIX + name not in metadata:
+        return None
+    text = metadata[PREFIX + name]
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, kind):
+        raise WeightsError(f"{source}: its entry {PREFIX}{name} is {text!r}, not the JSON that the trainer writes")
+    return value
+
+
+def _recorded_preprocessing(source: str, metadata: Mapping[str, str], default: Preprocessing) -> Preprocessing:
+    """What the trainer wrote beside the weights, for what it did not write the default."""
+    facts: dict[str, Any] = {}
+    for key in ("input_size", "mean", "std"):
+        if (value := _recorded(source, metadata, key, list)) is not None:
+            facts[key] = tuple(value)
+            length = 3 if key == "input_size" else default.input_size[0]
+            if len(value) != length:
+                raise WeightsError(
+                    f"{source}: its entry {PREFIX}{key} has {len(value)} numbers, its weights need {length}"
+                )
+    if (crop_pct := _recorded(source, metadata, "crop_pct", (int, float))) is not None:
+        facts["crop_pct"] = crop_pct
+    if PREFIX + "interpolation" in metadata:
+        facts["interpolation"] = metadata[PREFIX + "interpolation"]
+    return replace(default, **facts)
+
+
+def metadata_of(
+    name: str, overrides: Mapping[str, Any], class_names: Sequence[str], preprocessing: Preprocessing
+) -> dict[str, str]:
+    """The text beside the weights of a model, from which `open_model` makes it again."""
+    return {
+        PREFIX + "model": name,
+        PREFIX + "overrides": json.dumps(dict(overrides)),
+        PREFIX + "num_classes": str(len(class_names)),
+        PREFIX + "class_names": json.dumps(list(class_names)),
+        PREFIX + "input_size": json.dumps(list(preprocessing.input_size)),
+        PREFIX + "mean": json.dumps(list(preprocessing.mean)),
+        PREFIX + "std": json.dumps(list(preprocessing.std)),
+        PREFIX + "interpolation": preprocessing.interpolation,
+        PREFIX + "crop_pct": str(preprocessing.crop_pct),
+    }
+
+
+def entry(metadata: Mapping[str, str], name: str) -> str:
+    """What `metadata_of` wrote under this name."""
+    return metadata[PREFIX + name]
+
+
+def kept_metadata(metadata: Mapping[str, str], name: str | None = None) -> dict[str, str]:
+    """What of the text beside weights stays true in another layout; `name` of the model, where it is known anew."""
+    kept = {key: text for key, text in metadata.items() if key.startswith(PREFIX)}
+    return kept if name is None else {**kept, PREFIX + "model": name}
+
+
+def recorded_arguments(source: str | Path, metadata: Mapping[str, str], *, named: bool) -> dict[str, Any]:
+    """The constructor arguments that the text beside weights tells; if `named`, also those of the model it names."""
+    arch = _recorded(source, metadata, "overrides", dict) or {}
+    if named and (name := metadata.get(PREFIX + "model")) is not None:
+        arch = {**find_variant(name)[0].arch, **arch}
+    return arch
+
+
+def epoch_metadata(epoch: int, top1: float) -> dict[str, str]:
+    """Of which epoch of a training the weights are, and how good."""
+    return {PREFIX + "epoch": str(epoch), PREFIX + "top1": f"{top1:.4f}"}
