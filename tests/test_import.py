@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import graphlib
+import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")
+picture = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(picture)
 HEAVY = {
     "torchvision",
     "timm",
@@ -72,35 +75,26 @@ def test_public_names_are_there() -> None:
         _ = hvt_backbones.create_detector
 
 
-PACKAGES = ("hvt_backbones", "classification", "detection", "segmentation", "video", "runner", "demos", "soak")
-
-
-def imported_by(path: Path, module: str, known: Collection[str]) -> set[str]:
-    """The modules of `known` that one imports, inside functions too."""
-    names = set()
-    package = module if path.stem == "__init__" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            source = ".".join([*above, *([node.module] if node.module else [])])
-            inner = {f"{source}.{alias.name}": source for alias in node.names}
-            names |= {name if name in known else package for name, package in inner.items()}
-    return names & set(known) - {module}
-
-
 def test_no_circle_of_imports() -> None:
     """Those for types alone count, too."""
-    root = Path(__file__).parents[1]
-    files = {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
-        for package in PACKAGES
-        for path in (root / package).rglob("*.py")
-        if "configs" not in path.parts
-    }
-    order = graphlib.TopologicalSorter({module: imported_by(path, module, files) for module, path in files.items()})
+    files = picture.modules()
+    order = graphlib.TopologicalSorter(
+        {module: picture.imported_by(path, module, files) for module, path in files.items()}
+    )
     try:
         order.prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_picture_of_the_house_is_current() -> None:
+    """If this fails: `python docs/picture.py`."""
+    assert picture.PICTURE.read_text() == picture.draw()
+
+
+def test_the_library_does_not_import_what_is_built_on_it() -> None:
+    files = picture.modules()
+    for module, path in files.items():
+        if module.startswith("hvt_backbones"):
+            used = picture.imported_by(path, module, files)
+            assert all(name.startswith("hvt_backbones") for name in used), (module, used)
