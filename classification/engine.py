@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data import Batch, Unreadable, batches
-from .stop import StoppedError, StopRequest
+from .signals import StoppedError, StopRequest
 
 
 class DivergedError(RuntimeError):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(config: Config) -> dict[str, Any]:
     """Train as `config` says; returns the contents of `metrics.json`, or, with `train.benchmark_steps`, the speeds."""
-    from .performance import measure
+    from .benchmark import measure
     from .trainer import Trainer
 
     trainer = Trainer(config)
@@ -27,9 +27,9 @@ def run(argv: Sequence[str] | None) -> int:
     from hvt_backbones.processes import leave_processes
 
     from .command_line import parse_command_line
+    from .distributed import LostContactError
     from .engine import DivergedError
-    from .parallel import LostContactError
-    from .stop import StoppedError
+    from .signals import StoppedError
 
     try:
         train(parse_command_line(argv))
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interrupted_at_once():
         from hvt_backbones.errors import exit_on_input_error
 
-        from . import performance  # noqa: F401  and all that it imports
+        from . import benchmark  # noqa: F401  and all that it imports
 
     return exit_on_input_error(run)(argv)
 

@@ -17,16 +17,16 @@ from tqdm import tqdm
 from hvt_backbones import InputError
 from hvt_backbones.atomic import whole_file
 
-from . import checkpoint, parallel
-from .build import build_model
+from . import distributed
+from .checkpoint import files
+from .checkpoint.manager import Saver, on_main
 from .config import Config
 from .data import Batch, Unreadable, batches, eval_loader, open_data, train_loader
 from .engine import DivergedError, Outcome, evaluate
-from .journal import Journal
-from .learner import Learner
 from .progress import Progress
-from .saver import Saver, on_main
-from .stop import StoppedError, StopRequest
+from .reporting.journal import Journal
+from .signals import StoppedError, StopRequest
+from .state import Learner, build_model
 
 SEED_STRIDE = 100_003  # between the seeds of two runs; ranks count upward from each
 NAMES_SHOWN = 4
@@ -53,15 +53,15 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        checkpoint.check_output(config)
+        files.check_output(config)
         self.folder = Path(config.output.dir)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)
         model = build_model(config, self.train_data)
-        self.description = checkpoint.describe_model(config, self.train_data.class_names)
-        self.accelerator = accelerator = parallel.build_accelerator(
+        self.description = files.describe_model(config, self.train_data.class_names)
+        self.accelerator = accelerator = distributed.build_accelerator(
             config.train.device,
             config.train.amp,
             accumulation=config.train.accumulation,
@@ -127,15 +127,15 @@ class Trainer:
             InputError: a picture that cannot be read, or a file that cannot be written.
         """
         with ExitStack() as stack, self.stop:
-            on_main(self.accelerator, lambda: str(stack.enter_context(checkpoint.output_folder(self.folder))))
-            if not all(gather_object([(self.folder / checkpoint.LOCK).is_file()])):  # not after an epoch
+            on_main(self.accelerator, lambda: str(stack.enter_context(files.output_folder(self.folder))))
+            if not all(gather_object([(self.folder / files.LOCK).is_file()])):  # not after an epoch
                 raise InputError(
                     f"output.dir: not every process sees {self.folder}; give an --output-dir that all nodes share."
                 )
             if self.accelerator.is_main_process:
-                checkpoint.remove_leftovers(self.folder)
+                files.remove_leftovers(self.folder)
             try:
-                with parallel.contact(
+                with distributed.contact(
                     lambda: f"at step {self.progress.step}; the last checkpoint is {self.saver.checkpoint or 'none'}"
                 ):
                     return self._run()
@@ -219,7 +219,7 @@ class Trainer:
         names = [self.train_data.filename(int(index)) for batch in group for index in batch.indices]
         suspects = gather_object(names if outcome.local_loss_is_bad else [])
         suspects = suspects or gather_object(names)
-        listing = self.folder / checkpoint.BAD_BATCH
+        listing = self.folder / files.BAD_BATCH
         if self.accelerator.is_main_process:
             text = "\n".join(suspects) + "\n"
             with whole_file(listing) as path:

@@ -20,7 +20,8 @@ from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_s
 from hvt_backbones.model_file import ModelFile, describe_weights, open_model
 from hvt_backbones.processes import leave_processes
 
-from . import checkpoint, parallel
+from . import distributed
+from .checkpoint import files
 from .data import eval_loader, open_pictures
 from .data.pictures import Pictures, Unreadable, wordnet_ids
 from .engine import evaluate
@@ -106,22 +107,22 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     """
     path = Path(source).expanduser()
     if path.is_dir() and source not in list_models():
-        if (path / checkpoint.BEST_WEIGHTS).is_file():
-            return open_model(str(path / checkpoint.BEST_WEIGHTS), model)
-        if checkpoint.list_checkpoints(path):
-            path = checkpoint.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr))
-        elif not (path / checkpoint.MANIFEST).is_file():
+        if (path / files.BEST_WEIGHTS).is_file():
+            return open_model(str(path / files.BEST_WEIGHTS), model)
+        if files.list_checkpoints(path):
+            path = files.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr))
+        elif not (path / files.MANIFEST).is_file():
             raise InputError(
-                f"{source} is a folder without {checkpoint.BEST_WEIGHTS} or checkpoints of the trainer; "
+                f"{source} is a folder without {files.BEST_WEIGHTS} or checkpoints of the trainer; "
                 "expected a run's folder, a checkpoint's, or a file."
             )
-    elif path.name == checkpoint.STATE and (path.parent / checkpoint.MANIFEST).is_file():
+    elif path.name == files.STATE and (path.parent / files.MANIFEST).is_file():
         path = path.parent
     else:
         return open_model(source, model)
-    if reason := checkpoint.damage(path):
+    if reason := files.damage(path):
         raise InputError(f"checkpoint {path} is damaged ({reason}); give another.")
-    state = checkpoint.load_state(path)
+    state = files.load_state(path)
     return describe_weights(str(path), state["ema"] or state["model"], state["description"], model)
 
 
@@ -213,7 +214,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     preprocessing = replace(preprocessing, **{name: value for name, value in given.items() if value})
     data = open_split(args, model_file, preprocessing.transform())
     model = model_file.classifier()
-    accelerator = parallel.build_accelerator(args.device, args.amp)
+    accelerator = distributed.build_accelerator(args.device, args.amp)
     loader = eval_loader(
         data,
         args.batch_size,
@@ -238,7 +239,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
-        "precision": parallel.precision(accelerator),
+        "precision": distributed.precision(accelerator),
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from classification import checkpoint, validate
+from classification import validate
+from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
 from classification.data import data_root
 from classification.train import train

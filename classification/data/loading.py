@@ -1,7 +1,7 @@
 """The data of a recipe: opened, transformed, and loaded in batches by each rank from wherever it left off.
 
 `python -m classification.data` describes the data of a recipe, checks every picture, or measures the loader
-(data_report.py).
+(report.py).
 """
 
 from __future__ import annotations

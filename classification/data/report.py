@@ -123,7 +123,7 @@ def _endless(loader: Any) -> Iterator[Batch]:
 
 def benchmark(config: Config) -> None:
     """Print the rates of the loader and of the device, and one sentence about them."""
-    from ..performance import device_rate
+    from ..benchmark import device_rate
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pictures, _ = open_data(config.data, config.augmentation)

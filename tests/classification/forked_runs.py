@@ -21,8 +21,10 @@ import matplotlib.backends.backend_agg  # else each run would import it
 import matplotlib.figure  # noqa: F401
 import torch
 
-import classification.performance  # noqa: F401
-from classification import checkpoint, saver, trainer
+import classification.benchmark  # noqa: F401
+from classification import trainer
+from classification.checkpoint import files as checkpoint
+from classification.checkpoint import manager as saver
 from classification.data.pictures import Pictures
 from classification.engine import TrainStep
 from classification.train import main

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 
 from .conftest import QUICK
 

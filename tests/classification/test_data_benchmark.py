@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from classification import performance
+from classification import benchmark as performance
 from classification.data import report as data_report
 from classification.data.report import main, verdict, worker_counts
 

@@ -21,9 +21,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
-from classification.parallel import build_accelerator
+from classification.distributed import build_accelerator
 from hvt_backbones import InputError, load_weights
 from hvt_backbones.device import DeviceType
 from hvt_backbones.model_file import open_model
@@ -251,8 +251,8 @@ def test_an_unreadable_picture_ends_the_job_by_name(pictures: Path, tmp_path: Pa
 
 def stopped(*options: str) -> str:
     """Rank 1 stops, as a process that hangs does; what the others say of it."""
+    from classification.distributed import LostContactError
     from classification.engine import TrainStep
-    from classification.parallel import LostContactError
 
     step = TrainStep.__call__
 

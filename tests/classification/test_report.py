@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from classification.checkpoint import CURVES, REPORT
+from classification.checkpoint.files import CURVES, REPORT
 from classification.command_line import parse_command_line
-from classification.curves import plot_curves
-from classification.report import write_report
+from classification.reporting.curves import plot_curves
+from classification.reporting.page import write_report
 
 VOID = {"meta", "img"}
 

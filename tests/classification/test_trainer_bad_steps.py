@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.data.pictures import Pictures
 
 from .saved_runs import Run, assert_same, forked_runs, newest

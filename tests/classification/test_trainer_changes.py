@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
 from classification.trainer import Trainer
 

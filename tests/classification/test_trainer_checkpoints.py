@@ -14,7 +14,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from classification import checkpoint, parallel, resume
+from classification import distributed as parallel
+from classification.checkpoint import files as checkpoint
+from classification.checkpoint import resume
 from classification.command_line import parse_command_line
 from classification.trainer import Trainer
 

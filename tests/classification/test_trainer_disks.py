@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from classification import checkpoint, resume
+from classification.checkpoint import files as checkpoint
+from classification.checkpoint import resume
 from classification.command_line import parse_command_line
-from classification.log import EventWriter
+from classification.reporting.log import EventWriter
 from classification.trainer import Trainer
 
 from .saved_runs import (

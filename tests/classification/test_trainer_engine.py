@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from classification.command_line import parse_command_line
 from classification.data import Batch
+from classification.distributed import build_accelerator
 from classification.engine import Outcome, TrainStep, evaluate
-from classification.parallel import build_accelerator
-from classification.stop import StoppedError, StopRequest
+from classification.signals import StoppedError, StopRequest
 from classification.train import train
 from hvt_backbones import InputError
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
-from classification.stop import StopRequest
+from classification.signals import StopRequest
 from classification.trainer import Trainer
 
 from .saved_runs import Run, assert_nothing_else, assert_same, forked_runs, learned, newest

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
 from classification.train import main, train
 from classification.trainer import Trainer

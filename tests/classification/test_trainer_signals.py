@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from classification import checkpoint
-from classification import stop as stop_module
-from classification.stop import StopRequest
+from classification import signals as stop_module
+from classification.checkpoint import files as checkpoint
+from classification.signals import StopRequest
 
 from .saved_runs import ROOT, assert_nothing_else, assert_same, forked_runs, learned, newest
 

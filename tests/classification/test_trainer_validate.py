@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.data.pictures import class_positions
 from classification.validate import main
 from demos.classification import draw_predictions, predict

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from classification import checkpoint
+from classification.checkpoint import files as checkpoint
 from classification.engine import TrainStep
 from hvt_backbones import InputError
 from hvt_backbones.processes import leave_processes

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from classification import checkpoint
-from classification.performance import measure
+from classification.benchmark import measure
+from classification.checkpoint import files as checkpoint
 from classification.trainer import Trainer
 from classification.validate import main as validate
 from tests.classification.conftest import QUICK

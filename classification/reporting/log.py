@@ -15,7 +15,7 @@ import torch
 
 from hvt_backbones.atomic import whole_file
 
-from .checkpoint import LOG, TENSORBOARD
+from ..checkpoint.files import LOG, TENSORBOARD
 
 
 def peak_memory(device: torch.device) -> float:

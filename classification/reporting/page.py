@@ -17,10 +17,10 @@ from hvt_backbones import __version__
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.doctor import installed_version
 
-from .checkpoint import CURVES, REPORT
-from .config import Config
+from ..checkpoint.files import CURVES, REPORT
+from ..checkpoint.resume import revision
+from ..config import Config
 from .log import duration
-from .resume import revision
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "torch_npu", "deepspeed", "numpy", "pillow")
 NAMES_SHOWN = 200  # unreadable pictures; the page stays small

@@ -13,8 +13,8 @@ from hvt_backbones.model_file import entry
 
 from .config import Config
 from .data import Batch, batches
-from .log import peak_memory
-from .parallel import precision
+from .distributed import precision
+from .reporting.log import peak_memory
 from .trainer import Trainer
 
 WARMUP_STEPS = 10

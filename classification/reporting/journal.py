@@ -16,16 +16,16 @@ from tqdm import tqdm
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.model_file import entry, epoch_metadata
 
-from . import checkpoint, parallel
-from .build import lr_scale, warmup_epochs
-from .config import Config
+from .. import distributed
+from ..checkpoint import files
+from ..config import Config
+from ..data.pictures import Pictures
+from ..engine import Evaluation, Outcome
+from ..progress import Progress, count_unreadable
+from ..state import Learner, lr_scale, warmup_epochs
 from .curves import plot_curves
-from .data.pictures import Pictures
-from .engine import Evaluation, Outcome
-from .learner import Learner
 from .log import EventWriter, duration, peak_memory, write_log
-from .progress import Progress, count_unreadable
-from .report import write_report
+from .page import write_report
 
 NAMES_SHOWN = 4
 
@@ -63,7 +63,7 @@ class Journal:
         shared = f", {config.parallel.mode}" if accelerator.num_processes > 1 else ""
         accelerator.print(
             f"{entry(self.description, 'model')}, {millions:.2f} M parameters, on {accelerator.num_processes} x "
-            f"{accelerator.device.type}{shared}, precision {parallel.precision(accelerator)}\n"
+            f"{accelerator.device.type}{shared}, precision {distributed.precision(accelerator)}\n"
             f"{len(self.train_data)} training and {len(self.val_data)} held-out pictures of "
             f"{len(self.train_data.class_names)} classes, {config.data.input_size[1]}x{config.data.input_size[2]}\n"
             f"global batch {progress.global_batch}, {progress.steps_per_epoch} steps per epoch, learning rate "
@@ -162,17 +162,17 @@ class Journal:
         """What an epoch leaves beside its checkpoint."""
         described = {**self.description, **epoch_metadata(row["epoch"], row["top1"])}
         if improved:
-            checkpoint.save_weights(self.folder, checkpoint.BEST_WEIGHTS, weights, described)
-        checkpoint.save_weights(self.folder, checkpoint.LAST_WEIGHTS, weights, described)
+            files.save_weights(self.folder, files.BEST_WEIGHTS, weights, described)
+        files.save_weights(self.folder, files.LAST_WEIGHTS, weights, described)
         write_log(self.folder, self.progress.history)
         described_run = self.config.as_dict()
         # a recipe that replaces a run without being asked would be a trap
         described_run["output"] |= {"resume": None, "overwrite": False, "allow_changes": False}
         settings = yaml.safe_dump(described_run, sort_keys=False)
-        with whole_file(self.folder / checkpoint.CONFIG) as path:
+        with whole_file(self.folder / files.CONFIG) as path:
             path.write_text(settings)
         if row["epoch"] == 1:  # --overwrite: what the old run wrote at its end would pass for this run's
-            for name in (checkpoint.METRICS, checkpoint.CURVES, checkpoint.REPORT):
+            for name in (files.METRICS, files.CURVES, files.REPORT):
                 (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, seconds: float) -> dict[str, Any]:
@@ -193,10 +193,10 @@ class Journal:
         }
         if self.accelerator.is_main_process:
             text = json.dumps(metrics, indent=2) + "\n"
-            with whole_file(self.folder / checkpoint.METRICS) as path:
+            with whole_file(self.folder / files.METRICS) as path:
                 path.write_text(text)
             title = f"{metrics['model']}, {len(self.train_data.class_names)} classes, seed {self.config.train.seed}"
-            plot_curves(history, self.folder / checkpoint.CURVES, title=title)
+            plot_curves(history, self.folder / files.CURVES, title=title)
             write_report(
                 self.folder,
                 metrics=metrics,

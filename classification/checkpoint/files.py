@@ -28,8 +28,8 @@ from hvt_backbones.variants import find_variant
 from hvt_backbones.weights.download import sha256_of
 from hvt_backbones.weights.files import save_state_dict
 
-from .config import Config
-from .data import preprocessing
+from ..config import Config
+from ..data import preprocessing
 
 LAST_WEIGHTS = "model_last.safetensors"
 BEST_WEIGHTS = "model_best.safetensors"

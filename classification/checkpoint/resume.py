@@ -11,8 +11,8 @@ from typing import Any
 from hvt_backbones import InputError
 from hvt_backbones.model_file import entry
 
-from .checkpoint import CHECKPOINTS, MANIFEST, damage, held_run, list_checkpoints, newest_sound
-from .config import Config
+from ..config import Config
+from .files import CHECKPOINTS, MANIFEST, damage, held_run, list_checkpoints, newest_sound
 
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
 FREE_SETTINGS = (

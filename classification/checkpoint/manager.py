@@ -12,10 +12,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from hvt_backbones import InputError
 
-from . import checkpoint, parallel
-from .config import Config
-from .learner import Learner
-from .progress import Progress
+from .. import distributed
+from ..config import Config
+from ..progress import Progress
+from ..state import Learner
+from . import files
 from .resume import check_same_run, choose_checkpoint, revision
 
 
@@ -64,8 +65,8 @@ class Saver:
             InputError: it cannot be written; the checkpoints before it are as they were.
         """
         accelerator, step = self.accelerator, self.progress.step
-        staging = checkpoint.staging_folder(self.folder, step)
-        if checkpoint.step_folder(self.folder, step) == self.checkpoint:
+        staging = files.staging_folder(self.folder, step)
+        if files.step_folder(self.folder, step) == self.checkpoint:
             return
         state = self._state()
         problem = None
@@ -75,29 +76,29 @@ class Saver:
         if problem is None and not staging.is_dir():
             problem = "not every process sees the folder, which all nodes must share"
         if problem is None:
-            problem = _attempt(lambda: parallel.save_generators(staging / self._generators(), accelerator.device))
+            problem = _attempt(lambda: distributed.save_generators(staging / self._generators(), accelerator.device))
             self.learner.save_engine(staging)
             if accelerator.is_main_process and problem is None:
-                problem = _attempt(lambda: torch.save(state, staging / checkpoint.STATE))
+                problem = _attempt(lambda: torch.save(state, staging / files.STATE))
         problems = [found for found in gather_object([problem]) if found]
         if accelerator.is_main_process and not problems:
             replaces = self.checkpoint is None and self.config.output.overwrite
-            seal = checkpoint.seal_checkpoint
+            seal = files.seal_checkpoint
             problem = _attempt(lambda: seal(staging, self.folder, step, replace_run=replaces))
             problems = [problem] if problem else []
         problems = broadcast_object_list([problems])[0]
         if problems:
             if accelerator.is_main_process:
-                checkpoint.remove_leftovers(self.folder)
+                files.remove_leftovers(self.folder)
             kept = f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
             raise InputError(
                 f"output.dir: the checkpoint of step {step} was not written to {self.folder} ({problems[0]}); "
                 f"{kept}. Make room or give another --output-dir."
             )
-        self.checkpoint = checkpoint.step_folder(self.folder, step)
+        self.checkpoint = files.step_folder(self.folder, step)
         if accelerator.is_main_process:
             output = self.config.output
-            checkpoint.prune(self.folder, self.progress.own, keep_last=output.keep_last, keep_best=output.keep_best)
+            files.prune(self.folder, self.progress.own, keep_last=output.keep_last, keep_best=output.keep_best)
 
     def restore(self) -> None:
         """Go to the checkpoint that `output.resume` means, chosen by the first process for all; if there is one.
@@ -112,18 +113,18 @@ class Saver:
         if path is None:
             return
         accelerator, progress = self.accelerator, self.progress
-        state = checkpoint.load_state(path)
+        state = files.load_state(path)
         differences = check_same_run(
             state, self.description, self.config, global_batch=progress.global_batch, pictures=self.pictures
         )
         for difference in differences:
             accelerator.print(f"changed: {difference}")
-        parallel.check_shards(state, self.config.parallel.mode, accelerator.num_processes)
+        distributed.check_shards(state, self.config.parallel.mode, accelerator.num_processes)
         self.learner.restore(path, state, same_settings=not differences)
         progress.restore(state)
         generators = path / self._generators()
         if generators.is_file() and state["processes"] == accelerator.num_processes:
-            parallel.load_generators(generators, accelerator.device)
+            distributed.load_generators(generators, accelerator.device)
         if path.parent.parent.resolve() == self.folder.resolve():
             self.checkpoint = path
         else:  # another run's: this one has saved nothing yet

@@ -1,0 +1,1 @@
+"""The checkpoints of a run: written whole by all its processes, verified, pruned, and gone on from."""
