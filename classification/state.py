@@ -19,8 +19,7 @@ from hvt_backbones import Classifier, InputError, create_classifier
 
 from . import distributed
 from .checkpoint.files import model_overrides
-from .config import Config
-from .data import Pictures
+from .config import AugmentationConfig, ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig, TrainConfig
 from .engine import TrainStep
 
 # Of an optimiser's groups: those of this run, not of its checkpoint, which may have others or another device's kernels.
@@ -31,9 +30,9 @@ class Learner:
     """A model and all that changes its weights, moved to this process's device, sharded or wrapped for the others.
 
     Args:
-        config: of the run.
         model: the same on every process, on the CPU.
         accelerator: accelerate's.
+        optimizer, schedule, augmentation, train, parallel: sections of the run's configuration.
         num_classes: of the targets.
         global_batch: pictures of a step, of all processes.
         steps_per_epoch: optimiser steps.
@@ -46,20 +45,22 @@ class Learner:
         optimizer: accelerate's.
         scheduler: timm's, which counts steps.
         train_step: trains on the batches of one step.
+        mode: of `parallel`.
     """
 
     def __init__(
-        self, config: Config, model: Classifier, accelerator: Accelerator, *, num_classes: int, global_batch: int,
-        steps_per_epoch: int,
+        self, model: Classifier, accelerator: Accelerator, *, optimizer: OptimizerConfig, schedule: ScheduleConfig,
+        augmentation: AugmentationConfig, train: TrainConfig, parallel: ParallelConfig, num_classes: int,
+        global_batch: int, steps_per_epoch: int,
     ) -> None:  # fmt: skip
-        self.config, self.model, self.accelerator = config, model, accelerator
+        self.model, self.accelerator, self.mode = model, accelerator, parallel.mode
         device = accelerator.device
         model.to(device)
         self.ema = None
-        if config.train.ema_decay > 0:
-            self.ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True)
-        sharded = config.parallel.mode == "fsdp2" and accelerator.num_processes > 1
-        if config.train.compile:
+        if train.ema_decay > 0:
+            self.ema = ModelEmaV3(model, decay=train.ema_decay, use_warmup=True)
+        sharded = self.mode == "fsdp2" and accelerator.num_processes > 1
+        if train.compile:
             # all blocks share one code, compiled anew for each width, shift and drop rate: PyTorch gives up after 8
             torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit
             for stage in model.backbone.stages:
@@ -69,8 +70,9 @@ class Learner:
             distributed.shard(model, device)
             if self.ema is not None:
                 distributed.shard(self.ema.module, device)
-        self.raw_optimizer = build_optimizer(config, model, global_batch, device)
-        self.scheduler = build_scheduler(config, self.raw_optimizer, global_batch, steps_per_epoch)
+        self.raw_optimizer = build_optimizer(optimizer, model, global_batch, device)
+        scale = lr_scale(optimizer, global_batch)
+        self.scheduler = build_scheduler(schedule, self.raw_optimizer, train.epochs, steps_per_epoch, scale)
         if sharded:
             self.wrapped, self.optimizer = model, accelerator.prepare(self.raw_optimizer)
         else:
@@ -79,9 +81,9 @@ class Learner:
             self.wrapped,
             self.optimizer,
             accelerator,
-            label_smoothing=config.augmentation.label_smoothing,
-            mixup=build_mixup(config, num_classes),
-            clip_grad=config.optimizer.clip_grad,
+            label_smoothing=augmentation.label_smoothing,
+            mixup=build_mixup(augmentation, num_classes),
+            clip_grad=optimizer.clip_grad,
         )
         # a DeepSpeed engine writes and reads its state itself
         self.engine_steps = self.train_step.engine_steps
@@ -100,7 +102,7 @@ class Learner:
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The state dict of `model` or of its average; a collective call."""
-        if self.config.parallel.mode == "zero3":
+        if self.mode == "zero3":
             return self.accelerator.get_state_dict(self.wrapped)
         return distributed.whole_model_state(self.model if model is self.wrapped else model)
 
@@ -154,16 +156,15 @@ class Learner:
             raise InputError(f"output.resume: the checkpoint does not fit these settings: {error}") from None
 
 
-def build_model(config: Config, data: Pictures) -> Classifier:
-    """The model of a recipe, for the classes of its pictures."""
-    settings = config.model
+def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Classifier:
+    """The model of a recipe, for the channels and classes of its pictures."""
     try:
         model = create_classifier(
             settings.name,
-            num_classes=len(data.class_names),
+            num_classes=num_classes,
             pretrained=settings.pretrained,
             class_map=settings.class_map,
-            **model_overrides(config),
+            **model_overrides(settings, channels),
         )
     except (TypeError, ValueError, AssertionError) as error:
         if isinstance(error, InputError):
@@ -174,17 +175,16 @@ def build_model(config: Config, data: Pictures) -> Classifier:
     return model
 
 
-def lr_scale(config: Config, global_batch: int) -> float:
+def lr_scale(settings: OptimizerConfig, global_batch: int) -> float:
     """The linear rule (arXiv:1706.02677): rates are stated for a batch, and grow with it."""
-    stated = config.optimizer.lr_batch_size
+    stated = settings.lr_batch_size
     return 1.0 if stated is None else global_batch / stated
 
 
 def build_optimizer(
-    config: Config, model: Classifier, global_batch: int, device: torch.device
+    settings: OptimizerConfig, model: Classifier, global_batch: int, device: torch.device
 ) -> torch.optim.Optimizer:
     """timm's optimiser over the model's parameter groups, at the rate of the global batch."""
-    settings = config.optimizer
     # one kernel for all parameters where it is known to skip a step whose gradients overflowed in fp16, which is on
     # cuda: torch_npu's GradScaler hands itself to a fused optimiser, which takes no such argument, and the kernel
     # behind torch's own scaler (FSDP2's) ignores found_inf. Elsewhere the same arithmetic on lists: one by one,
@@ -196,7 +196,7 @@ def build_optimizer(
         return create_optimizer_v2(
             model.param_groups(weight_decay=settings.weight_decay, layer_decay=settings.layer_decay),
             opt=settings.name,
-            lr=settings.lr * lr_scale(config, global_batch),
+            lr=settings.lr * lr_scale(settings, global_batch),
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             eps=settings.eps,
@@ -207,18 +207,17 @@ def build_optimizer(
 
 
 def build_scheduler(
-    config: Config, optimizer: torch.optim.Optimizer, global_batch: int, steps_per_epoch: int
+    settings: ScheduleConfig, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int, scale: float
 ) -> Scheduler:
-    """timm's schedule, by steps."""
-    settings, scale = config.schedule, lr_scale(config, global_batch)
+    """timm's schedule, by steps; `scale` is that of the learning rate."""
     # "constant" by its own name came to timm late
     sched = {"linear": "poly", "constant": "step"}.get(settings.name, settings.name)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,
-        num_epochs=config.train.epochs,
+        num_epochs=epochs,
         decay_rate=0.1 if settings.name == "poly" else 1.0,  # of "poly" the power
-        warmup_epochs=warmup_epochs(config),
+        warmup_epochs=warmup_epochs(settings, epochs),
         warmup_lr=settings.warmup_lr * scale,
         min_lr=settings.min_lr * scale,
         step_on_epochs=False,
@@ -227,13 +226,12 @@ def build_scheduler(
     return scheduler
 
 
-def warmup_epochs(config: Config) -> int:
+def warmup_epochs(settings: ScheduleConfig, epochs: int) -> int:
     """A run shorter than its recipe's warm-up, such as a first try, warms up until its last epoch."""
-    return min(config.schedule.warmup_epochs, config.train.epochs - 1)
+    return min(settings.warmup_epochs, epochs - 1)
 
 
-def build_mixup(config: Config, num_classes: int) -> Mixup | None:
-    mix = config.augmentation
+def build_mixup(mix: AugmentationConfig, num_classes: int) -> Mixup | None:
     if not mix.mixes:
         return None
     return Mixup(

@@ -53,14 +53,14 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        files.check_output(config)
+        files.check_output(config.output, benchmark=bool(config.train.benchmark_steps))
         self.folder = Path(config.output.dir)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)
-        model = build_model(config, self.train_data)
-        self.description = files.describe_model(config, self.train_data.class_names)
+        model = build_model(config.model, config.data.input_size[0], len(self.train_data.class_names))
+        self.description = files.describe_model(config.model, config.data, self.train_data.class_names)
         self.accelerator = accelerator = distributed.build_accelerator(
             config.train.device,
             config.train.amp,
@@ -73,19 +73,26 @@ class Trainer:
         self._build_loaders()
         self.progress = self._begin()
         self.learner = Learner(
-            config,
             model,
             accelerator,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            augmentation=config.augmentation,
+            train=config.train,
+            parallel=config.parallel,
             num_classes=len(self.train_data.class_names),
             global_batch=self.progress.global_batch,
             steps_per_epoch=self.progress.steps_per_epoch,
         )
         self.stop = StopRequest()
         set_seed(config.train.seed + SEED_STRIDE * (1 + accelerator.process_index))
-        parts = config, accelerator, self.learner, self.progress
-        self.saver = Saver(*parts, description=self.description, pictures=len(self.train_data))
-        self.saver.restore()
-        self.journal = Journal(*parts, description=self.description, train_data=self.train_data, val_data=self.val_data)
+        parts = accelerator, self.learner, self.progress
+        told = {"settings": config.as_dict(), "description": self.description}
+        self.saver = Saver(config.output, *parts, pictures=len(self.train_data), **told)
+        if not config.train.benchmark_steps:
+            self.saver.restore()
+        pictures = {"train_data": self.train_data, "val_data": self.val_data}
+        self.journal = Journal(config, *parts, description=self.description, **pictures)
 
     def _build_loaders(self) -> None:
         config, accelerator = self.config, self.accelerator

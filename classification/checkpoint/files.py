@@ -28,7 +28,7 @@ from hvt_backbones.variants import find_variant
 from hvt_backbones.weights.download import sha256_of
 from hvt_backbones.weights.files import save_state_dict
 
-from ..config import Config
+from ..config import DataConfig, ModelConfig, OutputConfig
 from ..data import preprocessing
 
 LAST_WEIGHTS = "model_last.safetensors"
@@ -47,16 +47,15 @@ TENSORBOARD = "tensorboard"
 RUN_FILES = (LAST_WEIGHTS, BEST_WEIGHTS, CHECKPOINTS, LOG, CONFIG, METRICS, CURVES, REPORT)
 
 
-def model_overrides(config: Config) -> dict[str, Any]:
+def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:
     """The constructor arguments of the run's model: those of the recipe, and `in_chans` of its pictures."""
-    channels = config.data.input_size[0]
-    return config.model.overrides | ({} if channels == 3 else {"in_chans": channels})
+    return model.overrides | ({} if channels == 3 else {"in_chans": channels})
 
 
-def describe_model(config: Config, class_names: Sequence[str]) -> dict[str, str]:
+def describe_model(model: ModelConfig, data: DataConfig, class_names: Sequence[str]) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
-    name = find_variant(config.model.name)[0].name
-    return metadata_of(name, model_overrides(config), class_names, preprocessing(config.data))
+    overrides = model_overrides(model, data.input_size[0])
+    return metadata_of(find_variant(model.name)[0].name, overrides, class_names, preprocessing(data))
 
 
 def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
@@ -202,18 +201,16 @@ def held_run(folder: Path) -> list[str]:
     ]
 
 
-def check_output(config: Config) -> None:
+def check_output(output: OutputConfig, *, benchmark: bool) -> None:
     """Refuse, without touching anything, a folder that is none or that holds another run.
 
     Raises:
         InputError: see above.
     """
-    folder = Path(config.output.dir)
+    folder = Path(output.dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output.dir: {folder} is a file; give a folder with --output-dir.")
-    if config.train.benchmark_steps:
-        return
-    if held_run(folder) and not (config.output.resume or config.output.overwrite):
+    if held_run(folder) and not (benchmark or output.resume or output.overwrite):
         raise InputError(
             f"output.dir: {folder} already holds a run; continue it with --resume auto, replace it with --overwrite, "
             "or give another --output-dir."

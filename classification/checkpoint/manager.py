@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from hvt_backbones import InputError
 
 from .. import distributed
-from ..config import Config
+from ..config import OutputConfig
 from ..progress import Progress
 from ..state import Learner
 from . import files
@@ -24,9 +24,10 @@ class Saver:
     """Saves a run and goes back to what was saved; every method is a collective call.
 
     Args:
-        config: of the run.
+        output: where to, how many are kept, and what to go on from.
         accelerator: accelerate's.
         learner, progress: what is saved.
+        settings: all of the run, by section, to be compared when it goes on.
         description: of the model, as its weights carry it.
         pictures: for training.
 
@@ -36,20 +37,20 @@ class Saver:
     """
 
     def __init__(
-        self, config: Config, accelerator: Accelerator, learner: Learner, progress: Progress, *,
-        description: Mapping[str, str], pictures: int,
+        self, output: OutputConfig, accelerator: Accelerator, learner: Learner, progress: Progress, *,
+        settings: Mapping[str, Mapping[str, Any]], description: Mapping[str, str], pictures: int,
     ) -> None:  # fmt: skip
-        self.config, self.accelerator = config, accelerator
+        self.output, self.accelerator = output, accelerator
         self.learner, self.progress = learner, progress
-        self.description, self.pictures = description, pictures
-        self.folder = Path(config.output.dir)
+        self.settings, self.description, self.pictures = settings, description, pictures
+        self.folder = Path(output.dir)
         self.checkpoint: Path | None = None
 
     def _state(self) -> dict[str, Any]:
         """What all processes share."""
         return {
             "description": self.description,
-            "config": self.config.as_dict(),
+            "config": self.settings,
             "revision": revision(),
             "torch": str(torch.__version__),  # its own type is not a plain value
             "processes": self.accelerator.num_processes,
@@ -82,7 +83,7 @@ class Saver:
                 problem = _attempt(lambda: torch.save(state, staging / files.STATE))
         problems = [found for found in gather_object([problem]) if found]
         if accelerator.is_main_process and not problems:
-            replaces = self.checkpoint is None and self.config.output.overwrite
+            replaces = self.checkpoint is None and self.output.overwrite
             seal = files.seal_checkpoint
             problem = _attempt(lambda: seal(staging, self.folder, step, replace_run=replaces))
             problems = [problem] if problem else []
@@ -97,8 +98,8 @@ class Saver:
             )
         self.checkpoint = files.step_folder(self.folder, step)
         if accelerator.is_main_process:
-            output = self.config.output
-            files.prune(self.folder, self.progress.own, keep_last=output.keep_last, keep_best=output.keep_best)
+            kept = {"keep_last": self.output.keep_last, "keep_best": self.output.keep_best}
+            files.prune(self.folder, self.progress.own, **kept)
 
     def restore(self) -> None:
         """Go to the checkpoint that `output.resume` means, chosen by the first process for all; if there is one.
@@ -106,8 +107,8 @@ class Saver:
         Raises:
             InputError: there is none of that name, or it does not fit this run.
         """
-        resume = self.config.output.resume
-        if resume is None or self.config.train.benchmark_steps:
+        resume = self.output.resume
+        if resume is None:
             return
         path = on_main(self.accelerator, lambda: choose_checkpoint(self.folder, resume))
         if path is None:
@@ -115,11 +116,16 @@ class Saver:
         accelerator, progress = self.accelerator, self.progress
         state = files.load_state(path)
         differences = check_same_run(
-            state, self.description, self.config, global_batch=progress.global_batch, pictures=self.pictures
+            state,
+            self.description,
+            self.settings,
+            allowed=self.output.allow_changes,
+            global_batch=progress.global_batch,
+            pictures=self.pictures,
         )
         for difference in differences:
             accelerator.print(f"changed: {difference}")
-        distributed.check_shards(state, self.config.parallel.mode, accelerator.num_processes)
+        distributed.check_shards(state, self.learner.mode, accelerator.num_processes)
         self.learner.restore(path, state, same_settings=not differences)
         progress.restore(state)
         generators = path / self._generators()

@@ -11,7 +11,6 @@ from typing import Any
 from hvt_backbones import InputError
 from hvt_backbones.model_file import entry
 
-from ..config import Config
 from .files import CHECKPOINTS, MANIFEST, damage, held_run, list_checkpoints, newest_sound
 
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
@@ -59,9 +58,15 @@ def choose_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def check_same_run(
-    state: Mapping[str, Any], description: Mapping[str, str], config: Config, *, global_batch: int, pictures: int
+    state: Mapping[str, Any],
+    description: Mapping[str, str],
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    allowed: bool,
+    global_batch: int,
+    pictures: int,
 ) -> list[str]:
-    """The settings that differ from those of a checkpoint's `state`, which `output.allow_changes` allows.
+    """The settings that differ from those of a checkpoint's `state`, which are to be `allowed`.
 
     Raises:
         InputError: it is of another model or other classes, or settings differ and that is not allowed.
@@ -70,11 +75,11 @@ def check_same_run(
         there, here = entry(state["description"], name), entry(description, name)
         if there != here:
             raise InputError(f"output.resume: the checkpoint is of another model: {name} {there} there, {here} here.")
-    differences = changed_settings(state["config"], config.as_dict())
+    differences = changed_settings(state["config"], settings)
     for name, now in {"global_batch": global_batch, "pictures": pictures}.items():
         if state[name] != now:
             differences.append(f"{NAMES[name]} {state[name]} there, {now} here")
-    if differences and not config.output.allow_changes:
+    if differences and not allowed:
         raise InputError(
             f"output.resume: settings differ from the checkpoint's: {'; '.join(differences)}. Give them as they were, "
             "or --allow-changes to go on with these."

@@ -58,7 +58,7 @@ class Journal:
         config, accelerator, progress = self.config, self.accelerator, self.progress
         millions = sum(parameter.numel() for parameter in self.learner.model.parameters()) / 1e6
         stated = config.optimizer.lr_batch_size
-        peak = config.optimizer.lr * lr_scale(config, progress.global_batch)
+        peak = config.optimizer.lr * lr_scale(config.optimizer, progress.global_batch)
         scaling = "" if stated is None else f" ({config.optimizer.lr:g} for {stated}, scaled linearly)"
         shared = f", {config.parallel.mode}" if accelerator.num_processes > 1 else ""
         accelerator.print(
@@ -67,7 +67,7 @@ class Journal:
             f"{len(self.train_data)} training and {len(self.val_data)} held-out pictures of "
             f"{len(self.train_data.class_names)} classes, {config.data.input_size[1]}x{config.data.input_size[2]}\n"
             f"global batch {progress.global_batch}, {progress.steps_per_epoch} steps per epoch, learning rate "
-            f"{peak:g}{scaling}, {warmup_epochs(config)} epochs of warm-up"
+            f"{peak:g}{scaling}, {warmup_epochs(config.schedule, config.train.epochs)} epochs of warm-up"
         )
         for pictures, what in ((self.train_data, "training"), (self.val_data, "held-out")):
             if absent := pictures.classes_without_pictures():
