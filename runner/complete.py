@@ -14,6 +14,7 @@ from . import patches
 from .application import Application
 from .config import building, read_config
 from .data import datasets_of
+from .parts import choose_maps
 
 BACKBONE = "HVTBackbone"
 DENSE_HEADS = ("decode_head", "auxiliary_head")
@@ -40,8 +41,8 @@ def complete(cfg: Config) -> None:
     What the configuration says stays as it is, and is compared with the model's by `parts`. Models whose backbone is
     not ours are left alone.
     """
-    model = cfg.model
-    if str(model.get("backbone", {}).get("type")).rpartition(".")[2] != BACKBONE:
+    model, backbone = cfg.model, cfg.model.get("backbone")
+    if not isinstance(backbone, Mapping) or str(backbone.get("type")).rpartition(".")[2] != BACKBONE:
         return
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
         _complete_channels(model)
@@ -54,12 +55,8 @@ def _complete_channels(model: Any) -> None:
     heads, roi_head = list(_parts(model, HEADS)), model.get("roi_head") or {}
     extractors = list(_parts(roi_head, ("bbox_roi_extractor", "mask_roi_extractor")))
     regions = list(_parts(roi_head, HEADS))
-    lacking = [part for _, part in [*heads, *regions] if "in_channels" not in part]
-    if (
-        not lacking
-        and all("in_channels" in neck for neck in necks[:1])
-        and all("out_channels" in e for _, e in extractors)
-    ):
+    said = ["in_channels" in part for part in (*necks[:1], *(head for _, head in (*heads, *regions)))]
+    if all(said) and all("out_channels" in extractor for _, extractor in extractors):
         return
     given = _channels(model.backbone)
     for neck in necks[:1]:
@@ -74,7 +71,8 @@ def _complete_channels(model: Any) -> None:
     for name, head in heads:
         if name in DENSE_HEADS:
             index = head.get("in_index", -1)
-            maps = given[index] if isinstance(index, int) else [given[number] for number in index]
+            chosen = choose_maps(given, index, name, "the neck" if necks else f"the backbone {model.backbone.name}")
+            maps = chosen[0] if isinstance(index, int) else list(chosen)
         else:
             maps = given[-1] if name == "cls_head" else given[0]
         _fill(head, "in_channels", maps)
@@ -109,7 +107,7 @@ def _parts(owner: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str
 
 def _fill(part: Any, key: str, value: Any) -> None:
     """Where the part's class takes it and the configuration does not say it."""
-    kind = part["type"]
+    kind = part.get("type")
     if isinstance(kind, str):
         with MODELS.switch_scope_and_registry(None) as models:  # of the framework
             kind = models.get(kind)

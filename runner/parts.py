@@ -45,19 +45,28 @@ def check_parts(model: nn.Module) -> None:
     for name, head in _numbered(model, HEADS):
         maps, of = given, giver
         if isinstance(index := getattr(head, "in_index", None), int | Sequence):
-            chosen = [index] if isinstance(index, int) else list(index)
-            if any(not -len(given) <= number < len(given) for number in chosen):
-                raise InputError(
-                    f"model.{name}.in_index is {index}, {giver} gives {len(given)} maps, 0 to {len(given) - 1}: choose "
-                    "among these"
-                )
-            maps, of = tuple(given[number] for number in chosen), f"{giver}, of which it takes {index},"
+            maps, of = choose_maps(given, index, name, giver), f"{giver}, of which it takes {index},"
             if head.input_transform == "resize_concat":
                 maps = (sum(maps),)
         _compare(name, getattr(head, "in_channels", None), maps, of, cause)
     roi_head = getattr(model, "roi_head", None)
     if roi_head is not None and not getattr(roi_head, "with_shared_head", False):
         _check_roi_head(roi_head, given, giver)
+
+
+def choose_maps(given: tuple[int, ...], index: int | Sequence[int], name: str, giver: str) -> tuple[int, ...]:
+    """The channels of the maps that the head `name` takes by its `in_index`, of those that `giver` gives.
+
+    Raises:
+        InputError: there is no such map.
+    """
+    chosen = [index] if isinstance(index, int) else list(index)
+    if any(not -len(given) <= number < len(given) for number in chosen):
+        raise InputError(
+            f"model.{name}.in_index is {index}, {giver} gives {len(given)} maps, 0 to {len(given) - 1}: choose among "
+            "these"
+        )
+    return tuple(given[number] for number in chosen)
 
 
 def _check_roi_head(roi_head: nn.Module, given: tuple[int, ...], giver: str) -> None:

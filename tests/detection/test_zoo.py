@@ -96,3 +96,9 @@ def test_config_prints_one_whole_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "### RetinaNet, 1x" in capsys.readouterr().out
     assert main([]) == 2
     assert "CONFIG is missing" in capsys.readouterr().err
+
+
+def test_a_map_that_is_not_there_is_named() -> None:
+    options = {"model.decode_head.in_index": [0, 1, 2, 5]}
+    with pytest.raises(InputError, match=r"decode_head.in_index is \[0, 1, 2, 5\], the neck gives 4 maps, 0 to 3"):
+        open_config("fpn_swin-t-p4-w7_8xb2-80k_ade20k-512x512", options, SEGMENTATION)
