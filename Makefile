@@ -45,7 +45,7 @@ $(VENV)/.installed-all: $(VENV)/.installed
 		{ ls $$folder/$(MMCV)-*.whl > /dev/null 2>&1 || MAX_JOBS=$$(nproc) $(PIP) wheel -q -c constraints.txt \
 			--no-cache-dir --no-build-isolation --no-deps -w $$folder onedl-mmcv; } && \
 		$(PIP) install -q --no-deps $$folder/$(MMCV)-*.whl
-	$(CONSTRAINED) --no-deps onedl-mmengine onedl-mmdetection onedl-mmsegmentation mmaction2
+	$(CONSTRAINED) --no-deps onedl-mmengine onedl-mmdetection onedl-mmsegmentation mmaction2 ./stubs/imgaug
 	$(CONSTRAINED) numpy opencv-python-headless addict matplotlib pyyaml rich termcolor yapf packaging pillow scipy six \
 		shapely terminaltables tqdm pycocotools ftfy regex prettytable einops importlib_metadata av \
 		'decord; platform_machine == "x86_64"'

@@ -15,7 +15,7 @@ from .quiet import quiet_imports
 if TYPE_CHECKING:
     from .application import Application
 
-OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg", "mmaction")
+OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg", "mmaction", "imgaug")
 
 
 def command(name: Literal["train", "test", "info", "config"], application: Application) -> Callable[..., int]:

@@ -23,8 +23,6 @@ from typing import Any
 from hvt_backbones.errors import InputError
 
 MARK = "_hvt_replaced"
-IMGAUG = ("imgaug", "imgaug.augmenters", "imgaug.augmentables", "imgaug.augmentables.lines",
-          "imgaug.augmentables.segmaps")  # fmt: skip
 ACCEPTED_MMCV = "2.1.0"  # the last that mmaction2 1.2.0 takes
 LAST_TRANSFORMERS = 4
 DRN = "mmaction.models.localizers.drn"
@@ -163,11 +161,8 @@ def _silence() -> Iterator[None]:
 
 
 def _import_mmdet() -> None:
-    # mmdetection 3.5 imports imgaug, which needs an old numpy and a second OpenCV, for its lanes alone
     if "mmdet.datasets" not in sys.modules and find_spec("mmdet") is not None:
-        names = () if find_spec("imgaug") else IMGAUG
-        # others ask whether imgaug is there
-        with _stand_ins({name: _StandIn(name) for name in names}), _silence():
+        with _silence():
             importlib.import_module("mmdet.datasets")
     # configurations `mmseg::...` are looked up under the name of mmsegmentation's package before the fork
     try:
@@ -226,25 +221,11 @@ def _stand_ins(modules: dict[str, ModuleType]) -> Iterator[None]:
         sys.modules.update(before)
 
 
-class MissingImgaug:
-    """Stands for a class of imgaug."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise ImportError("this augmentation needs the package imgaug, which is not installed")
-
-
 class MissingDRN:
     """Stands for the one localizer whose code is not in mmaction2's wheel."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise ImportError("DRN is not in the published package of mmaction2 (open-mmlab/mmaction2#2714)")
-
-
-class _StandIn(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return MissingImgaug
 
 
 def _module(name: str, **attributes: Any) -> ModuleType:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import mmdet
 import pytest
 from mmengine.config import Config
 
 from detection.application import DETECTION
 from detection.config import main
 from hvt_backbones.errors import InputError
-from runner.complete import open_config
+from runner.complete import complete, open_config
 from runner.zoo import image_backbones
 from segmentation.application import SEGMENTATION
+from tests import dense_configs as shared
+from tests.dense_runs import CLASSES, ROOT
 from video.application import VIDEO
 
 SWIN_T = "mask-rcnn_swin-t-p4-w7_fpn_1x_coco"
@@ -102,3 +108,24 @@ def test_a_map_that_is_not_there_is_named() -> None:
     options = {"model.decode_head.in_index": [0, 1, 2, 5]}
     with pytest.raises(InputError, match=r"decode_head.in_index is \[0, 1, 2, 5\], the neck gives 4 maps, 0 to 3"):
         open_config("fpn_swin-t-p4-w7_8xb2-80k_ade20k-512x512", options, SEGMENTATION)
+
+
+@pytest.mark.slow
+def test_the_frameworks_own_tools_run_it(coco: Path, tmp_path: Path) -> None:
+    cfg = shared.small_config(SWIN_T, DETECTION, shared.WINDOWED, tmp_path / "run")
+    for part in ("train", "val", "test"):
+        cfg[f"{part}_dataloader"].dataset.update(data_root=f"{coco}/", metainfo={"classes": CLASSES})
+    cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = str(coco / "annotations" / "instances_val2017.json")
+    cfg.default_hooks.checkpoint = {"type": "CheckpointHook", "interval": 1}
+    cfg.train_cfg.update(max_epochs=1)
+    complete(cfg)
+    file = tmp_path / "whole.py"
+    file.write_text(cfg.pretty_text)
+    tools = Path(mmdet.__file__).parent / ".mim" / "tools"
+    for command in (["train.py", str(file)], ["test.py", str(file), str(tmp_path / "run" / "epoch_1.pth")]):
+        done = subprocess.run(
+            [sys.executable, str(tools / command[0]), *command[1:]], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "coco/bbox_mAP" in done.stdout + done.stderr

@@ -1,0 +1,1 @@
+from imgaug import __getattr__  # noqa: F401
