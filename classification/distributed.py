@@ -155,7 +155,14 @@ def shard(model: Classifier, device: torch.device) -> None:
     """FSDP2: each block, then the rest, split over all processes in place.
 
     Every process must hold the same weights before. Blocks are the unit that is gathered for a forward pass.
+
+    Raises:
+        InputError: on the CPU, a PyTorch whose FSDP2 is for accelerators alone, as that of 2.6.
     """
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise InputError(
+            f"parallel.mode: fsdp2 of PyTorch {torch.__version__} does not run on the CPU; use ddp, or a later PyTorch."
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
