@@ -62,7 +62,11 @@ class Learner:
         sharded = self.mode == "fsdp2" and accelerator.num_processes > 1
         if train.compile:
             # all blocks share one code, compiled anew for each width, shift and drop rate: PyTorch gives up after 8
-            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit
+            limits = torch._dynamo.config
+            if hasattr(limits, "recompile_limit"):
+                limits.recompile_limit = limits.accumulated_recompile_limit
+            else:  # as PyTorch 2.6 calls them
+                limits.cache_size_limit = limits.accumulated_cache_size_limit
             for stage in model.backbone.stages:
                 for block in stage.blocks:
                     block.compile()
