@@ -20,7 +20,7 @@ from hvt_backbones.errors import nearest
 from hvt_backbones.model_file import image_variant
 from hvt_backbones.variants import find_variant
 
-from .config import Config
+from .config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 # timm reads such texts leniently and leaves out what it does not understand
 POLICY = re.compile(
@@ -47,9 +47,9 @@ def check_names(config: Config) -> None:
             f"augmentation.auto_augment: timm does not know the policy {policy!r}; "
             "expected for example rand-m9-mstd0.5-inc1, augmix-m3-w3, original, or null."
         )
-    _check_optimizer(config)
-    _check_weights(config)
-    _check_model(config)
+    _check_optimizer(config.optimizer)
+    _check_weights(config.model)
+    _check_model(config.model, config.data.input_size)
 
 
 def check_paths(config: Config) -> None:
@@ -60,27 +60,26 @@ def check_paths(config: Config) -> None:
     """
     model, data = config.model, config.data
     if isinstance(model.pretrained, str) and _is_local(model.pretrained) and not _exists(model.pretrained, file=True):
-        raise InputError(f"model.pretrained: file {model.pretrained} does not exist; expected {_weights_of(config)}.")
+        raise InputError(f"model.pretrained: file {model.pretrained} does not exist; expected {_weights_of(model)}.")
     if model.class_map is not None and not _exists(model.class_map, file=True):
         raise InputError(f"model.class_map: {model.class_map} does not exist; expected a text file, a class per line.")
-    if data.kind in ("imagefolder", "tar", "wds"):
+    if data.dir is not None and data.kind in ("imagefolder", "tar", "wds"):
         if not _exists(data.dir):
-            raise InputError(f"data.dir: folder {data.dir} does not exist; expected one with {_layout(config)}.")
+            raise InputError(f"data.dir: folder {data.dir} does not exist; expected one with {_layout(data)}.")
         for key in ("train_split", "val_split") if data.kind == "imagefolder" else ():
             if not _exists(Path(data.dir) / getattr(data, key)):
                 raise InputError(
-                    f"data.{key}: {data.dir} holds no folder {getattr(data, key)}; expected {_layout(config)}."
+                    f"data.{key}: {data.dir} holds no folder {getattr(data, key)}; expected {_layout(data)}."
                 )
     resume = config.output.resume
-    if resume not in (None, "auto") and not _exists(resume):
+    if resume is not None and resume != "auto" and not _exists(resume):
         raise InputError(
             f"output.resume: {resume} does not exist; expected auto, or the folder of a run or checkpoint."
         )
 
 
-def _layout(config: Config) -> str:
-    data = config.data
-    inside = {"imagefolder": "CLASS/*.jpg", "tar": "*.tar", "wds": "*.tar"}[data.kind]
+def _layout(data: DataConfig) -> str:
+    inside = "CLASS/*.jpg" if data.kind == "imagefolder" else "*.tar"
     return f"{data.train_split}/{inside} and {data.val_split}/{inside}"
 
 
@@ -97,23 +96,21 @@ def _is_local(source: str) -> bool:
 
 
 def _check_packages(config: Config) -> None:
-    for key, value, package, instead in (
-        ("data.kind", config.data.kind == "hfds", "datasets", "imagefolder, tar or wds"),
-        ("parallel.mode", config.parallel.mode.startswith("zero"), "deepspeed", "ddp or fsdp2"),
+    kind, mode = config.data.kind, config.parallel.mode
+    for key, chosen, needed, package, instead in (
+        ("data.kind", kind, kind == "hfds", "datasets", "imagefolder, tar or wds"),
+        ("parallel.mode", mode, mode.startswith("zero"), "deepspeed", "ddp or fsdp2"),
     ):
-        if value and find_spec(package) is None:
-            section, name = key.split(".")
-            chosen = getattr(getattr(config, section), name)
+        if needed and find_spec(package) is None:
             raise InputError(
                 f"{key}: {chosen} needs the package {package}, which is not installed; expected {instead}."
             )
 
 
-def _check_optimizer(config: Config) -> None:
+def _check_optimizer(settings: OptimizerConfig) -> None:
     import timm.optim
 
-    settings = config.optimizer
-    known = timm.optim.list_optimizers()
+    known = [str(name) for name in timm.optim.list_optimizers()]
     if settings.name not in known:
         raise InputError(f"optimizer.name: unknown {settings.name!r}; {nearest(settings.name, known)}")
     if settings.name == "adahessian":
@@ -136,35 +133,35 @@ def _check_optimizer(config: Config) -> None:
         ) from None
 
 
-def _weights_of(config: Config) -> str:
-    tags = find_variant(config.model.name)[0].tags
+def _weights_of(model: ModelConfig) -> str:
+    tags = find_variant(model.name)[0].tags
     return f"true, false, {', '.join(tags)}, a path or a URL" if tags else "false, a path or a URL"
 
 
-def _check_weights(config: Config) -> None:
+def _check_weights(model: ModelConfig) -> None:
     """A tag that the model has; whether a file fits shows when it is read."""
     try:
-        variant, _ = image_variant(config.model.name)
+        variant, _ = image_variant(model.name)
     except InputError as error:
         raise InputError(f"model.name: {error}") from None
-    pretrained = config.model.pretrained
+    pretrained = model.pretrained
     if pretrained is True and not variant.tags:
         raise InputError(
-            f"model.pretrained: no weights of {variant.name} are published; expected {_weights_of(config)}."
+            f"model.pretrained: no weights of {variant.name} are published; expected {_weights_of(model)}."
         )
     if isinstance(pretrained, str) and not is_file_or_url(pretrained) and pretrained not in variant.tags:
         raise InputError(
-            f"model.pretrained: {variant.name} has no weights {pretrained!r}; expected {_weights_of(config)}."
+            f"model.pretrained: {variant.name} has no weights {pretrained!r}; expected {_weights_of(model)}."
         )
 
 
-def _check_model(config: Config) -> None:
-    model = _build_on_meta(config)
+def _check_model(settings: ModelConfig, size: tuple[int, ...]) -> None:
+    model = _build_on_meta(settings, size[0])
     stages = len(model.backbone.stages)
-    if config.model.freeze_stages > stages:
+    if settings.freeze_stages > stages:
         raise InputError(
-            f"model.freeze_stages: must be at most {stages}, the stages of {config.model.name}, "
-            f"got {config.model.freeze_stages}."
+            f"model.freeze_stages: must be at most {stages}, the stages of {settings.name}, "
+            f"got {settings.freeze_stages}."
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > LARGEST_MODEL:
@@ -172,23 +169,22 @@ def _check_model(config: Config) -> None:
             f"model.overrides: the model would have {parameters / 1e9:.0f} billion parameters; "
             f"expected at most {LARGEST_MODEL / 1e9:.0f}."
         )
-    size = config.data.input_size
     try:
         with torch.no_grad():
             model.eval()(torch.empty(1, *size, device="meta"))
     except Exception as error:
-        if not isinstance(error, InputError) and not config.model.overrides:
+        if not isinstance(error, InputError) and not settings.overrides:
             raise
         key = "data.input_size" if isinstance(error, InputError) else "model.overrides"
-        side = find_variant(config.model.name)[0].input_size
+        side = find_variant(settings.name)[0].input_size
         raise InputError(
-            f"{key}: {config.model.name} cannot take pictures of {size[0]}x{size[1]}x{size[2]} ({_reason(error)}); "
+            f"{key}: {settings.name} cannot take pictures of {size[0]}x{size[1]}x{size[2]} ({_reason(error)}); "
             f"expected for example [{size[0]}, {side}, {side}]."
         ) from None
 
 
-def _build_on_meta(config: Config) -> Classifier:
-    name, overrides, channels = config.model.name, config.model.overrides, config.data.input_size[0]
+def _build_on_meta(settings: ModelConfig, channels: int) -> Classifier:
+    name, overrides = settings.name, settings.overrides
     for argument, source in SAID_ELSEWHERE.items():
         if argument in overrides:
             raise InputError(f"model.overrides: {argument} is said by {source}; expected constructor arguments.")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import math
 import os
 import reprlib
-import types
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from hvt_backbones import InputError
 from hvt_backbones.errors import ArgumentParser, nearest
@@ -25,41 +23,48 @@ from .config import Config
 QUOTES = "'\""
 PATHS = {"data.dir", "output.dir", "output.resume", "model.pretrained", "model.class_map"}
 RECIPES = Path(__file__).parent / "recipes"
-# Each section's class, and each setting's field and type under its full key ("optimizer.lr").
 SECTIONS: dict[str, type] = get_type_hints(Config)
-FIELDS: dict[str, Field] = {f"{name}.{entry.name}": entry for name, cls in SECTIONS.items() for entry in fields(cls)}
-TYPES: dict[str, Any] = {
-    f"{name}.{key}": hint for name, cls in SECTIONS.items() for key, hint in get_type_hints(cls).items()
+# the JSON schema of each setting under its full key ("optimizer.lr")
+FIELDS: dict[str, dict[str, Any]] = {
+    f"{section}.{name}": schema
+    for section, cls in SECTIONS.items()
+    for name, schema in TypeAdapter(cls).json_schema()["properties"].items()
 }
-FLAGS: dict[str, str] = {entry.metadata["flag"]: key for key, entry in FIELDS.items() if entry.metadata["flag"]}
+FLAGS = {
+    "--data-dir": "data.dir", "--batch-size": "data.batch_size", "--lr": "optimizer.lr", "--epochs": "train.epochs",
+    "--seed": "train.seed", "--device": "train.device", "--benchmark-steps": "train.benchmark_steps",
+    "--output-dir": "output.dir", "--resume": "output.resume", "--overwrite": "output.overwrite",
+    "--allow-changes": "output.allow_changes",
+}  # fmt: skip
+WORDS = {"boolean": "true or false", "integer": "integer", "number": "number", "string": "text", "null": "null"}
 
 
-def describe(hint: Any) -> str:
+def describe(schema: Mapping[str, Any]) -> str:
     """A type as the user reads it: "number", "true or false", "list of integers"."""
-    if get_origin(hint) is Literal:
-        return " | ".join(get_args(hint))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(describe(part) for part in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"list of {describe(get_args(hint)[0])}s"
-    if get_origin(hint) is dict:
-        return "mapping"
-    return {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}[hint]
+    if "enum" in schema:
+        return " | ".join(schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(map(describe, schema["anyOf"]))
+    if schema["type"] == "array":
+        return f"list of {describe(schema['items'])}s"
+    return WORDS.get(schema["type"], "mapping")
 
 
 def describe_setting(key: str) -> str:
     """All that a setting accepts: "integer of at least 1 and at most 100000", "list of 3 integers"."""
-    limits, accepted = FIELDS[key].metadata["limits"], describe(TYPES[key])
-    if limits["length"] is not None:
-        accepted = accepted.replace("list of", f"list of {limits['length']}")
+    schema = FIELDS[key]
+    accepted = describe(schema)
+    if "minItems" in schema:
+        accepted = accepted.replace("list of", f"list of {schema['minItems']}")
     bounds = describe_limits(key)
     return f"{accepted}, {bounds}" if bounds else accepted
 
 
 def describe_limits(key: str) -> str:
-    words = {"above": "more than", "low": "at least", "high": "at most"}
-    limits = FIELDS[key].metadata["limits"]
-    return " and ".join(f"{text} {limits[name]:.7g}" for name, text in words.items() if limits[name] is not None)
+    words = {"exclusiveMinimum": "more than", "minimum": "at least", "maximum": "at most"}
+    schema = FIELDS[key]
+    limited = schema.get("items") or schema.get("anyOf", [schema])[0]
+    return " and ".join(f"{text} {limited[name]:.7g}" for name, text in words.items() if name in limited)
 
 
 def shown(value: Any) -> str:
@@ -72,69 +77,27 @@ def shown(value: Any) -> str:
         return "a huge number"
 
 
-def convert(value: Any, hint: Any) -> Any:
-    """`value`, from YAML or a command line, as the type `hint`; `ValueError` where it is not one."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        for part in sorted(get_args(hint), key=lambda part: part is str):  # text takes anything, so it comes last
-            try:
-                return convert(value, part)
-            except ValueError:
-                continue
-        raise ValueError
-    if origin is Literal:
-        if value is False and "no" in get_args(hint):  # YAML reads a bare `no` as false
-            return "no"
-        if value not in get_args(hint):
-            raise ValueError
-        return value
-    if hint is str:
-        # no path or name has control characters, and files do not take half a surrogate pair
-        if not isinstance(value, str) or not value.strip() or {"Cc", "Cs"} & set(map(unicodedata.category, value)):
-            raise ValueError
-        return value
+def read(value: Any, schema: Mapping[str, Any]) -> Any:
+    """`value` of a setting in Python's terms: text is read by the setting's type, and a list becomes a tuple."""
     if isinstance(value, str):
-        if hint is type(None) and value not in ("null", "~"):  # YAML reads empty text as null too
-            raise ValueError
-        # YAML 1.1 takes 1e-3 for text, because it has no point
-        value = float(value) if hint is float else parse_yaml(value)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError
-        return tuple(convert(item, get_args(hint)[0]) for item in value)
-    if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ValueError
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError
-    if hint is float and not math.isfinite(value):
-        raise ValueError
+        value = _read_text(value, {part["type"] for part in schema.get("anyOf", [schema])})
+    if isinstance(value, list) and "items" in schema:
+        return tuple(read(item, schema["items"]) for item in value)
     return value
 
 
-def check_setting(key: str, value: Any) -> Any:
-    """The value of one setting, converted and within its limits."""
-    hint, limits = TYPES[key], FIELDS[key].metadata["limits"]
-    try:
-        converted = convert(value, hint)
-    except (ValueError, OverflowError):
-        raise InputError(f"{key}: expected {describe_setting(key)}, got {shown(value)}.") from None
-    if converted is None:
+def _read_text(text: str, types: set[str]) -> Any:
+    """As one of the `types` of JSON; what is none of them stays text, for pydantic to refuse."""
+    if "null" in types and text in ("null", "~"):  # YAML reads empty text as null too
         return None
-    items = converted if isinstance(converted, tuple) else (converted,)
-    if limits["length"] not in (None, len(items)):
-        raise InputError(f"{key}: expected {limits['length']} values, got {len(items)}: {shown(value)}.")
-    for item in items:
-        if (
-            (limits["low"] is not None and item < limits["low"])
-            or (limits["high"] is not None and item > limits["high"])
-            or (limits["above"] is not None and item <= limits["above"])
-        ):
-            raise InputError(f"{key}: must be {describe_limits(key)}, got {shown(item)}.")
-    return converted
+    if types & {"string", "boolean"} == {"string"}:
+        return text
+    try:
+        # YAML 1.1 takes 1e-3 for text, because it has no point
+        value = float(text) if "number" in types else parse_yaml(text)
+    except ValueError:
+        return text
+    return text if value is None or ("string" in types and not isinstance(value, bool)) else value
 
 
 def build_config(settings: Mapping[str, Any]) -> Config:
@@ -148,24 +111,38 @@ def build_config(settings: Mapping[str, Any]) -> Config:
         if key not in FIELDS:
             raise InputError(f"{shown(key).strip(QUOTES)}: unknown setting; {_nearest_setting(key)}")
         section, name = key.split(".")
-        values[section][name] = check_setting(key, value)
-    for key, entry in FIELDS.items():
-        if entry.default is MISSING and entry.default_factory is MISSING and key not in settings:
-            raise InputError(f"{key}: missing; expected {describe_setting(key)} ({entry.metadata['help']}).")
-    config = Config(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
+        values[section][name] = read(value, FIELDS[key])
+    sections = {}
+    for section, cls in SECTIONS.items():
+        try:
+            sections[section] = cls(**values[section])
+        except ValidationError as error:
+            raise InputError(_say(section, error.errors()[0], settings)) from None
+    config = Config(**sections)
     check_names(config)
     return config
+
+
+def _say(section: str, error: ErrorDetails, settings: Mapping[str, Any]) -> str:
+    """What pydantic found wrong, as one line."""
+    key = f"{section}.{error['loc'][0]}"
+    if error["type"] == "missing":
+        return f"{key}: missing; expected {describe_setting(key)} ({FIELDS[key]['description']})."
+    if error["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
+        return f"{key}: must be {describe_limits(key)}, got {shown(error['input'])}."
+    given = shown(settings[key])
+    if error["type"] in ("too_short", "too_long"):
+        return f"{key}: expected {FIELDS[key]['minItems']} values, got {len(error['input'])}: {given}."
+    return f"{key}: expected {describe_setting(key)}, got {given}."
 
 
 def _nearest_setting(key: str) -> str:
     section, _, name = key.rpartition(".")
     same_name = [known for known in FIELDS if known.split(".")[1] == name]
-    close = same_name or difflib.get_close_matches(key, list(FIELDS), n=3, cutoff=0.7)
-    question = f"did you mean {' or '.join(close)}? " if close else ""
+    question = nearest(key, same_name or list(FIELDS), cutoff=0.0 if same_name else 0.7, otherwise="")
     takes = ", ".join(entry.name for entry in fields(SECTIONS[section])) if section in SECTIONS else None
-    return question + (
-        f"expected in {section}: {takes}." if takes else f"expected SECTION.KEY of {', '.join(SECTIONS)}."
-    )
+    expected = f"expected in {section}: {takes}." if takes else f"expected SECTION.KEY of {', '.join(SECTIONS)}."
+    return f"{question} {expected}".lstrip()
 
 
 def find_recipe(name: str) -> Path:
@@ -190,7 +167,8 @@ def parse_yaml(text: str) -> Any:
         _refuse_repeated(node)
         return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
+        place = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        raise ValueError(f"{place}{error.problem}") from None
     except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:  # the last: hundreds of brackets
         raise ValueError(" ".join(str(error).split())) from None
 
@@ -224,7 +202,7 @@ def load_recipe(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"recipe {path}: is not YAML: {error}; expected {', '.join(SECTIONS)}.") from None
     if not isinstance(content, Mapping):
         raise InputError(f"recipe {path}: expected sections ({', '.join(SECTIONS)}), got {type(content).__name__}.")
-    settings = {}
+    settings: dict[str, Any] = {}
     for section, values in content.items():
         if section == "base":
             continue
@@ -271,23 +249,23 @@ def build_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(section, cls.__doc__)
         for entry in fields(cls):
             key = f"{section}.{entry.name}"
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            note = "required" if default is MISSING else f"default {_as_yaml(default)}"
+            schema = FIELDS[key]
+            note = f"default {_as_yaml(schema['default'])}" if "default" in schema else "required"
+            switch = schema.get("type") == "boolean"  # needs no value: --overwrite
             group.add_argument(
                 f"--{key}",
                 *([flags[key]] if key in flags else []),
                 dest=key,
                 default=argparse.SUPPRESS,
                 metavar="V",
-                help=f"{entry.metadata['help']} [{describe(TYPES[key])}; {note}]".replace("%", "%%"),
-                # a switch needs no value: --overwrite
-                **({"nargs": "?", "const": "true"} if TYPES[key] is bool else {}),
+                nargs="?" if switch else None,
+                const="true" if switch else None,
+                help=f"{schema['description']} [{describe(schema)}; {note}]".replace("%", "%%"),
             )
     return parser
 
 
 def _as_yaml(value: Any) -> str:
-    value = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
 
 
@@ -302,9 +280,10 @@ def parse_command_line(argv: Sequence[str] | None = None) -> Config:
     given = vars(arguments)
     recipe = find_recipe(given.pop("recipe"))
     settings = load_recipe(recipe) | given
-    overrides = _model_overrides(unknown)
-    if overrides:
-        settings["model.overrides"] = check_setting("model.overrides", settings.get("model.overrides", {})) | overrides
+    if overrides := _model_overrides(unknown):
+        below = read(settings.get("model.overrides", {}), FIELDS["model.overrides"])
+        if isinstance(below, dict):  # else it is refused
+            settings["model.overrides"] = below | overrides
     settings.setdefault("output.dir", f"outputs/{recipe.stem}")
     for key in PATHS & settings.keys():  # a shell does this for arguments, nobody for a recipe
         if isinstance(settings[key], str):
@@ -325,13 +304,13 @@ def _model_overrides(unknown: Sequence[str]) -> dict[str, Any]:
             if option.startswith("--"):
                 raise InputError(f"{option}: unknown option; {_nearest_option(option)}")
             raise InputError(f"{word!r}: unexpected value; options are written --key value, lists as '[1, 2]'.")
-        value = value if equals else next(words, None)
-        if value is None:
+        text = value if equals else next(words, None)
+        if text is None:
             raise InputError(f"{option}: expected a value.")
         try:
-            overrides[option.removeprefix(prefix)] = parse_yaml(value)
+            overrides[option.removeprefix(prefix)] = parse_yaml(text)
         except ValueError:
-            raise InputError(f"{option}: expected a YAML value such as 48 or '[2, 2]', got {value!r}.") from None
+            raise InputError(f"{option}: expected a YAML value such as 48 or '[2, 2]', got {text!r}.") from None
     return overrides
 
 

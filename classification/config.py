@@ -1,206 +1,210 @@
 """Typed settings of the trainer: a YAML recipe, then the command line, checked before anything starts.
 
-Each section is a frozen dataclass whose fields carry their own help and limits; the order of authority is default,
-recipe, command line. `parse_command_line` is the only entrance, so that a wrong key, type or value is always one
-`InputError` line that names the key and what it accepts.
+Each section is a frozen dataclass whose fields carry their own help and limits, which pydantic checks; the order of
+authority is default, recipe, command line. `parse_command_line` is the only entrance of what users give, so that a
+wrong key, type or value is always one `InputError` line that names the key and what it accepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import to_jsonable_python
 
 from hvt_backbones import InputError
 
 LARGEST_BATCH = 100  # GB of pictures per device: no device holds more
+CHECKED = ConfigDict(strict=True, allow_inf_nan=False)  # strict: true is no number, and 2.0 is no integer
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(pattern=r"^\P{Cc}*[^\p{Cc}\s]\P{Cc}*$")]  # no path or name has control characters
 
 
-def setting(
-    default: Any = MISSING,
-    help: str = "",
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    length: int | None = None,
-    flag: str | None = None,
-) -> Any:
-    """A field with its help, its limits (`low <= value <= high`, `value > above`) and its short command-line name."""
-    limits = {"low": low, "high": high, "above": above, "length": length}
-    metadata = {"help": help, "limits": limits, "flag": flag}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ModelConfig:
     """What is trained."""
 
-    name: str = setting(help="variant, as `hvt models` lists them")
-    pretrained: bool | str = setting(False, "true, a weights tag (in1k, in22k, ...), a path or a URL")
-    overrides: dict[str, Any] = setting({}, "constructor arguments instead of the variant's")  # noqa: RUF009
-    class_map: str | None = setting(
-        None, "file whose line k is the class of the pretrained head that class k takes its weights from"
+    name: Text = Field(description="variant, as `hvt models` lists them")
+    pretrained: bool | Text = Field(False, description="true, a weights tag (in1k, in22k, ...), a path or a URL")
+    overrides: dict[str, Any] = Field({}, description="constructor arguments instead of the variant's")
+    class_map: Text | None = Field(
+        None, description="file whose line k is the class of the pretrained head that class k takes its weights from"
     )
-    freeze_stages: int = setting(0, "stages, from the first, that are not trained", low=0, high=100)
-    freeze_backbone: bool = setting(False, "train the head alone, over features as in evaluation (linear probe)")
-    grad_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    freeze_stages: int = Field(0, ge=0, le=100, description="stages, from the first, that are not trained")
+    freeze_backbone: bool = Field(
+        False, description="train the head alone, over features as in evaluation (linear probe)"
+    )
+    grad_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DataConfig:
     """Which pictures, and how they become tensors."""
 
-    kind: Literal["imagefolder", "tar", "wds", "hfds", "digits", "synthetic"] = setting(
+    kind: Literal["imagefolder", "tar", "wds", "hfds", "digits", "synthetic"] = Field(
         "imagefolder",
-        "imagefolder: DIR/train/CLASS/*.png; tar: the same in DIR/train.tar or DIR/train/*.tar; wds: WebDataset shards "
-        "DIR/train/*.tar; hfds: a Hugging Face dataset; digits: scikit-learn's handwritten digits, laid out as an "
-        "imagefolder; synthetic: noise, to measure speed",
+        description="imagefolder: DIR/train/CLASS/*.png; tar: the same in DIR/train.tar or DIR/train/*.tar; wds: "
+        "WebDataset shards DIR/train/*.tar; hfds: a Hugging Face dataset; digits: scikit-learn's handwritten digits, "
+        "laid out as an imagefolder; synthetic: noise, to measure speed",
     )
-    dir: str | None = setting(None, "folder of the data, or name of the Hugging Face dataset", flag="--data-dir")
-    class_order: Literal["natural", "text"] = setting(
+    dir: Text | None = Field(None, description="folder of the data, or name of the Hugging Face dataset")
+    class_order: Literal["natural", "text"] = Field(
         "natural",
-        "how class folders (imagefolder, tar) are numbered: natural has 9 before 10, text 10 before 9 as torchvision",
+        description="how class folders (imagefolder, tar) are numbered: natural has 9 before 10, text 10 before 9 as "
+        "torchvision",
     )
-    train_split: str = setting("train", "folder under data.dir, or split, to train on")
-    val_split: str = setting("val", "folder under data.dir, or split, to evaluate on")
-    synthetic_classes: int = setting(1000, "classes of synthetic data", low=1, high=1_000_000)
-    synthetic_images: int = setting(
-        51200, "training pictures of synthetic data; a tenth as many held out", low=1, high=10**9
+    train_split: Text = Field("train", description="folder under data.dir, or split, to train on")
+    val_split: Text = Field("val", description="folder under data.dir, or split, to evaluate on")
+    synthetic_classes: int = Field(1000, ge=1, le=1_000_000, description="classes of synthetic data")
+    synthetic_images: int = Field(
+        51200, ge=1, le=10**9, description="training pictures of synthetic data; a tenth as many held out"
     )
-    repeated_augmentation: int = setting(1, "times that an epoch shows a picture, of as many fewer", low=1, high=100)
-    on_error: Literal["fail", "skip"] = setting(
-        "fail", "at a picture that cannot be read: end the run, or count it and go on without it"
+    repeated_augmentation: int = Field(
+        1, ge=1, le=100, description="times that an epoch shows a picture, of as many fewer"
     )
-    max_errors: float = setting(
-        0.01, "largest share of the pictures that data.on_error = skip passes over", low=0, high=1
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="at a picture that cannot be read: end the run, or count it and go on without it"
     )
-    input_size: tuple[int, ...] = setting((3, 224, 224), "channels, height, width", low=1, high=8192, length=3)
-    mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "per channel, of pixels scaled to 0..1", low=0, high=1)
-    std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "per channel, of pixels scaled to 0..1", low=1e-3, high=1)
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = setting("bicubic", "how pictures are resized")
-    crop_pct: float = setting(0.875, "share of the resized picture that evaluation crops out", low=0.1, high=1)
-    batch_size: int = setting(128, "pictures per device and batch", low=1, high=65536, flag="--batch-size")
-    workers: int = setting(4, "processes per device that decode pictures; 0: the main one", low=0, high=256)
+    max_errors: Share = Field(0.01, description="largest share of the pictures that data.on_error = skip passes over")
+    input_size: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
+        (3, 224, 224), min_length=3, max_length=3, description="channels, height, width"
+    )
+    mean: tuple[Share, ...] = Field((0.485, 0.456, 0.406), description="per channel, of pixels scaled to 0..1")
+    std: tuple[Annotated[float, Field(ge=1e-3, le=1)], ...] = Field(
+        (0.229, 0.224, 0.225), description="per channel, of pixels scaled to 0..1"
+    )
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="how pictures are resized")
+    crop_pct: float = Field(0.875, ge=0.1, le=1, description="share of the resized picture that evaluation crops out")
+    batch_size: int = Field(128, ge=1, le=65536, description="pictures per device and batch")
+    workers: int = Field(4, ge=0, le=256, description="processes per device that decode pictures; 0: the main one")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AugmentationConfig:
     """timm's augmentation of the training pictures."""
 
-    scale: tuple[float, ...] = setting((0.08, 1.0), "area of the random crop", above=0, high=1, length=2)
-    ratio: tuple[float, ...] = setting((0.75, 4 / 3), "width / height of the random crop", low=0.01, high=100, length=2)
-    hflip: float = setting(0.5, "probability of a horizontal flip", low=0, high=1)
-    color_jitter: float = setting(0.4, "brightness, contrast, saturation; unused with auto_augment", low=0, high=1)
-    auto_augment: str | None = setting(None, "timm's policy string, e.g. rand-m9-mstd0.5-inc1")
-    random_erasing: float = setting(0.0, "probability that a rectangle is erased", low=0, high=1)
-    erasing_mode: Literal["const", "rand", "pixel"] = setting("pixel", "zeros, one colour, or noise per pixel")
-    mixup: float = setting(0.0, "alpha of mixup; 0 is off", low=0, high=100)
-    cutmix: float = setting(0.0, "alpha of cutmix; 0 is off", low=0, high=100)
-    mix_prob: float = setting(1.0, "probability that a batch is mixed", low=0, high=1)
-    switch_prob: float = setting(0.5, "probability of cutmix rather than mixup where both are on", low=0, high=1)
-    label_smoothing: float = setting(0.1, "probability mass spread over all classes", low=0, high=0.99)
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.08, 1.0), min_length=2, max_length=2, description="area of the random crop"
+    )
+    ratio: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field(
+        (0.75, 4 / 3), min_length=2, max_length=2, description="width / height of the random crop"
+    )
+    hflip: Share = Field(0.5, description="probability of a horizontal flip")
+    color_jitter: Share = Field(0.4, description="brightness, contrast, saturation; unused with auto_augment")
+    auto_augment: Text | None = Field(None, description="timm's policy string, e.g. rand-m9-mstd0.5-inc1")
+    random_erasing: Share = Field(0.0, description="probability that a rectangle is erased")
+    erasing_mode: Literal["const", "rand", "pixel"] = Field(
+        "pixel", description="zeros, one colour, or noise per pixel"
+    )
+    mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup; 0 is off")
+    cutmix: float = Field(0.0, ge=0, le=100, description="alpha of cutmix; 0 is off")
+    mix_prob: Share = Field(1.0, description="probability that a batch is mixed")
+    switch_prob: Share = Field(0.5, description="probability of cutmix rather than mixup where both are on")
+    label_smoothing: float = Field(0.1, ge=0, le=0.99, description="probability mass spread over all classes")
 
     @property
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OptimizerConfig:
     """timm's optimiser over the model's parameter groups."""
 
-    name: str = setting("adamw", "of timm.optim.list_optimizers(): adamw, lamb, sgd, ...")
-    lr: float = setting(1e-3, "peak learning rate", above=0, high=100, flag="--lr")
-    lr_batch_size: int | None = setting(
+    name: Text = Field("adamw", description="of timm.optim.list_optimizers(): adamw, lamb, sgd, ...")
+    lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate")
+    lr_batch_size: int | None = Field(
         None,
-        "global batch that the rates are stated for, to be scaled to the real one; null: as they are",
-        low=1,
-        high=10**6,
+        ge=1,
+        le=10**6,
+        description="global batch that the rates are stated for, to be scaled to the real one; null: as they are",
     )
-    weight_decay: float = setting(0.05, "not applied to norms, biases and position tables", low=0, high=10)
-    betas: tuple[float, ...] = setting((0.9, 0.999), "of Adam's moments", low=0, high=0.999999, length=2)
-    eps: float = setting(1e-8, "added to Adam's denominator", above=0, high=1)
-    layer_decay: float = setting(1.0, "factor of the learning rate per layer towards the input", above=0, high=1)
-    clip_grad: float | None = setting(None, "largest global gradient norm; null does not clip", above=0, high=1e6)
+    weight_decay: float = Field(0.05, ge=0, le=10, description="not applied to norms, biases and position tables")
+    betas: tuple[Annotated[float, Field(ge=0, le=0.999999)], ...] = Field(
+        (0.9, 0.999), min_length=2, max_length=2, description="of Adam's moments"
+    )
+    eps: float = Field(1e-8, gt=0, le=1, description="added to Adam's denominator")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate per layer towards the input")
+    clip_grad: float | None = Field(None, gt=0, le=1e6, description="largest global gradient norm; null does not clip")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ScheduleConfig:
     """timm's schedule of the learning rate, updated every step."""
 
-    name: Literal["cosine", "linear", "poly", "tanh", "constant"] = setting("cosine", "shape after the warm-up")
-    warmup_epochs: int = setting(
-        5, "epochs of linear warm-up, part of train.epochs; fewer in a shorter run", low=0, high=100_000
+    name: Literal["cosine", "linear", "poly", "tanh", "constant"] = Field(
+        "cosine", description="shape after the warm-up"
     )
-    warmup_lr: float = setting(1e-6, "learning rate of the first step", low=0, high=100)
-    min_lr: float = setting(1e-5, "learning rate at the end", low=0, high=100)
+    warmup_epochs: int = Field(
+        5, ge=0, le=100_000, description="epochs of linear warm-up, part of train.epochs; fewer in a shorter run"
+    )
+    warmup_lr: float = Field(1e-6, ge=0, le=100, description="learning rate of the first step")
+    min_lr: float = Field(1e-5, ge=0, le=100, description="learning rate at the end")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TrainConfig:
     """The loop."""
 
-    epochs: int = setting(300, "passes over the training pictures", low=1, high=100_000, flag="--epochs")
-    seed: int = setting(0, "of weights, order and augmentation", low=0, high=2**31 - 1, flag="--seed")
-    device: Literal["auto", "cpu", "cuda", "npu"] = setting("auto", "auto takes an accelerator if any", flag="--device")
-    amp: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "precision; auto: bf16 on accelerators that support it, else fp32; fp16 scales the loss"
+    epochs: int = Field(300, ge=1, le=100_000, description="passes over the training pictures")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="of weights, order and augmentation")
+    device: Literal["auto", "cpu", "cuda", "npu"] = Field("auto", description="auto takes an accelerator if any")
+    amp: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="precision; auto: bf16 on accelerators that support it, else fp32; fp16 scales the loss"
     )
-    compile: bool = setting(False, "torch.compile the model: minutes at the start, faster steps")
-    threads: int | None = setting(
-        None, "CPU threads of the model, beside data.workers; null: torch's choice", low=1, high=1024
+    compile: bool = Field(False, description="torch.compile the model: minutes at the start, faster steps")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of the model, beside data.workers; null: torch's choice"
     )
-    accumulation: int = setting(1, "batches whose gradients make one step", low=1, high=65536)
-    ema_decay: float = setting(
-        0.0, "of an average of the weights, which is then evaluated and saved; 0 is off", low=0, high=0.999999
+    accumulation: int = Field(1, ge=1, le=65536, description="batches whose gradients make one step")
+    ema_decay: float = Field(
+        0.0, ge=0, le=0.999999, description="of an average of the weights, which is then evaluated and saved; 0 is off"
     )
-    max_bad_steps: int = setting(
-        3, "steps in a row with a loss or gradient that is no number, before the end", low=1, high=10**6
+    max_bad_steps: int = Field(
+        3, ge=1, le=10**6, description="steps in a row with a loss or gradient that is no number, before the end"
     )
-    benchmark_steps: int | None = setting(
-        None,
-        "only measure: steps to time after a warm-up; nothing is saved",
-        low=1,
-        high=10**6,
-        flag="--benchmark-steps",
+    benchmark_steps: int | None = Field(
+        None, ge=1, le=10**6, description="only measure: steps to time after a warm-up; nothing is saved"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ParallelConfig:
     """How several processes share the work; one process per device."""
 
-    mode: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = setting(
-        "ddp", "ddp: a whole model on each; fsdp2: PyTorch's shards; zero1, 2, 3: DeepSpeed's stages"
+    mode: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = Field(
+        "ddp", description="ddp: a whole model on each; fsdp2: PyTorch's shards; zero1, 2, 3: DeepSpeed's stages"
     )
-    timeout: float = setting(
-        600.0, "seconds that a process waits for the others before it gives up", low=1, high=604_800
+    timeout: float = Field(
+        600.0, ge=1, le=604_800, description="seconds that a process waits for the others before it gives up"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OutputConfig:
     """What is left behind."""
 
-    dir: str | None = setting(None, "folder of this run; null is outputs/RECIPE", flag="--output-dir")
-    resume: str | None = setting(
-        None, "auto continues the run in output.dir; or the folder of a run or of one checkpoint", flag="--resume"
+    dir: Text | None = Field(None, description="folder of this run; null is outputs/RECIPE")
+    resume: Text | None = Field(
+        None, description="auto continues the run in output.dir; or the folder of a run or of one checkpoint"
     )
-    overwrite: bool = setting(False, "replace a run that output.dir already holds", flag="--overwrite")
-    allow_changes: bool = setting(
-        False, "resume although settings differ from those of the checkpoint", flag="--allow-changes"
+    overwrite: bool = Field(False, description="replace a run that output.dir already holds")
+    allow_changes: bool = Field(False, description="resume although settings differ from those of the checkpoint")
+    save_steps: int | None = Field(
+        None, ge=1, le=10**9, description="steps between checkpoints, beside those after every epoch"
     )
-    save_steps: int | None = setting(
-        None, "steps between checkpoints, beside those after every epoch", low=1, high=10**9
+    keep_last: int = Field(2, ge=1, le=100_000, description="newest checkpoints that are kept")
+    keep_best: int = Field(1, ge=0, le=100_000, description="checkpoints with the best top-1 that are kept")
+    log_steps: int = Field(
+        50, ge=1, le=10**9, description="steps between lines within an epoch and points of TensorBoard"
     )
-    keep_last: int = setting(2, "newest checkpoints that are kept", low=1, high=100_000)
-    keep_best: int = setting(1, "checkpoints with the best top-1 that are kept", low=0, high=100_000)
-    log_steps: int = setting(50, "steps between lines within an epoch and points of TensorBoard", low=1, high=10**9)
-    tensorboard: bool = setting(True, "write TensorBoard events, where the package is installed")
+    tensorboard: bool = Field(True, description="write TensorBoard events, where the package is installed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +212,13 @@ class Config:
     """Everything that defines a run. Values are checked one by one on construction, then together here."""
 
     model: ModelConfig
-    data: DataConfig = DataConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    train: TrainConfig = TrainConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    output: OutputConfig = OutputConfig()
+    data: DataConfig
+    augmentation: AugmentationConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    parallel: ParallelConfig
+    output: OutputConfig
 
     def __post_init__(self) -> None:
         self._check_data()
@@ -301,10 +305,4 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML and JSON hold them."""
-        return {section: _plain(values) for section, values in asdict(self).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return to_jsonable_python(self)

@@ -24,11 +24,21 @@ class WeightsError(InputError):
     """Weights that cannot be found, read, verified or matched with the model."""
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """What a message about an unknown word ends with: those that it may have meant, else some that there are."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+def nearest(
+    word: str, known: Sequence[str], *, most: int = 3, cutoff: float = 0.5, otherwise: str | None = None
+) -> str:
+    """What a message about an unknown word says: those that it may have meant, nearest first, else what there are.
+
+    Args:
+        most: words that are named.
+        cutoff: how like it they are, from 0 to 1 (`difflib`).
+        otherwise: what is said where none is, instead of some that are known.
+    """
+    close = difflib.get_close_matches(word, known, n=most, cutoff=cutoff)
     if close:
         return f"did you mean {' or '.join(close)}?"
+    if otherwise is not None:
+        return otherwise
     return f"known: {', '.join(list(known)[:8])}{', ...' if len(known) > 8 else ''}" if known else "there are none"
 
 

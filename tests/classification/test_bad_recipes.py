@@ -20,17 +20,26 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from classification import train
-from classification.command_line import FIELDS, RECIPES, SECTIONS, TYPES, load_recipe, parse_command_line
+from classification.command_line import (
+    FIELDS,
+    RECIPES,
+    SECTIONS,
+    describe,
+    describe_limits,
+    load_recipe,
+    parse_command_line,
+)  # fmt: skip
 
 SHIPPED = sorted(RECIPES.glob("*.yaml"), key=lambda path: path.stem)
-NUMBERS = [key for key, hint in TYPES.items() if hint in (int, float)]
-LISTS = [key for key, hint in TYPES.items() if "tuple" in str(hint)]
-CHOICES = [key for key, hint in TYPES.items() if "Literal" in str(hint)]
-SWITCHES = [key for key, hint in TYPES.items() if hint is bool]
-TEXTS = [key for key, hint in TYPES.items() if hint in (str, str | None)]
+TYPES = {key: describe(schema) for key, schema in FIELDS.items()}
+NUMBERS = [key for key, accepted in TYPES.items() if accepted in ("integer", "number")]
+LISTS = [key for key, accepted in TYPES.items() if accepted.startswith("list")]
+CHOICES = [key for key, accepted in TYPES.items() if "|" in accepted]
+SWITCHES = [key for key, accepted in TYPES.items() if accepted == "true or false"]
+TEXTS = [key for key, accepted in TYPES.items() if accepted in ("text", "text or null")]
 BOUNDED = {
-    name: [key for key in [*NUMBERS, *LISTS] if FIELDS[key].metadata["limits"][name] is not None]
-    for name in ("low", "high", "above")
+    words: [key for key in [*NUMBERS, *LISTS] if words in describe_limits(key)]
+    for words in ("at least", "at most", "more than")
 }
 
 Mutation = tuple[str, str]  # what a message must name, and the text of the recipe
@@ -136,11 +145,11 @@ def mutations(draw: st.DrawFn, sections: dict[str, dict[str, Any]]) -> Mutation:
     if kind == "no number":
         return with_value(draw(st.sampled_from(NUMBERS)), draw(NO_NUMBER))
     if kind == "huge":
-        key, value = draw(st.sampled_from(BOUNDED["high"])), draw(HUGE)
-        value = int(value) if TYPES[key] in (int, int | None) else value
+        key, value = draw(st.sampled_from(BOUNDED["at most"])), draw(HUGE)
+        value = int(value) if TYPES[key] == "integer" else value
         return with_value(key, [value] * 3 if key in LISTS else value)
     if kind == "low":
-        key = draw(st.sampled_from([*BOUNDED["low"], *BOUNDED["above"]]))
+        key = draw(st.sampled_from([*BOUNDED["at least"], *BOUNDED["more than"]]))
         value = -draw(st.integers(1, 10**20))
         return with_value(key, [value] * 3 if key in LISTS else value)
     if kind == "no choice":
