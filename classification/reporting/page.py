@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -117,12 +116,12 @@ def _epochs(history: Sequence[Mapping[str, float]], best: float) -> str:
 def _settings(config: Config) -> str:
     rows = []
     for section, values in config.as_dict().items():
-        for entry in fields(getattr(config, section)):
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            value = yaml.safe_dump(values[entry.name], default_flow_style=True, width=10_000, allow_unicode=True)
+        settings = getattr(config, section)
+        for name, known in settings.__pydantic_fields__.items():
+            value = yaml.safe_dump(values[name], default_flow_style=True, width=10_000, allow_unicode=True)
             value = escape(value.removesuffix("...\n").strip())
-            key = f"{section}.{entry.name}"
-            changed = getattr(getattr(config, section), entry.name) != default
+            key = f"{section}.{name}"
+            changed = getattr(settings, name) != known.default
             rows.append((f"<b>{key}</b>", f"<b>{value}</b>") if changed else (key, value))
     return _table(rows)
 
