@@ -128,7 +128,7 @@ def test_peers_writes_every_figure(small_model: str, dtype: str, tmp_path: Path,
             assert entry["flops_per_s"] == pytest.approx(row["flops"] / entry["median_s"])
             assert entry["fraction_of_matmul_rate"] == pytest.approx(entry["flops_per_s"] / 1e11)
             assert entry["error_to_timm"] < 1e-4
-    parameters = sum(p.numel() for p in competitors.build_timm("pvt_v2_b0").parameters())
+    parameters = sum(p.numel() for p in peers.build_timm("pvt_v2_b0").parameters())
     for entry in report["rows"][1]["competitors"].values():
         assert entry["peak_training_bytes"] > 4 * 4 * parameters  # weights, gradients, two moments
     printed = capsys.readouterr().out
