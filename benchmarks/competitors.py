@@ -1,44 +1,18 @@
-"""One model from each library, with the same weights, seen to compute the same function."""
+"""What the competitors of every comparison have in common: they are made the same, and seen to compute the same."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hvt_backbones as hvt
 from hvt_backbones.ops import use_attention
-
-CLASSES = 1000
-
-
-@dataclass(frozen=True)
-class Peers:
-    """One model under each library's name, and the images it takes in the benchmark.
-
-    Attributes:
-        multiple: what the image size must be a multiple of, so that the libraries' treatment of borders, which
-            differs, plays no part.
-    """
-
-    timm: str
-    torchvision: str | None = None
-    window_size: int | None = None
-    image_size: int = 224
-    multiple: int = 224
-
-
-MODELS = {
-    "swin_tiny": Peers("swin_tiny_patch4_window7_224", "swin_t", window_size=7),
-    "swinv2_tiny_window8": Peers("swinv2_tiny_window8_256", "swin_v2_t", window_size=8, image_size=256, multiple=256),
-    "pvt_v2_b2": Peers("pvt_v2_b2", multiple=32),
-    "twins_svt_small": Peers("twins_svt_small"),
-}
 
 
 class WithAttention(nn.Module):
@@ -48,7 +22,7 @@ class WithAttention(nn.Module):
         super().__init__()
         self.model, self.implementation = model, implementation
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         with use_attention(self.implementation):
             return self.model(images)
 
@@ -58,64 +32,44 @@ def with_attention(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Modul
     return {f"hvt-{name}": WithAttention(copy.deepcopy(model), name) for name in names}
 
 
-def build_competitors(name: str, attention: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """The model `name` of each library on the CPU, in float32, without stochastic depth: to be copied, not run.
+@torch.no_grad()
+def vary(model: nn.Module) -> None:
+    """Move norms and biases, in place: they start as ones and zeros, so that a mistake in them would not show."""
+    for key, parameter in model.named_parameters():
+        if parameter.dim() == 1 or "bias" in key:
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
-    "hvt" and "timm" are as these libraries come, "timm-fused" and "timm-unfused" have timm's fused attention switched
-    the other way in every module that knows both, "hvt-NAME" is ours under an implementation named in `attention`.
+
+def build_ours(name: str, attention: Sequence[str], **arguments: Any) -> tuple[dict[str, nn.Module], list[str]]:
+    """Our backbone, without stochastic depth, under the name of each form that it has.
+
+    "hvt" is `create_backbone`, whose maps are views of channels-last memory, "hvt-NAME" the same under an
+    implementation of window attention, "HVTBackbone" its form for OpenMMLab, whose maps are contiguous.
+
+    Returns:
+        The models, and ["HVTBackbone"] where MMEngine is not installed.
     """
-    peers = MODELS[name]
-    theirs = build_timm(peers.timm)
-    with torch.no_grad():
-        for key, parameter in theirs.named_parameters():
-            # norms and biases start as ones and zeros, position tables near zero: a mistake in them would not show
-            if parameter.dim() == 1 or "bias" in key:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    ours = hvt.create_classifier(name, num_classes=CLASSES, drop_path_rate=0.0)
-    hvt.load_weights(ours, theirs.state_dict(), layout="timm")
+    ours = hvt.create_backbone(name, drop_path_rate=0.0, **arguments)
+    vary(ours)
+    found: dict[str, nn.Module] = {"hvt": ours, **with_attention(ours, attention)}
+    if find_spec("mmengine") is None:
+        return found, ["HVTBackbone"]
+    from hvt_backbones.openmmlab import HVTBackbone
 
-    found: dict[str, nn.Module] = {"hvt": ours}
-    found |= with_attention(ours, attention)
-    found["timm"] = theirs
-    flags = {module.fused_attn for module in theirs.modules() if hasattr(module, "fused_attn")}
-    if False in flags:
-        found["timm-fused"] = with_fused_attention(theirs, True)
-    if True in flags:
-        found["timm-unfused"] = with_fused_attention(theirs, False)
-    if peers.torchvision:
-        found["torchvision"] = _build_torchvision(peers, theirs.state_dict())
-    return found
+    adapter = HVTBackbone(name, drop_path_rate=0.0, **arguments)
+    adapter.model.load_state_dict(ours.state_dict())
+    return {**found, "HVTBackbone": adapter}, []
 
 
-def build_timm(name: str) -> nn.Module:
-    return timm.create_model(name, num_classes=CLASSES, drop_path_rate=0.0)
+def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    results = model(images)
+    return [results] if isinstance(results, Tensor) else list(results)
 
 
-def with_fused_attention(model: nn.Module, enable: bool) -> nn.Module:
-    """A copy of timm's `model` in which every attention that has a fused path does, or does not, take it."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = enable
-    return model
-
-
-def _build_torchvision(peers: Peers, weights: Mapping[str, Tensor]) -> nn.Module:
-    import torchvision
-
-    model = getattr(torchvision.models, peers.torchvision)(num_classes=CLASSES)
-    for module in model.modules():
-        if isinstance(module, torchvision.ops.StochasticDepth):
-            module.p = 0.0  # the builders take no argument for it
-    size = peers.window_size
-    model.load_state_dict(hvt.convert_state_dict(weights, to="torchvision", layout="timm", window_size=size))
-    return model
-
-
-def check_equal(
-    models: Mapping[str, nn.Module], images: Tensor, limit: float, *, reference: str = "timm"
-) -> dict[str, float]:
+def check_equal(models: Mapping[str, nn.Module], images: Tensor, *, reference: str) -> dict[str, float]:
     """Compare outputs (eval) and gradients of the images (train) with those of `reference` by max|a - b| / max|b|.
+
+    They may differ by the rounding of float32, or that of tf32 where it is allowed.
 
     Args:
         models: each gives a tensor, or several.
@@ -126,11 +80,7 @@ def check_equal(
     Raises:
         AssertionError: a competitor computes something else, so its time means nothing.
     """
-
-    def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-        results = model(images)
-        return [results] if isinstance(results, Tensor) else list(results)
-
+    limit = 1e-4 if torch.get_float32_matmul_precision() == "highest" else 2e-2
     found: dict[str, list[Tensor]] = {}
     for name, prototype in models.items():
         model = copy.deepcopy(prototype).to(images.device)
@@ -151,14 +101,13 @@ def check_equal(
     return errors
 
 
-def count_flops(name: str, image_size: int) -> dict[str, int]:
-    """Operations (2 per multiply-add) of one image in products and convolutions, counted on timm's unfused model.
+def dry_run(model: nn.Module, size: Sequence[int]) -> tuple[int, list[torch.Size]]:
+    """Operations (2 per multiply-add) of one image or clip in products and convolutions, and shapes of what comes out.
 
-    A training step counts as three times the forward pass, as is usual: every product and convolution has two in the
-    backward pass. (torch's own count of the backward pass takes depthwise convolutions for dense ones.)
+    A forward pass. With the backward pass they are three times as many, as is usual: every product and convolution has
+    two there. (torch's own count of the backward pass takes depthwise convolutions for dense ones.)
     """
-    model = with_fused_attention(build_timm(MODELS[name].timm), False).to("meta").eval()
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    forward = counter.get_total_flops()
-    return {"inference": forward, "train": 3 * forward}
+    model = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, use_attention("reference"), torch.no_grad():
+        results = outputs(model, torch.empty(1, 3, *size, device="meta"))
+    return counter.get_total_flops(), [x.shape[1:] for x in results]

@@ -6,52 +6,151 @@
 As in `peers`, all competitors of a row live in one process, have the same weights, are first seen to compute the same
 maps and gradients, and are then timed in turn. A row is a backbone, an image size and a mode: `forward` under
 `inference_mode()`, or `backward`, which is forward and backward from given gradients of the maps, without an update.
-Weights are float32; other types are autocast's. Frameworks that are not installed are left out, and named.
+Weights are float32; other types are autocast's. Frameworks that are not installed are left out, and named. Where one
+computes otherwise than another (norms between stages, masked padding), the two are in different rows, so that within a
+row all do the same work.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from hvt_backbones.errors import ArgumentParser, exit_on_input_error
+import hvt_backbones as hvt
+from hvt_backbones.errors import exit_on_input_error
 
 from . import measure
-from .command_line import DTYPES, add_measuring, known_models, prepare
-from .competitors import check_equal, with_attention
-from .dense_competitors import MODELS, build_competitors
+from .comparison import Row, Settings, command_line, compare_all, compare_modes, parse
+from .competitors import build_ours, check_equal, dry_run, outputs
 
 MODES = ("forward", "backward")
 SIZES = ((800, 1216), (512, 512))
-OURS = ("hvt", "HVTBackbone")
+
+Arguments = Mapping[str, Any]
+STAGES = {"depths": [3, 4, 6, 3], "num_heads": [1, 2, 5, 8], "mlp_ratios": [8, 8, 4, 4]}
+PVT_V2 = {"num_layers": STAGES["depths"], "num_heads": STAGES["num_heads"], "mlp_ratios": STAGES["mlp_ratios"]}
+PCPVT = {**STAGES, "embed_dims": [64, 128, 320, 512], "qkv_bias": True}
+SVT = {
+    "embed_dims": [64, 128, 256, 512], "depths": [2, 2, 10, 4], "num_heads": [2, 4, 8, 16], "mlp_ratios": [4] * 4,
+    "sr_ratios": [8, 4, 2, 1], "windiow_sizes": [7] * 4, "qkv_bias": True, "norm_after_stage": True,
+}  # fmt: skip
+OF_SWIN = {"always_partition": True}  # or timm shrinks windows on small maps, which detectors' code never does
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all competitors of a row share."""
+class Dense:
+    """A backbone of ours, and the same one elsewhere.
 
-    device: torch.device
-    dtype: torch.dtype
-    batch: int
-    rounds: int
-    warmup: int
-    clock: measure.Clock
-    attention: tuple[str, ...] = ()
+    Attributes:
+        name, arguments: ours, for `create_backbone` and `HVTBackbone`.
+        frameworks: "mmdet" or "mmseg" -> class among its backbones, and its arguments.
+        timm, timm_arguments: timm's, for its `features_only`; None where timm computes something else.
+        window: timm's Swin rolls a map before it pads it, the others after. The work is the same, the numbers are only
+            where this window divides all maps: there the competitors are compared.
+    """
 
-    def autocast(self):
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+    name: str
+    arguments: Arguments = field(default_factory=dict)
+    frameworks: Mapping[str, tuple[str, Arguments]] = field(default_factory=dict)
+    timm: str | None = None
+    timm_arguments: Arguments = field(default_factory=dict)
+    window: int | None = None
+
+    def checked_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The image size at which the competitors give the same numbers."""
+        return image_size if self.window is None else (32 * self.window, 32 * self.window)
+
+
+MODELS = {
+    "swin_tiny": Dense(
+        "swin_tiny",
+        frameworks={"mmdet": ("SwinTransformer", {}), "mmseg": ("SwinTransformer", {})},
+        timm="swin_tiny_patch4_window7_224",
+        timm_arguments=OF_SWIN,
+        window=7,
+    ),
+    "swinv2_tiny": Dense("swinv2_tiny_window8", timm="swinv2_tiny_window8_256", timm_arguments=OF_SWIN, window=8),
+    "pvt_v2_b2": Dense(
+        "pvt_v2_b2",
+        {"patch_norm_eps": 1e-6, "sr_norm_eps": 1e-6},
+        {"mmdet": ("PyramidVisionTransformerV2", PVT_V2)},
+        timm="pvt_v2_b2",
+    ),
+    "twins_pcpvt_small": Dense(
+        "twins_pcpvt_small", {"norm_eps": 1e-5}, {"mmseg": ("PCPVT", PCPVT)}, timm="twins_pcpvt_small"
+    ),
+    "twins_svt_small": Dense("twins_svt_small", {"norm_eps": 1e-5, "mask_padding": True}, {"mmseg": ("SVT", SVT)}),
+    # timm's maps: no norm after a stage, and padding that is attended to
+    "twins_svt_small_bare": Dense(
+        "twins_svt_small", {"norm_after_stage": False, "mask_padding": False}, timm="twins_svt_small"
+    ),
+}
+
+
+class Normed(nn.Module):
+    """The channels-last maps of timm's Swin as detectors take them, each normed: images -> maps (B, C, H, W)."""
+
+    def __init__(self, model: nn.Module, norms: list[nn.Module]) -> None:
+        super().__init__()
+        self.model, self.norms = model, nn.ModuleList(norms)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [norm(x).movedim(-1, 1) for norm, x in zip(self.norms, self.model(images), strict=True)]
+
+
+def build_competitors(
+    name: str, image_size: tuple[int, int], attention: Sequence[str] = ()
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """The backbone `name` of each framework on the CPU, in float32, without stochastic depth: to be copied, not run.
+
+    Args:
+        image_size: (height, width), for which timm's Swin is built.
+
+    Returns:
+        The models, and the names of those that are missing because their framework is not installed.
+    """
+    dense = MODELS[name]
+    found, missing = build_ours(dense.name, attention, **dense.arguments)
+    ours = found["hvt"]
+    for framework, (kind, arguments) in dense.frameworks.items():
+        if find_spec(framework) is None:
+            missing.append(framework)
+            continue
+        backbone = getattr(importlib.import_module(f"{framework}.models.backbones"), kind)
+        found[framework] = backbone(drop_path_rate=0.0, **arguments)
+        # all but buffers; a weight without its place shows when the maps are compared
+        found[framework].load_state_dict(hvt.convert_state_dict(ours.state_dict(), to=framework), strict=False)
+    if dense.timm:
+        found["timm"] = _build_timm(dense, ours, image_size)
+    return found, missing
+
+
+def _build_timm(dense: Dense, ours: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+    swin = dense.window is not None
+    sized = {"img_size": image_size} if swin else {}
+    model = timm.create_model(dense.timm, features_only=True, drop_path_rate=0.0, **sized, **dense.timm_arguments)
+    weights = ours.state_dict()
+    if swin:  # has no norm for each output
+        weights = {key: tensor for key, tensor in weights.items() if not re.match(r"stages\.\d\.norm\.", key)}
+    weights = hvt.convert_state_dict(weights, to="timm")
+    if hasattr(model, "model"):
+        model.model.load_state_dict(weights, strict=False)
+    else:  # a list of a model's modules, under names of its own
+        model.load_state_dict(
+            {re.sub(r"^(layers|stages)\.", r"\1_", key): weights[key] for key in weights}, strict=False
+        )
+    return Normed(model, [stage.norm for stage in ours.stages]) if swin else model
 
 
 def forward(prototype: nn.Module, images: Tensor, settings: Settings) -> measure.Work:
@@ -73,114 +172,48 @@ def forward_and_backward(
 
     def call() -> None:
         with settings.autocast():
-            maps = model(images)
-        maps = [maps] if isinstance(maps, Tensor) else list(maps)
+            maps = outputs(model, images)
         torch.autograd.backward(maps, [y.to(x.dtype) for x, y in zip(maps, cotangents, strict=True)])
         model.zero_grad(set_to_none=True)
 
     return call
 
 
-def measure_model(
-    name: str, image_size: tuple[int, int], modes: Sequence[str], settings: Settings
-) -> Iterator[dict[str, Any]]:
-    """One row per mode: times and peak memory of all competitors."""
-    torch.manual_seed(0)
-    checked_size = MODELS[name].checked_size(image_size)
-    errors = check_equal(
-        add_attention(build_competitors(name, checked_size)[0], settings),
-        torch.randn(1, 3, *checked_size).to(settings.device),
-        limit=error_limit(),
-        reference="hvt",
-    )
-    prototypes, missing = build_competitors(name, image_size)
-    add_attention(prototypes, settings)
-    images = torch.randn(settings.batch, 3, *image_size).to(settings.device)
-    model = prototypes["hvt"]
-    shapes = [
-        (channels, *(side // stride for side in image_size))
-        for channels, stride in zip(model.channels, model.strides, strict=True)
-    ]
-    for mode, best, figures in measure_modes(prototypes, images, shapes, modes, settings):
+def measure_maps(
+    name: str, prototypes: Mapping[str, nn.Module], missing: Sequence[str], images: Tensor,
+    errors: Mapping[str, float], settings: Settings, *, with_flops: bool = False,
+) -> Iterator[Row]:  # fmt: skip
+    """One row per mode: times and peak memory of all competitors, and how many operations they do."""
+    batch, *_ = images.shape
+    size = list(images.shape[2:])
+    flops, shapes = dry_run(prototypes["hvt"], size)
+    cotangents = [torch.randn(batch, *shape).to(settings.device) for shape in shapes]
+    works = {
+        "forward": partial(forward, images=images, settings=settings),
+        "backward": partial(forward_and_backward, images=images, cotangents=cotangents, settings=settings),
+    }
+    rivals = [key for key in prototypes if not key.lower().startswith("hvt")]
+    for mode, best, figures in compare_modes(prototypes, works, settings, rivals=rivals or ["hvt"], label="peer"):
         yield {
             "model": name,
-            "image_size": list(image_size),
+            "image_size": size,
             "mode": mode,
-            "batch": settings.batch,
-            "peer_best": best,
+            "batch": batch,
+            **({"flops": (3 if mode == "backward" else 1) * flops * batch} if with_flops else {}),
+            "peer_best": best if rivals else None,
             "missing": missing,
             "competitors": {key: {**entry, "error_to_hvt": errors[key]} for key, entry in figures.items()},
         }
 
 
-def add_attention(prototypes: dict[str, nn.Module], settings: Settings) -> dict[str, nn.Module]:
-    """Ours under the implementations of `--attention`, in place."""
-    prototypes |= with_attention(prototypes["hvt"], settings.attention)
-    return prototypes
-
-
-def error_limit() -> float:
-    """How far maps and gradients of competitors may differ: float32's rounding, or that of tf32."""
-    return 1e-4 if torch.get_float32_matmul_precision() == "highest" else 2e-2
-
-
-def measure_modes(
-    prototypes: Mapping[str, nn.Module],
-    images: Tensor,
-    shapes: Sequence[Sequence[int]],
-    modes: Sequence[str],
-    settings: Settings,
-) -> Iterator[tuple[str, str | None, dict[str, dict[str, Any]]]]:
-    """Times and peak memory of all competitors, mode by mode.
-
-    Args:
-        shapes: of the maps of one image, to which the gradients are given.
-
-    Yields:
-        The mode, the fastest peer, None where there is no peer, and name -> figures.
-    """
-    cotangents = [torch.randn(settings.batch, *shape).to(settings.device) for shape in shapes]
-    rivals = [key for key in prototypes if key not in OURS and not key.startswith("hvt-")]
-    for mode in modes:
-
-        def build(key: str, mode: str = mode) -> measure.Work:
-            if mode == "forward":
-                return forward(prototypes[key], images, settings)
-            return forward_and_backward(prototypes[key], images, cotangents, settings)
-
-        memory = {key: measure.peak_memory(lambda key=key: build(key), settings.device) for key in prototypes}
-        works = {key: build(key) for key in prototypes}
-        samples = measure.interleave(works, settings.clock, rounds=settings.rounds, warmup=settings.warmup)
-        del works  # the models of this mode, before those of the next
-        best, figures = measure.compare(samples, memory, rivals or ["hvt"], "peer")
-        yield mode, best if rivals else None, figures
-
-
-def table(report: dict[str, Any]) -> str:
-    header = (
-        "model", "image", "mode", "competitor", "median ms", "min", "IQR", "x peer best", "(quartiles)", "peak MiB",
-        "x peer",
-    )  # fmt: skip
-    rated = "matmul_rate" in report
-    lines = [(*header, "of rate") if rated else header]
-    for row in report["rows"]:
-        for name, entry in row["competitors"].items():
-            low, high = entry["ratio_quartiles"]
-            lines.append(
-                (
-                    row["model"],
-                    "x".join(map(str, row["image_size"])),
-                    row["mode"],
-                    name + (" *" if name == row["peer_best"] else ""),
-                    *(f"{1e3 * entry[key]:.1f}" for key in ("median_s", "min_s", "iqr_s")),
-                    f"{entry['ratio_to_peer_best']:.3f}",
-                    f"({low:.3f}-{high:.3f})",
-                    f"{entry['peak_bytes'] / 2**20:.1f}",
-                    f"{entry['memory_ratio_to_peer_lowest']:.3f}",
-                    *([f"{entry['fraction_of_matmul_rate']:.1%}"] if rated else []),
-                )
-            )
-    return measure.aligned(lines, left=4)
+def measure_model(name: str, image_size: tuple[int, int], settings: Settings) -> Iterator[Row]:
+    torch.manual_seed(0)
+    checked_size = MODELS[name].checked_size(image_size)
+    checked, _ = build_competitors(name, checked_size, settings.options.attention)
+    errors = check_equal(checked, torch.randn(1, 3, *checked_size).to(settings.device), reference="hvt")
+    prototypes, missing = build_competitors(name, image_size, settings.options.attention)
+    images = torch.randn(settings.options.batch, 3, *image_size).to(settings.device)
+    yield from measure_maps(name, prototypes, missing, images, errors, settings)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -191,85 +224,14 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m benchmarks.dense", description="Compare our backbones with mmdet's, mmseg's and timm's."
-    )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> int:
+    description = "Compare our backbones with mmdet's, mmseg's and timm's."
+    parser = command_line("dense", description, MODELS, MODES, batch=1, rounds=10)
     parser.add_argument(
         "--sizes", nargs="+", type=size, default=list(SIZES), metavar="HxW", help="of the images: 800x1216 512x512"
     )
-    add_measuring(parser, batch=1, rounds=10)
-    options = parser.parse_args(argv)
-    known_models(options.models, MODELS)
-    return options
-
-
-@exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> int:
-    return compare_all("dense", parse(argv), argv, measure_model)
-
-
-def compare_all(
-    benchmark: str,
-    options: argparse.Namespace,
-    argv: Sequence[str] | None,
-    measure_model: Callable[[str, tuple[int, ...], Sequence[str], Settings], Iterator[dict[str, Any]]],
-) -> int:
-    """Measure all models at all sizes, write the report after each row, and print it; the exit status.
-
-    Where rows have "flops", the rate of a large matrix product is measured beside each, and the fraction of it that
-    every competitor reaches is reported.
-    """
-    device = prepare(options)
-    settings = Settings(
-        device=device,
-        dtype=DTYPES[options.dtype],
-        batch=options.batch,
-        rounds=options.rounds,
-        warmup=options.warmup,
-        clock=measure.Clock(device, options.clock),
-        attention=tuple(options.attention),
-    )
-    command = [f"python -m benchmarks.{benchmark}", *(sys.argv[1:] if argv is None else argv)]
-    report: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "revision": measure.revision(),
-        "command": " ".join(command),
-        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
-        "machine": measure.machine(device),
-        "rows": [],
-        "failures": [],
-    }
-
-    def save() -> None:
-        if options.out is not None:
-            measure.write_json(options.out, report)
-
-    for name in options.models:
-        for size in options.sizes:
-            label = f"{name} {'x'.join(map(str, size))}"
-            try:
-                for row in measure_model(name, size, options.modes, settings):
-                    report["rows"].append(row)
-                    if "flops" in row:
-                        measure.add_rate(report, device, settings.dtype)
-                    print(f"{label} {row['mode']}: done", file=sys.stderr)
-                    save()
-            except Exception as error:  # the other rows are wanted too
-                traceback.print_exc()
-                report["failures"].append(f"{label}: {type(error).__name__}: {error}")
-                save()
-    print(report["command"])
-    print(measure.heading(report))
-    print(table(report))
-    print("* the fastest peer. Ratios are medians of the ratios within a round: below 1 is faster.")
-    for missing in sorted({name for row in report["rows"] for name in row["missing"]}):
-        print(f"left out, not installed: {missing}")
-    for failure in report["failures"]:
-        print(f"FAILED {failure}")
-    return 1 if report["failures"] else 0
+    return compare_all("dense", "peer", parse(parser, argv, MODELS), argv, measure_model)
 
 
 if __name__ == "__main__":

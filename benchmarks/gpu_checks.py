@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +32,7 @@ from hvt_backbones.errors import ArgumentParser, exit_on_input_error
 from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
 
 from . import measure
-from .command_line import output_file
+from .comparison import output_file
 
 Errors = dict[str, tuple[float, float]]  # quantity -> error, limit
 Check = tuple[str, str, Callable[[], Errors]]  # group, name, what to run
@@ -91,22 +93,13 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def attention_checks(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
-    for name, (spatial, window, shift) in MAPS.items():
-        for form in FORMS:
-            for implementation in implementations(device):
-                for dtype in dtypes:
+    for name, form, implementation, dtype in itertools.product(MAPS, FORMS, implementations(device), dtypes):
+        run = partial(_attention, *MAPS[name], form, implementation, device, dtype)
+        yield "attention", f"{implementation} {name} {form} {_short(dtype)}", run
 
-                    def run(
-                        spatial=spatial,
-                        window=window,
-                        shift=shift,
-                        form=form,
-                        implementation=implementation,
-                        dtype=dtype,
-                    ) -> Errors:
-                        return _attention(spatial, window, shift, form, implementation, device, dtype)
 
-                    yield "attention", f"{implementation} {name} {form} {str(dtype).removeprefix('torch.')}", run
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def implementations(device: torch.device) -> list[str]:
@@ -160,29 +153,18 @@ def _attention(
 
 def family_checks(device: torch.device) -> Iterator[Check]:
     families = _from_tests("families")
+
+    def run(check: Callable[..., Errors], family: str, size: str, *arguments: object) -> Errors:
+        return check(families.tiny(family), families.images(family, *SIZES[size]), *arguments)
+
     for family in families.TINY:
         chosen = ["default", *(() if family in NOT_WINDOWED else implementations(device))]
-        odd = families.images(family, *SIZES["odd"])
-        for size_name, size in SIZES.items():
-            for implementation in chosen:
-
-                def run(family=family, size=size, implementation=implementation) -> Errors:
-                    return _family(families.tiny(family), families.images(family, *size), implementation, device)
-
-                yield "families", f"{family} {size_name} {implementation}", run
-        for dtype in AUTOCAST_LIMITS:
-            for implementation in chosen:
-
-                def run_autocast(family=family, images=odd, implementation=implementation, dtype=dtype) -> Errors:
-                    return _autocast(families.tiny(family), images, implementation, device, dtype)
-
-                kind = str(dtype).removeprefix("torch.")
-                yield "autocast", f"{family} {kind} {implementation}", run_autocast
-
-        def run_moved(family=family, images=odd) -> Errors:
-            return _moved(families.tiny(family).eval(), images[:1], device)
-
-        yield "families", f"{family} moved between devices", run_moved
+        for size, one in itertools.product(SIZES, chosen):
+            yield "families", f"{family} {size} {one}", partial(run, _family, family, size, one, device)
+        for dtype, one in itertools.product(AUTOCAST_LIMITS, chosen):
+            checked = partial(run, _autocast, family, "odd", one, device, dtype)
+            yield "autocast", f"{family} {_short(dtype)} {one}", checked
+        yield "families", f"{family} moved between devices", partial(run, _moved, family, "odd", device)
 
 
 def _attention_named(implementation: str):
@@ -233,6 +215,7 @@ def _autocast(
 
 def _moved(model: nn.Module, images: Tensor, device: torch.device) -> Errors:
     """What a model caches in eval mode must follow it."""
+    model.eval()
     with torch.inference_mode():
         first = model(images)
         second = model.to(device)(images.to(device))
@@ -255,13 +238,8 @@ def reference_checks(device: torch.device, dtypes: Sequence[torch.dtype]) -> Ite
         print(f"no reference cases in {folder}: set HVT_REFERENCE_DIR to check them too")
     elif len(built) < len(cases):
         print(f"{len(cases) - len(built)} of {len(cases)} reference cases are of families that are not built yet")
-    for case in built:
-        for dtype in dtypes:
-
-            def run(case=case, dtype=dtype) -> Errors:
-                return _reference(reader, case, device, dtype)
-
-            yield "reference cases", f"{case} {str(dtype).removeprefix('torch.')}", run
+    for case, dtype in itertools.product(built, dtypes):
+        yield "reference cases", f"{case} {_short(dtype)}", partial(_reference, reader, case, device, dtype)
 
 
 def _reference(reader: ModuleType, case, device: torch.device, dtype: torch.dtype) -> Errors:
@@ -334,14 +312,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
-    wide = (
-        (torch.float32,) if device.type == "npu" else (torch.float64, torch.float32)
-    )  # Ascend has no float64 products
+    wide = [torch.float32] if device.type == "npu" else [torch.float64, torch.float32]  # Ascend has no float64 products
 
     start = time.perf_counter()
     checks: list[Check] = []
     if "attention" in options.groups:
-        checks += attention_checks(device, (*wide, torch.float16, torch.bfloat16))
+        checks += attention_checks(device, [*wide, torch.float16, torch.bfloat16])
     if "families" in options.groups:
         checks += family_checks(device)
     if "reference" in options.groups:

@@ -9,8 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,19 +55,6 @@ class Clock:
         return (now() - start) / calls
 
 
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collect now, so that no collection falls into one competitor's time."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def interleave(
     competitors: Mapping[str, Work], clock: Clock, *, rounds: int, warmup: int = 2, shortest: float = 0.05
 ) -> dict[str, list[float]]:
@@ -87,7 +73,10 @@ def interleave(
         name -> seconds per call, one for each round.
     """
     names = list(competitors)
-    with no_garbage_collection():
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()  # so that no collection falls into one competitor's time
+    try:
         for _ in range(max(1, warmup)):
             fastest = min(clock.seconds(work) for work in competitors.values())
         calls = max(1, min(200, round(shortest / max(fastest, 1e-6) + 0.5)))
@@ -97,32 +86,21 @@ def interleave(
             order = names[start:] + names[:start]
             for name in order if index % 2 == 0 else reversed(order):
                 samples[name].append(clock.seconds(competitors[name], calls))
+    finally:
+        if collecting:
+            gc.enable()
     return samples
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Median, minimum and the first and third quartile."""
-
-    median: float
-    minimum: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> Summary:
-        quartiles = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
-        return cls(statistics.median(samples), min(samples), quartiles[0], quartiles[2])
-
-    @property
-    def spread(self) -> float:
-        """The interquartile range."""
-        return self.high - self.low
+def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third."""
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else [*samples] * 3
+    return low, median, high
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
-    """Ours over theirs within each round: what the load of the machine does to both cancels."""
-    return Summary.of([a / b for a, b in zip(ours, theirs, strict=True)])
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles of ours over theirs within each round: what the load of the machine does to both cancels."""
+    return quartiles([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def compare(
@@ -138,18 +116,18 @@ def compare(
     Returns:
         The fastest rival, and name -> figures.
     """
-    summaries = {name: Summary.of(times) for name, times in samples.items()}
-    best = min(rivals, key=lambda name: summaries[name].median)
+    best = min(rivals, key=lambda name: statistics.median(samples[name]))
     figures: dict[str, dict[str, Any]] = {}
-    for name, summary in summaries.items():
-        ratio = paired_ratio(samples[name], samples[best])
+    for name, times in samples.items():
+        low, median, high = quartiles(times)
+        low_ratio, ratio, high_ratio = paired_ratio(times, samples[best])
         figures[name] = {
-            "median_s": summary.median,
-            "min_s": summary.minimum,
-            "iqr_s": summary.spread,
-            f"ratio_to_{label}_best": ratio.median,
-            "ratio_quartiles": [ratio.low, ratio.high],
-            "samples_s": list(samples[name]),
+            "median_s": median,
+            "min_s": min(times),
+            "iqr_s": high - low,
+            f"ratio_to_{label}_best": ratio,
+            "ratio_quartiles": [low_ratio, high_ratio],
+            "samples_s": list(times),
         }
         if memory:
             lowest = min(memory[one] for one in rivals)
@@ -309,13 +287,13 @@ def _cpu_name() -> str:
 
 def revision() -> str | None:
     """The commit of this checkout, with "+changes" where files differ from it; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     try:
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

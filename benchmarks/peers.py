@@ -15,25 +15,24 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+from functools import partial
 
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from hvt_backbones.errors import ArgumentParser, InputError, exit_on_input_error, whole_number
+import hvt_backbones as hvt
+from hvt_backbones.errors import InputError, exit_on_input_error, whole_number
 
 from . import measure
-from .command_line import DTYPES, add_measuring, known_models, prepare
-from .competitors import CLASSES, MODELS, build_competitors, check_equal, count_flops
+from .comparison import Row, Settings, command_line, compare_all, compare_modes, parse
+from .competitors import check_equal, dry_run, vary, with_attention
 
+CLASSES = 1000
 MODES = ("inference", "train")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, foreach=True),
@@ -42,18 +41,80 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all competitors of a row share."""
+class Peers:
+    """One model under each library's name, and the images it takes in the benchmark.
 
-    device: torch.device
-    dtype: torch.dtype
-    batch: int
-    image_size: int
-    rounds: int
-    warmup: int
-    optimizer: str
-    attention: tuple[str, ...]
-    clock: measure.Clock
+    Attributes:
+        multiple: what the image size must be a multiple of, so that the libraries' treatment of borders, which
+            differs, plays no part.
+    """
+
+    timm: str
+    torchvision: str | None = None
+    window_size: int | None = None
+    image_size: int = 224
+    multiple: int = 224
+
+
+MODELS = {
+    "swin_tiny": Peers("swin_tiny_patch4_window7_224", "swin_t", window_size=7),
+    "swinv2_tiny_window8": Peers("swinv2_tiny_window8_256", "swin_v2_t", window_size=8, image_size=256, multiple=256),
+    "pvt_v2_b2": Peers("pvt_v2_b2", multiple=32),
+    "twins_svt_small": Peers("twins_svt_small"),
+}
+
+
+def build_competitors(name: str, attention: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """The model `name` of each library on the CPU, in float32, without stochastic depth: to be copied, not run.
+
+    "hvt" and "timm" are as these libraries come, "timm-fused" and "timm-unfused" have timm's fused attention switched
+    the other way in every module that knows both, "hvt-NAME" is ours under an implementation named in `attention`.
+    """
+    peers = MODELS[name]
+    theirs = build_timm(peers.timm)
+    vary(theirs)
+    ours = hvt.create_classifier(name, num_classes=CLASSES, drop_path_rate=0.0)
+    hvt.load_weights(ours, theirs.state_dict(), layout="timm")
+
+    found: dict[str, nn.Module] = {"hvt": ours, **with_attention(ours, attention), "timm": theirs}
+    flags = {module.fused_attn for module in theirs.modules() if hasattr(module, "fused_attn")}
+    if False in flags:
+        found["timm-fused"] = with_fused_attention(theirs, True)
+    if True in flags:
+        found["timm-unfused"] = with_fused_attention(theirs, False)
+    if peers.torchvision:
+        found["torchvision"] = _build_torchvision(peers, theirs.state_dict())
+    return found
+
+
+def build_timm(name: str) -> nn.Module:
+    return timm.create_model(name, num_classes=CLASSES, drop_path_rate=0.0)
+
+
+def with_fused_attention(model: nn.Module, enable: bool) -> nn.Module:
+    """A copy of timm's `model` in which every attention that has a fused path does, or does not, take it."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = enable
+    return model
+
+
+def _build_torchvision(peers: Peers, weights: Mapping[str, Tensor]) -> nn.Module:
+    model = getattr(torchvision.models, peers.torchvision)(num_classes=CLASSES)
+    for module in model.modules():
+        if isinstance(module, torchvision.ops.StochasticDepth):
+            module.p = 0.0  # the builders take no argument for it
+    size = peers.window_size
+    model.load_state_dict(hvt.convert_state_dict(weights, to="torchvision", layout="timm", window_size=size))
+    return model
+
+
+def count_flops(name: str, image_size: int) -> dict[str, int]:
+    """Operations of one image in each mode, counted on timm's unfused model."""
+    model = with_fused_attention(build_timm(MODELS[name].timm), False)
+    forward, _ = dry_run(model, (image_size, image_size))
+    return {"inference": forward, "train": 3 * forward}
 
 
 def inference(prototype: nn.Module, images: Tensor, settings: Settings) -> measure.Work:
@@ -70,11 +131,10 @@ def inference(prototype: nn.Module, images: Tensor, settings: Settings) -> measu
 def training_step(prototype: nn.Module, images: Tensor, targets: Tensor, settings: Settings) -> measure.Work:
     """Forward, cross entropy, backward, one update by the optimizer's foreach form, gradients freed."""
     model = copy.deepcopy(prototype).to(settings.device).train()
-    optimizer = OPTIMIZERS[settings.optimizer](model.parameters())
-    reduced = settings.dtype != torch.float32
+    optimizer = OPTIMIZERS[settings.options.optimizer](model.parameters())
 
     def call() -> None:
-        with torch.autocast(settings.device.type, settings.dtype) if reduced else nullcontext():
+        with settings.autocast():
             logits = model(images)
         F.cross_entropy(logits.float(), targets).backward()
         optimizer.step()
@@ -83,96 +143,46 @@ def training_step(prototype: nn.Module, images: Tensor, targets: Tensor, setting
     return call
 
 
-def measure_model(name: str, modes: Sequence[str], settings: Settings) -> Iterator[dict[str, Any]]:
+def measure_model(name: str, size: None, settings: Settings) -> Iterator[Row]:
     """One row per mode: times of all competitors, and of a training step also their peak memory."""
     torch.manual_seed(0)
-    device, size = settings.device, settings.image_size
-    prototypes = build_competitors(name, settings.attention)
-    images = torch.randn(settings.batch, 3, size, size).to(device)
-    targets = torch.randint(CLASSES, (settings.batch,)).to(device)
-    full_precision = torch.get_float32_matmul_precision() == "highest"
-    errors = check_equal(prototypes, images[:1], limit=1e-4 if full_precision else 2e-2)
-    flops = count_flops(name, size)
-
-    for mode in modes:
-        memory: dict[str, int] = {}
-        if mode == "train":
-            for key, prototype in prototypes.items():
-
-                def build(prototype: nn.Module = prototype) -> measure.Work:
-                    return training_step(prototype, images, targets, settings)
-
-                memory[key] = measure.peak_memory(build, device)
-            works = {key: training_step(one, images, targets, settings) for key, one in prototypes.items()}
-        else:
-            works = {key: inference(one, images, settings) for key, one in prototypes.items()}
-        samples = measure.interleave(works, settings.clock, rounds=settings.rounds, warmup=settings.warmup)
-        del works  # the models of this mode, before those of the next
+    side, batch = settings.options.image_size or MODELS[name].image_size, settings.options.batch
+    prototypes = build_competitors(name, settings.options.attention)
+    images = torch.randn(batch, 3, side, side).to(settings.device)
+    targets = torch.randint(CLASSES, (batch,)).to(settings.device)
+    errors = check_equal(prototypes, images[:1], reference="timm")
+    flops = count_flops(name, side)
+    works = {
+        "inference": partial(inference, images=images, settings=settings),
+        "train": partial(training_step, images=images, targets=targets, settings=settings),
+    }
+    timms = [key for key in prototypes if key.startswith("timm")]
+    for mode, best, figures in compare_modes(
+        prototypes, works, settings, rivals=timms, label="timm", without_memory=["inference"]
+    ):
+        for key, entry in figures.items():
+            entry["images_per_s"] = batch / entry["median_s"]
+            entry["error_to_timm"] = errors[key]
+            if mode == "train":
+                entry["peak_training_bytes"] = entry.pop("peak_bytes")
         yield {
             "model": name,
             "mode": mode,
-            "image_size": size,
-            "batch": settings.batch,
-            **summarise(samples, memory, errors, flops[mode] * settings.batch, settings.batch),
+            "image_size": side,
+            "batch": batch,
+            "flops": flops[mode] * batch,
+            "timm_best": best,
+            "competitors": figures,
         }
 
 
-def summarise(
-    samples: Mapping[str, Sequence[float]],
-    memory: Mapping[str, int],
-    errors: Mapping[str, float],
-    flops: int,
-    batch: int,
-) -> dict[str, Any]:
-    """The figures of one row, per competitor; ratios are to the fastest of timm's, of memory to timm's lowest."""
-    timms = [name for name in samples if name.startswith("timm")]
-    best, figures = measure.compare(samples, memory, timms, "timm")
-    for name, entry in figures.items():
-        entry["images_per_s"] = batch / entry["median_s"]
-        entry["error_to_timm"] = errors[name]
-        if memory:
-            entry["peak_training_bytes"] = entry.pop("peak_bytes")
-    return {"flops": flops, "timm_best": best, "competitors": figures}
-
-
-def table(report: dict[str, Any]) -> str:
-    header = (
-        "model", "mode", "competitor", "median ms", "min", "IQR", "x timm best", "(quartiles)", "images/s", "of rate",
-        "peak MiB", "x timm",
-    )  # fmt: skip
-    lines = [header]
-    for row in report["rows"]:
-        for name, entry in row["competitors"].items():
-            low, high = entry["ratio_quartiles"]
-            memory = entry.get("peak_training_bytes")
-            lines.append(
-                (
-                    row["model"],
-                    row["mode"],
-                    name + (" *" if name == row["timm_best"] else ""),
-                    *(f"{1e3 * entry[key]:.2f}" for key in ("median_s", "min_s", "iqr_s")),
-                    f"{entry['ratio_to_timm_best']:.3f}",
-                    f"({low:.3f}-{high:.3f})",
-                    f"{entry['images_per_s']:.1f}",
-                    f"{entry['fraction_of_matmul_rate']:.1%}",
-                    f"{memory / 2**20:.1f}" if memory else "",
-                    f"{entry['memory_ratio_to_timm_lowest']:.3f}" if memory else "",
-                )
-            )
-    return measure.aligned(lines, left=3)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m benchmarks.peers", description="Compare our models with timm's and torchvision's."
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line(
+        "peers", "Compare our models with timm's and torchvision's.", MODELS, MODES, batch=4, rounds=15
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    add_measuring(parser, batch=4, rounds=15)
     parser.add_argument("--image-size", type=whole_number(1), help="default: 224, for SwinV2 256")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="of the training step")
-    options = parser.parse_args(argv)
-    known_models(options.models, MODELS)
+    options = parse(parser, argv, MODELS)
     for name in options.models:
         size, multiple = options.image_size, MODELS[name].multiple
         if size is not None and size % multiple:
@@ -182,54 +192,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv)
-    device = prepare(options)
-    dtype = DTYPES[options.dtype]
-
-    report: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "revision": measure.revision(),
-        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
-        "machine": measure.machine(device),
-        "matmul_rate": measure.matmul_rate(device, dtype, kind=options.clock),
-        "rows": [],
-        "failures": [],
-    }
-
-    def save() -> None:
-        if options.out is not None:
-            measure.write_json(options.out, report)
-
-    for name in options.models:
-        settings = Settings(
-            device=device,
-            dtype=dtype,
-            batch=options.batch,
-            image_size=options.image_size or MODELS[name].image_size,
-            rounds=options.rounds,
-            warmup=options.warmup,
-            optimizer=options.optimizer,
-            attention=tuple(options.attention),
-            clock=measure.Clock(device, options.clock),
-        )
-        try:
-            for row in measure_model(name, options.modes, settings):
-                report["rows"].append(row)
-                measure.add_rate(report, device, dtype)
-                print(f"{row['model']} {row['mode']}: done", file=sys.stderr)
-                save()
-        except InputError:
-            raise
-        except Exception as error:  # the rows of the other models are wanted too
-            traceback.print_exc()
-            report["failures"].append(f"{name}: {type(error).__name__}: {error}")
-            save()
-    print(measure.heading(report))
-    print(table(report))
-    print("* timm's best. Ratios are medians of the ratios within a round: below 1 is faster.")
-    for failure in report["failures"]:
-        print(f"FAILED {failure}")
-    return 1 if report["failures"] else 0
+    return compare_all("peers", "timm", read_options(argv), argv, measure_model)
 
 
 if __name__ == "__main__":

@@ -12,42 +12,75 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from hvt_backbones.errors import ArgumentParser, exit_on_input_error
+import hvt_backbones as hvt
+from hvt_backbones.errors import exit_on_input_error
 
-from .command_line import add_measuring, known_models
-from .competitors import check_equal
-from .dense import MODES, Settings, add_attention, compare_all, error_limit, measure_modes
-from .video_competitors import MODELS, build_competitors, count_work
+from .comparison import Row, Settings, command_line, compare_all, parse
+from .competitors import build_ours, check_equal
+from .dense import MODES, measure_maps
 
 SIZES = ((32, 224, 224), (16, 112, 112))
+WINDOW = (8, 7, 7)
+# name -> what it is made with here and elsewhere
+MODELS: dict[str, Mapping[str, Any]] = {
+    "video_swin_tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+}
 
 
-def measure_model(
-    name: str, clip_size: tuple[int, int, int], modes: Sequence[str], settings: Settings
-) -> Iterator[dict[str, Any]]:
-    """One row per mode: times and peak memory of all competitors."""
+class Features(nn.Module):
+    """torchvision's classifier up to its pooling: clips (B, C, T, H, W) -> (B, C', T', H', W')."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.patch_embed, self.features, self.norm = classifier.patch_embed, classifier.features, classifier.norm
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.norm(self.features(self.patch_embed(clips))).movedim(-1, 1)
+
+
+def build_competitors(name: str, attention: Sequence[str] = ()) -> tuple[dict[str, nn.Module], list[str]]:
+    """The backbone `name` of each framework on the CPU, in float32, without stochastic depth: to be copied, not run.
+
+    Each gives the last map of a clip, as recognisers take it.
+
+    Returns:
+        The models, and the names of those that are missing because their framework is not installed.
+    """
+    numbers = MODELS[name]
+    found, missing = build_ours("video_swin_tiny", attention, out_indices=(3,), **numbers)
+    weights = found["hvt"].state_dict()
+    if find_spec("mmaction") and find_spec("mmengine"):
+        from runner.patches import import_framework
+
+        import_framework("mmaction")
+        from mmaction.models.backbones import SwinTransformer3D
+
+        arch = {"embed_dims": numbers["embed_dim"], "depths": numbers["depths"], "num_heads": numbers["num_heads"]}
+        found["mmaction2"] = SwinTransformer3D(arch, pretrained2d=False, drop_path_rate=0.0, window_size=WINDOW)
+        found["mmaction2"].load_state_dict(hvt.convert_state_dict(weights, to="mmaction2", window_size=WINDOW))
+    else:
+        missing.append("mmaction2")
+    classifier = SwinTransformer3d(patch_size=[2, 4, 4], window_size=list(WINDOW), stochastic_depth_prob=0.0, **numbers)
+    head = {key: tensor for key, tensor in classifier.state_dict().items() if key.startswith("head.")}
+    classifier.load_state_dict(hvt.convert_state_dict(weights, to="torchvision", window_size=WINDOW) | head)
+    found["torchvision"] = Features(classifier)
+    return found, missing
+
+
+def measure_model(name: str, clip_size: tuple[int, int, int], settings: Settings) -> Iterator[Row]:
     torch.manual_seed(0)
-    prototypes, missing = build_competitors(name)
-    add_attention(prototypes, settings)
-    clips = torch.randn(settings.batch, 3, *clip_size).to(settings.device)
-    errors = check_equal(prototypes, clips[:1], limit=error_limit(), reference="hvt")
-    flops, shape = count_work(name, clip_size)
-    for mode, best, figures in measure_modes(prototypes, clips, [shape], modes, settings):
-        yield {
-            "model": name,
-            "image_size": list(clip_size),
-            "mode": mode,
-            "batch": settings.batch,
-            "flops": flops[mode] * settings.batch,
-            "peer_best": best,
-            "missing": missing,
-            "competitors": {key: {**entry, "error_to_hvt": errors[key]} for key, entry in figures.items()},
-        }
+    prototypes, missing = build_competitors(name, settings.options.attention)
+    clips = torch.randn(settings.options.batch, 3, *clip_size).to(settings.device)
+    errors = check_equal(prototypes, clips[:1], reference="hvt")
+    yield from measure_maps(name, prototypes, missing, clips, errors, settings, with_flops=True)
 
 
 def size(text: str) -> tuple[int, int, int]:
@@ -60,24 +93,14 @@ def size(text: str) -> tuple[int, int, int]:
     return frames, height, width
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m benchmarks.video", description="Compare our Video Swin with mmaction2's and torchvision's."
-    )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> int:
+    description = "Compare our Video Swin with mmaction2's and torchvision's."
+    parser = command_line("video", description, MODELS, MODES, batch=1, rounds=10)
     parser.add_argument(
         "--sizes", nargs="+", type=size, default=list(SIZES), metavar="TxHxW", help="of clips: 32x224x224 16x112x112"
     )
-    add_measuring(parser, batch=1, rounds=10)
-    options = parser.parse_args(argv)
-    known_models(options.models, MODELS)
-    return options
-
-
-@exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> int:
-    return compare_all("video", parse(argv), argv, measure_model)
+    return compare_all("video", "peer", parse(parser, argv, MODELS), argv, measure_model)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Ends with 1 where average precision on held-out pictures is too low, or pretrain
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ QUICK_EPOCHS = 3
 
 
 def run(argv: Sequence[str] | None) -> int:
-    from classification import train
     from detection.application import DETECTION
 
     from .coco import write_coco
@@ -38,14 +38,12 @@ def run(argv: Sequence[str] | None) -> int:
         application=DETECTION,
         method="Mask R-CNN",
         config=CONFIGS / "mask-rcnn_swin-demo_fpn_shapes.py",
-        recipe=CONFIGS / "pretrain.yaml",
         write_data=write_coco,
-        train_classifier=train.main,
         place_data=_place_data,
         shorten=_shorten,
         goals=(
-            Goal(name="bbox AP50", key="coco/bbox_mAP_50", least=0.70, least_quick=0.06),
-            Goal(name="segm AP50", key="coco/segm_mAP_50", least=0.65, least_quick=0.06),
+            Goal(name="bbox AP50", key="coco/bbox_mAP_50", required=0.70, quick=0.06),
+            Goal(name="segm AP50", key="coco/segm_mAP_50", required=0.65, quick=0.06),
         ),
         show=_predictions,
         colors=COLORS,
@@ -71,17 +69,15 @@ def _predictions(runner: Runner) -> dict[str, list[NDArray]]:
 
     rows: dict[str, list[NDArray]] = {"truth": [], "prediction": []}
     names = runner.val_dataloader.dataset.metainfo["classes"]
-    for batch in runner.val_dataloader:
-        for sample in runner.model.val_step(batch):
-            picture = mmcv.imread(sample.img_path, channel_order="rgb")
-            truth, found = sample.gt_instances.cpu(), sample.pred_instances.cpu()
-            found = found[found.scores >= SHOWN_SCORE]
-            crowds = sample.ignored_instances.masks.to_ndarray()
-            rows["truth"].append(_annotate(picture, truth.masks.to_ndarray(), truth.labels, names, crowds=crowds))
-            rows["prediction"].append(_annotate(picture, found.masks.numpy(), found.labels, names, found.bboxes))
-        if len(rows["truth"]) >= SHOWN:
-            break
-    return {name: pictures[:SHOWN] for name, pictures in rows.items()}
+    samples = (sample for batch in runner.val_dataloader for sample in runner.model.val_step(batch))
+    for sample in itertools.islice(samples, SHOWN):
+        picture = mmcv.imread(sample.img_path, channel_order="rgb")
+        truth, found = sample.gt_instances.cpu(), sample.pred_instances.cpu()
+        found = found[found.scores >= SHOWN_SCORE]
+        crowds = sample.ignored_instances.masks.to_ndarray()
+        rows["truth"].append(_annotate(picture, truth.masks.to_ndarray(), truth.labels, names, crowds=crowds))
+        rows["prediction"].append(_annotate(picture, found.masks.numpy(), found.labels, names, found.bboxes))
+    return rows
 
 
 def _annotate(

@@ -5,6 +5,7 @@ Ends with 1 where the mean IoU on held-out pictures is too low, or pretraining d
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,6 @@ QUICK_ITERATIONS = 120
 
 
 def run(argv: Sequence[str] | None) -> int:
-    from classification import train
     from segmentation.application import SEGMENTATION
 
     from .ade import write_ade
@@ -38,12 +38,10 @@ def run(argv: Sequence[str] | None) -> int:
         application=SEGMENTATION,
         method="UPerNet",
         config=CONFIGS / "upernet_pvtv2-demo_shapes-128x128.py",
-        recipe=CONFIGS / "pretrain.yaml",
         write_data=write_ade,
-        train_classifier=train.main,
         place_data=_place_data,
         shorten=_shorten,
-        goals=[Goal(name="mIoU", key="mIoU", least=0.75, least_quick=0.36, unit=0.01)],
+        goals=[Goal(name="mIoU", key="mIoU", required=0.75, quick=0.36, unit=0.01)],
         show=_predictions,
         colors=COLORS,
     )
@@ -67,14 +65,12 @@ def _predictions(runner: Runner) -> dict[str, list[NDArray]]:
 
     rows: dict[str, list[NDArray]] = {"picture": [], "truth": [], "prediction": []}
     names = runner.val_dataloader.dataset.metainfo["classes"]
-    for batch in runner.val_dataloader:
-        for sample in runner.model.val_step(batch):
-            rows["picture"].append(mmcv.imread(sample.img_path, channel_order="rgb"))
-            rows["truth"].append(_paint(sample.gt_sem_seg.data[0].cpu().numpy(), names))
-            rows["prediction"].append(_paint(sample.pred_sem_seg.data[0].cpu().numpy(), names))
-        if len(rows["picture"]) >= SHOWN:
-            break
-    return {name: pictures[:SHOWN] for name, pictures in rows.items()}
+    samples = (sample for batch in runner.val_dataloader for sample in runner.model.val_step(batch))
+    for sample in itertools.islice(samples, SHOWN):
+        rows["picture"].append(mmcv.imread(sample.img_path, channel_order="rgb"))
+        rows["truth"].append(_paint(sample.gt_sem_seg.data[0].cpu().numpy(), names))
+        rows["prediction"].append(_paint(sample.pred_sem_seg.data[0].cpu().numpy(), names))
+    return rows
 
 
 def _paint(labels: NDArray, names: Sequence[str]) -> NDArray:

@@ -21,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from numpy.typing import NDArray
 
+from classification import train as trainer
 from hvt_backbones.errors import ArgumentParser
 from runner import patches
 from runner.application import Application
@@ -48,33 +49,23 @@ class Goal:
     Attributes:
         name: as it is shown.
         key: as MMEngine calls it.
-        least: of the pretrained model, from 0 to 1.
-        least_quick: the same with `--quick`.
-        most: the same from above.
-        most_quick: the same with `--quick`; as `most` by default.
+        required: of the pretrained model, from 0 to 1.
+        quick: the same with `--quick`.
+        at_most: whether it must not be exceeded.
         unit: of MMEngine's value: 1, or 0.01 for percent.
         chance: what guessing gives, to be shown.
     """
 
     name: str
     key: str
-    least: float = 0.0
-    least_quick: float = 0.0
-    most: float = 1.0
-    most_quick: float | None = None
+    required: float
+    quick: float
+    at_most: bool = False
     unit: float = 1.0
     chance: float | None = None
 
-    def bounds(self, quick: bool) -> tuple[float, float]:
-        """The least and the largest value."""
-        if not quick:
-            return self.least, self.most
-        return self.least_quick, self.most if self.most_quick is None else self.most_quick
-
-    def required(self, quick: bool) -> float:
-        """The bound that says something."""
-        least, most = self.bounds(quick)
-        return most if most < 1 else least
+    def bound(self, quick: bool) -> float:
+        return self.quick if quick else self.required
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +75,8 @@ class Demo:
     Attributes:
         application: whose demo it is.
         method: what is trained, in words.
-        config: of the training.
-        recipe: of the pretraining.
+        config: of the training; beside it the recipe of the pretraining, `pretrain.yaml`.
         write_data: `write_data(folder, train=, val=)` draws so many pictures or clips, unless they are there.
-        train_classifier: the command `classification.train`: takes its arguments, returns its exit status.
         place_data: sets in a configuration where the data is.
         shorten: makes a configuration one of `--quick`.
         goals: what is to be reached.
@@ -104,9 +93,7 @@ class Demo:
     application: Application
     method: str
     config: Path
-    recipe: Path
     write_data: Callable[..., Path]
-    train_classifier: Callable[[list[str]], int]
     place_data: Callable[[Config, Path], None]
     shorten: Callable[[Config], None]
     goals: Sequence[Goal]
@@ -135,15 +122,19 @@ def run_demo(argv: Sequence[str] | None, demo: Demo) -> int:
     data = demo.write_data(args.data_dir / folder, train=train, val=val)
     crop_count = demo.quick_pretraining[0] if args.quick else TRAIN_CROPS
     crops = write_crops(args.data_dir / f"shapes_crops_{crop_count}", train=crop_count, val=VAL_CROPS)
-    print(f"2. pretraining the backbone as a classifier of the crops, by {_shown(demo.recipe)}", flush=True)
-    if status := demo.train_classifier(_pretraining(demo, crops, args)):
+    recipe = demo.config.parent / "pretrain.yaml"
+    print(f"2. pretraining the backbone as a classifier of the crops, by {os.path.relpath(recipe)}", flush=True)
+    options = ["--data-dir", str(crops), "--output-dir", str(args.work_dir / CLASSIFIER.parent), "--overwrite"]
+    options += ["--seed", str(args.seed), "--device", args.device]
+    options += ["--epochs", str(demo.quick_pretraining[1])] if args.quick else []
+    if status := trainer.main([str(recipe), *options]):
         return status
     patches.apply(demo.application.scope)
     use_device(args.device)
     trainings = []
     with quietly(args.work_dir / "log.txt") as say:
         for number, start in enumerate(demo.starts[:1] if args.quick else demo.starts, 3):
-            say(f"{number}. training {demo.method}, {start}, by {_shown(demo.config)}")
+            say(f"{number}. training {demo.method}, {start}, by {os.path.relpath(demo.config)}")
             cfg = open_config(str(demo.config), {"randomness.seed": args.seed}, demo.application)
             demo.application.adapt(cfg)
             demo.place_data(cfg, data)
@@ -180,18 +171,6 @@ def _parse(argv: Sequence[str] | None, demo: Demo) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "npu"), default="cpu", help="default: cpu")
     parser.add_argument("--quick", action="store_true", help="from pretrained weights alone, shorter, lower demands")
     return parser.parse_args(argv)
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path)
-
-
-def _pretraining(demo: Demo, crops: Path, args: argparse.Namespace) -> list[str]:
-    """The arguments of the command that trains a classifier and writes it to `CLASSIFIER`."""
-    folder = args.work_dir / CLASSIFIER.parent
-    options = ["--data-dir", str(crops), "--output-dir", str(folder), "--overwrite", "--seed", str(args.seed)]
-    options += ["--device", args.device, *(["--epochs", str(demo.quick_pretraining[1])] if args.quick else [])]
-    return [str(demo.recipe), *options]
 
 
 @dataclass(kw_only=True)
@@ -262,17 +241,14 @@ def verdict(trainings: Sequence[Training], goals: Sequence[Goal], quick: bool) -
         lines.append(f"{training.start:<14}{values}   {training.seconds:.0f} s")
     if all(goal.chance is not None for goal in goals):
         lines.append(f"{'chance':<14}" + "".join(f"{goal.chance:>{width}.3f}" for goal in goals))
-    required = [f"{'<= ' if goal.most < 1 else ''}{goal.required(quick):.3f}" for goal in goals]
+    required = [f"{'<= ' if goal.at_most else ''}{goal.bound(quick):.3f}" for goal in goals]
     lines.append(f"{'required':<14}" + "".join(f"{one:>{width}}" for one in required))
     failures = []
     results = {training.start: training.result for training in trainings}
     for goal in goals:
-        value = results[PRETRAINED][goal.name]
-        least, most = goal.bounds(quick)
-        if not value >= least:
-            failures.append(f"{goal.name} {value:.3f} is below {least}")
-        if not value <= most:
-            failures.append(f"{goal.name} {value:.3f} is above {most}")
+        value, bound = results[PRETRAINED][goal.name], goal.bound(quick)
+        if not (value <= bound if goal.at_most else value >= bound):
+            failures.append(f"{goal.name} {value:.3f} is {'above' if goal.at_most else 'below'} {bound}")
         if SCRATCH in results and not value - results[SCRATCH][goal.name] >= LEAD:
             scratch = results[SCRATCH][goal.name]
             failures.append(f"{goal.name} {value:.3f} is less than {LEAD} above the {scratch:.3f} from scratch")
@@ -291,7 +267,7 @@ def draw_curves(path: Path, trainings: Sequence[Training], demo: Demo, quick: bo
             if goal.name in training.tested:
                 end = training.history[-1][0], training.tested[goal.name]
                 axes.plot(*end, color=color, marker="*", markersize=13, linestyle="", label=f"{training.start}, test")
-        axes.axhline(goal.required(quick), color=MUTED, linestyle=":", label="at most" if goal.most < 1 else "required")
+        axes.axhline(goal.bound(quick), color=MUTED, linestyle=":", label="at most" if goal.at_most else "required")
         if goal.chance is not None:
             axes.axhline(goal.chance, color=MUTED, linestyle="--", label="chance")
         axes.set_title(f"{goal.name}, held-out {demo.data}", color=INK)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import competitors, dense, dense_competitors, gpu_checks, measure, peers
+import hvt_backbones as hvt
+from benchmarks import competitors, dense, gpu_checks, measure, peers
 
 from .conftest import ROOT
 
@@ -86,10 +87,9 @@ def test_short_work_is_called_several_times_a_sample() -> None:
 def test_ratio_is_the_median_of_ratios_within_rounds() -> None:
     # the machine was three times slower in the second round: the ratio of medians would be 1.0
     ratio = measure.paired_ratio([1.0, 6.0, 2.0], [2.0, 12.0, 1.0])
-    assert (ratio.median, ratio.minimum) == (0.5, 0.5)
-    summary = measure.Summary.of([4.0, 1.0, 2.0, 3.0, 5.0])
-    assert (summary.median, summary.minimum, summary.spread) == (3.0, 1.0, 2.0)
-    assert measure.Summary.of([7.0]).spread == 0.0
+    assert ratio == (0.5, 0.5, 1.25)
+    assert measure.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert measure.quartiles([7.0]) == (7.0, 7.0, 7.0)
 
 
 def test_matmul_rate_is_counted_in_operations_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_matmul_rate_is_counted_in_operations_per_second(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def small_model(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(competitors.MODELS, "pvt_v2_b0", competitors.Peers("pvt_v2_b0", multiple=32))
+    monkeypatch.setitem(peers.MODELS, "pvt_v2_b0", peers.Peers("pvt_v2_b0", multiple=32))
     monkeypatch.setattr(measure, "matmul_rate", lambda device, dtype, *, kind: {"flops_per_s": 1e11, "side": 2048})
     return "pvt_v2_b0"
 
@@ -128,7 +128,7 @@ def test_peers_writes_every_figure(small_model: str, dtype: str, tmp_path: Path,
             assert entry["flops_per_s"] == pytest.approx(row["flops"] / entry["median_s"])
             assert entry["fraction_of_matmul_rate"] == pytest.approx(entry["flops_per_s"] / 1e11)
             assert entry["error_to_timm"] < 1e-4
-    parameters = sum(p.numel() for p in competitors.build_timm("pvt_v2_b0").parameters())
+    parameters = sum(p.numel() for p in peers.build_timm("pvt_v2_b0").parameters())
     for entry in report["rows"][1]["competitors"].values():
         assert entry["peak_training_bytes"] > 4 * 4 * parameters  # weights, gradients, two moments
     printed = capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_peers_writes_every_figure(small_model: str, dtype: str, tmp_path: Path,
 
 
 def test_a_failing_model_is_reported_and_leaves_the_other_rows(small_model: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(competitors.MODELS, "swin_nowhere", competitors.Peers("swin_nowhere", multiple=32))
+    monkeypatch.setitem(peers.MODELS, "swin_nowhere", peers.Peers("swin_nowhere", multiple=32))
     out = tmp_path / "peers.json"
     command = ["--models", "swin_nowhere", small_model, "--image-size", "32", "--batch", "1", "--rounds", "1"]
     assert peers.main([*command, "--modes", "inference", "--out", str(out)]) == 1
@@ -147,17 +147,17 @@ def test_a_failing_model_is_reported_and_leaves_the_other_rows(small_model: str,
 
 
 def test_competitors_that_compute_something_else_are_refused(small_model: str) -> None:
-    models = competitors.build_competitors(small_model)
+    models = peers.build_competitors(small_model)
     images = torch.randn(1, 3, 32, 32)
-    assert set(competitors.check_equal(models, images, 1e-4)) == set(models)
+    assert set(competitors.check_equal(models, images, reference="timm")) == set(models)
     with torch.no_grad():
         models["hvt"].head.bias[3] += 0.1
     with pytest.raises(AssertionError, match="not the function that timm computes: {'hvt'"):
-        competitors.check_equal(models, images, 1e-4)
+        competitors.check_equal(models, images, reference="timm")
 
 
 def test_fused_attention_is_switched_in_every_module(small_model: str) -> None:
-    models = competitors.build_competitors(small_model)
+    models = peers.build_competitors(small_model)
     flags = {
         name: {module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
         for name, model in models.items()
@@ -168,18 +168,18 @@ def test_fused_attention_is_switched_in_every_module(small_model: str) -> None:
 
 def test_flops_are_those_of_the_paper() -> None:
     # Swin-T at 224: 4.5 G multiply-adds (arXiv:2103.14030, Table 1)
-    flops = competitors.count_flops("swin_tiny", 224)
+    flops = peers.count_flops("swin_tiny", 224)
     assert flops["inference"] == pytest.approx(2 * 4.5e9, rel=0.01)
     assert flops["train"] == 3 * flops["inference"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", competitors.MODELS)
+@pytest.mark.parametrize("name", peers.MODELS)
 def test_competitors_of_every_model_are_equal(name: str) -> None:
-    models = competitors.build_competitors(name, ["sdpa"])
+    models = peers.build_competitors(name, ["sdpa"])
     assert ("torchvision" in models) == name.startswith("swin")
-    size = competitors.MODELS[name].image_size
-    competitors.check_equal(models, torch.randn(1, 3, size, size), 1e-4)
+    size = peers.MODELS[name].image_size
+    competitors.check_equal(models, torch.randn(1, 3, size, size), reference="timm")
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,20 @@ def test_bad_input(arguments: list[str], message: str, capsys) -> None:
 # ---- dense ----
 
 
+def without_openmmlab(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (competitors, dense):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+
+
 @pytest.fixture
 def small_dense(monkeypatch: pytest.MonkeyPatch) -> str:
     arguments = {"patch_norm_eps": 1e-6, "sr_norm_eps": 1e-6}
     monkeypatch.setitem(
-        dense_competitors.MODELS,
+        dense.MODELS,
         "small",
-        dense_competitors.Dense("pvt_v2_b0", arguments, {"mmdet": ("Any", {})}, "pvt_v2_b0"),
+        dense.Dense("pvt_v2_b0", arguments, {"mmdet": ("Any", {})}, "pvt_v2_b0"),
     )
-    monkeypatch.setattr(dense_competitors, "find_spec", lambda name: None)
+    without_openmmlab(monkeypatch)
     return "small"
 
 
@@ -230,7 +235,7 @@ def test_dense_without_openmmlab(small_dense: str, tmp_path: Path, capsys) -> No
         ([32, 64], "forward"),
         ([32, 64], "backward"),
     ]
-    parameters = sum(p.numel() for p in dense_competitors.hvt.create_backbone("pvt_v2_b0").parameters())
+    parameters = sum(p.numel() for p in hvt.create_backbone("pvt_v2_b0").parameters())
     for row, copies in zip(report["rows"], (1, 2), strict=True):  # weights, then gradients too
         assert set(row["competitors"]) == {"hvt", "timm"}
         assert row["peer_best"] == "timm"
@@ -245,17 +250,17 @@ def test_dense_without_openmmlab(small_dense: str, tmp_path: Path, capsys) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", dense_competitors.MODELS)
-def test_dense_competitors_are_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense_competitors, "find_spec", lambda name: None)
-    size = dense_competitors.MODELS[name].checked_size((64, 96))
-    models, _ = dense_competitors.build_competitors(name, size)
+@pytest.mark.parametrize("name", dense.MODELS)
+def test_dense_are_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_openmmlab(monkeypatch)
+    size = dense.MODELS[name].checked_size((64, 96))
+    models, _ = dense.build_competitors(name, size)
     assert ("timm" in models) != (name == "twins_svt_small")
-    competitors.check_equal(models, torch.randn(1, 3, *size), 1e-4, reference="hvt")
+    competitors.check_equal(models, torch.randn(1, 3, *size), reference="hvt")
 
 
 def test_dense_reports_a_model_that_fails(small_dense: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setitem(dense_competitors.MODELS, "small", dense_competitors.Dense("pvt_v2_b0", timm="pvt_v2_b1"))
+    monkeypatch.setitem(dense.MODELS, "small", dense.Dense("pvt_v2_b0", timm="pvt_v2_b1"))
     assert dense.main(["--models", small_dense, "--sizes", "32x32", "--rounds", "1"]) == 1
     assert "FAILED small 32x32: RuntimeError: Error(s) in loading" in capsys.readouterr().out
 

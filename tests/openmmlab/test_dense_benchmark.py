@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import dense, dense_competitors
+from benchmarks import dense
 
 NARROW = {"embed_dims": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "mlp_ratios": [2, 2, 2, 2]}
 SMALL = {
-    "swin": dense_competitors.Dense(
+    "swin": dense.Dense(
         "swin_tiny",
         {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 4, 8)},
         {
@@ -19,7 +19,7 @@ SMALL = {
             for name in ("mmdet", "mmseg")
         },
     ),
-    "pvt_v2": dense_competitors.Dense(
+    "pvt_v2": dense.Dense(
         "pvt_v2_b2",
         {**NARROW, "patch_norm_eps": 1e-6, "sr_norm_eps": 1e-6},
         {
@@ -29,13 +29,13 @@ SMALL = {
             )
         },
     ),
-    "pcpvt": dense_competitors.Dense(
-        "twins_pcpvt_small", {**NARROW, "norm_eps": 1e-5}, {"mmseg": ("PCPVT", {**dense_competitors.PCPVT, **NARROW})}
+    "pcpvt": dense.Dense(
+        "twins_pcpvt_small", {**NARROW, "norm_eps": 1e-5}, {"mmseg": ("PCPVT", {**dense.PCPVT, **NARROW})}
     ),
-    "svt": dense_competitors.Dense(
+    "svt": dense.Dense(
         "twins_svt_small",
         {**NARROW, "norm_eps": 1e-5, "mask_padding": True},
-        {"mmseg": ("SVT", {**dense_competitors.SVT, **NARROW})},
+        {"mmseg": ("SVT", {**dense.SVT, **NARROW})},
     ),
 }
 
@@ -43,7 +43,6 @@ SMALL = {
 @pytest.mark.slow
 def test_frameworks_are_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(dense, "MODELS", SMALL)
-    monkeypatch.setattr(dense_competitors, "MODELS", SMALL)
     out = tmp_path / "dense.json"
     assert (
         dense.main(["--sizes", "64x96", "--rounds", "1", "--warmup", "1", "--models", *SMALL, "--out", str(out)]) == 0

@@ -51,7 +51,7 @@ def training(start: str, value: float) -> Training:
     [(0.8, 0.6, None), (0.7, 0.3, "below 0.75"), (0.8, 0.78, "from scratch"), (float("nan"), 0.3, "below 0.75")],
 )
 def test_the_verdict(pretrained: float, scratch: float, message: str | None) -> None:
-    goals = [Goal(name="mIoU", key="mIoU", least=0.75, least_quick=0.2)]
+    goals = [Goal(name="mIoU", key="mIoU", required=0.75, quick=0.2)]
     table, failures = verdict([training(PRETRAINED, pretrained), training(SCRATCH, scratch)], goals, False)
     assert f"{pretrained:.3f}" in table
     assert f"{scratch:.3f}" in table

@@ -147,7 +147,7 @@ def test_the_configuration_knows_the_motions() -> None:
 
 @pytest.mark.parametrize(("value", "message"), [(0.12, None), (0.6, "above 0.5"), (float("nan"), "above 0.5")])
 def test_what_is_not_near_chance_fails(value: float, message: str | None) -> None:
-    goal = Goal(name="shuffled", key="shuffled/top1", most=0.5, chance=0.125)
+    goal = Goal(name="shuffled", key="shuffled/top1", required=0.5, quick=0.5, at_most=True, chance=0.125)
     training = Training(start=PRETRAINED, runner=None, history=[(1, {})], tested={"shuffled": value})
     table, failures = verdict([training], [goal], False)
     assert "0.125" in table
@@ -157,7 +157,7 @@ def test_what_is_not_near_chance_fails(value: float, message: str | None) -> Non
 
 
 def test_fewer_clips_may_be_farther_from_chance() -> None:
-    goal = Goal(name="shuffled", key="shuffled/top1", most=0.5, most_quick=0.6)
+    goal = Goal(name="shuffled", key="shuffled/top1", required=0.5, quick=0.6, at_most=True)
     training = Training(start=PRETRAINED, runner=None, history=[(1, {})], tested={"shuffled": 0.55})
     assert verdict([training], [goal], False)[1] == ["shuffled 0.550 is above 0.5"]
     table, failures = verdict([training], [goal], True)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import competitors, measure, video, video_competitors
+import hvt_backbones as hvt
+from benchmarks import competitors, measure, video
 
 # windows of 8x7x7 on maps of 4x8x8 to 4x1x1: shrunk along time, shifted and padded along the sides
-SMALL = {"small": video_competitors._swin(8, (2, 1, 1, 1), (1, 2, 2, 2))}
+SMALL = {"small": {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2]}}
 
 
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "MODELS", SMALL)
-    monkeypatch.setattr(video_competitors, "MODELS", SMALL)
     monkeypatch.setattr(measure, "matmul_rate", lambda device, dtype, *, kind: {"flops_per_s": 1e11, "side": 2048})
 
 
@@ -53,34 +53,34 @@ def test_frameworks_are_compared(tmp_path: Path, capsys) -> None:
 
 
 def test_frameworks_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(video_competitors, "find_spec", lambda name: None)
+    for module in (competitors, video):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     out = tmp_path / "video.json"
     assert video.main([*COMMAND, "--models", "small", "--modes", "forward", "--out", str(out)]) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert set(row["competitors"]) == {"hvt"}
-    assert row["peer_best"] is None
+    assert set(row["competitors"]) == {"hvt", "torchvision"}
+    assert row["missing"] == ["HVTBackbone", "mmaction2"]
     assert "left out, not installed: mmaction2" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clip", [(16, 112, 112), (18, 64, 96)], ids=str)
 def test_competitors_are_equal_where_windows_shrink_and_shift(clip: tuple[int, int, int]) -> None:
-    models, missing = video_competitors.build_competitors("small")
+    models, missing = video.build_competitors("small")
     assert not missing
-    competitors.check_equal(models, torch.randn(1, 3, *clip), 1e-4, reference="hvt")
+    competitors.check_equal(models, torch.randn(1, 3, *clip), reference="hvt")
     with torch.no_grad():
         models["torchvision"].norm.bias[3] += 0.1
     with pytest.raises(AssertionError, match="not the function that hvt computes: {'torchvision'"):
-        competitors.check_equal(models, torch.randn(1, 3, 8, 32, 32), 1e-4, reference="hvt")
+        competitors.check_equal(models, torch.randn(1, 3, 8, 32, 32), reference="hvt")
 
 
-def test_operations_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = video_competitors._swin(96, (2, 2, 6, 2), (3, 6, 12, 24))
-    monkeypatch.setitem(SMALL, "tiny", tiny)
+def test_operations_are_those_of_the_paper() -> None:
     # Video Swin-T on 32x224x224: 88 G multiply-adds (arXiv:2106.13230, Table 1)
-    flops, shape = video_competitors.count_work("tiny", (32, 224, 224))
-    assert flops["forward"] == pytest.approx(2 * 88e9, rel=0.01)
-    assert shape == (768, 16, 7, 7)
+    model = hvt.create_backbone("video_swin_tiny", out_indices=(3,))
+    flops, shapes = competitors.dry_run(model, (32, 224, 224))
+    assert flops == pytest.approx(2 * 88e9, rel=0.01)
+    assert shapes == [(768, 16, 7, 7)]
 
 
 @pytest.mark.parametrize(
