@@ -29,7 +29,7 @@ QUICK_EPOCHS = 3
 
 def run(argv: Sequence[str] | None) -> int:
     from classification import train
-    from detection.application import DETECTION
+    from detection.zoo import DETECTION
 
     from .coco import write_coco
     from .training import Demo, Goal, run_demo

@@ -29,7 +29,7 @@ QUICK_ITERATIONS = 120
 
 def run(argv: Sequence[str] | None) -> int:
     from classification import train
-    from segmentation.application import SEGMENTATION
+    from segmentation.zoo import SEGMENTATION
 
     from .ade import write_ade
     from .training import Demo, Goal, run_demo

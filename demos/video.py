@@ -32,7 +32,7 @@ QUICK_PRETRAINING = (400, 5)
 
 def run(argv: Sequence[str] | None) -> int:
     from classification import train
-    from video.application import VIDEO
+    from video.zoo import VIDEO
 
     from .kinetics import MOTIONS, write_clips
     from .training import PRETRAINED, Demo, Goal, run_demo

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner import run_command
 
-from .application import DETECTION
+from .zoo import DETECTION
 
 if TYPE_CHECKING:
     from runner.annotations import Use

@@ -27,7 +27,7 @@ def run(argv: Sequence[str] | None) -> int:
     from runner.pictures import plan_pictures, read_pixels, resizing, save_picture
     from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
-    from .application import DETECTION
+    from .zoo import DETECTION
 
     parser = build_parser(DETECTION, "predict", "Detect objects in pictures.")
     add_prediction_arguments(parser)
@@ -102,9 +102,9 @@ def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
     """
     from hvt_backbones.errors import InputError
     from runner.annotations import read_json
-    from runner.data import datasets_of
+    from runner.parts import data_of
 
-    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    dataset = next(data_of(cfg, "test"))
     path = Path(dataset.get("data_root") or "") / dataset.get("ann_file", "")
     if path.is_file():
         try:

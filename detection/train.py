@@ -6,7 +6,7 @@ import sys
 
 from runner import command
 
-from .application import DETECTION
+from .zoo import DETECTION
 
 main = command("train", DETECTION)
 

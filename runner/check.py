@@ -20,13 +20,12 @@ from hvt_backbones.errors import ArgumentParser, whole_number
 
 from . import patches
 from .application import Application
-from .complete import open_config
-from .config import add_config_arguments, building, describe
-from .data import check_data, datasets_of
+from .config import add_config_arguments, building, describe, open_config
+from .data import check_data
 from .findings import Findings, Kind
+from .parts import PARTS, data_of, evaluators_of
 
 UNLISTED = Kind("no sample", "check ann_file, data_root and data_prefix")
-PARTS = ("train", "val", "test")
 
 
 @dataclass
@@ -121,8 +120,7 @@ def _reports(
     seen: dict[tuple[str, ...], str] = {}
     files = set()
     for part in PARTS:
-        loader = cfg.get(f"{part}_dataloader")
-        for config in datasets_of(loader["dataset"]) if loader else ():
+        for config in data_of(cfg, part):
             with building(name):
                 dataset = DATASETS.build({**config, "lazy_init": True, "serialize_data": False})
             key = tuple(
@@ -134,8 +132,7 @@ def _reports(
             seen[key] = part
             files.add(os.path.abspath(getattr(dataset, "ann_file", "") or ""))
             yield part, look(dataset, extent)
-        evaluators = cfg.get(f"{part}_evaluator") or ()
-        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+        for evaluator in evaluators_of(cfg, part):
             if (report := look_at_evaluator(evaluator, files)) is not None:
                 yield f"{part}_evaluator", report
 

@@ -14,6 +14,7 @@ from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
 from .config import describe
+from .parts import data_of, evaluators_of
 from .pictures import resizing
 from .samples import check_samples
 
@@ -32,30 +33,15 @@ def check_data(cfg: Mapping[str, Any], parts: tuple[str, ...], layout: str) -> N
         InputError: the first path that is missing or is not what it should be, and what is there instead.
     """
     for part in parts:
-        loader = cfg.get(f"{part}_dataloader")
-        if loader is None:
+        if cfg.get(f"{part}_dataloader") is None:
             continue
-        for dataset in datasets_of(loader["dataset"]):
+        for dataset in data_of(cfg, part):
             for kind, path in _paths(dataset):
                 _check(f"{part} data", kind, path, layout)
             _check_pairs(f"{part} data", dataset)
-        evaluators = cfg.get(f"{part}_evaluator") or ()
-        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+        for evaluator in evaluators_of(cfg, part):
             if (file := evaluator.get("ann_file")) and _is_local(evaluator, file):
                 _check(f"{part}_evaluator", "file", Path(file), layout)
-
-
-def datasets_of(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The data sets themselves, out of what repeats or concatenates them."""
-    if isinstance(config, Mapping):
-        inner = [config[key] for key in ("dataset", "datasets") if key in config]
-        if not inner:
-            yield config
-        for one in inner:
-            yield from datasets_of(one)
-    elif isinstance(config, list | tuple):
-        for one in config:
-            yield from datasets_of(one)
 
 
 def prepare_named(prepare_data: Callable[..., Any], dataset: BaseDataset, index: int) -> Any:

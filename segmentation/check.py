@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner import run_command
 
-from .application import SEGMENTATION
+from .zoo import SEGMENTATION
 
 if TYPE_CHECKING:
     from runner.check import Extent, Report

@@ -6,7 +6,7 @@ import sys
 
 from runner import command
 
-from .application import SEGMENTATION
+from .zoo import SEGMENTATION
 
 main = command("config", SEGMENTATION)
 

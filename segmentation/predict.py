@@ -24,11 +24,11 @@ def run(argv: Sequence[str] | None) -> int:
     from PIL import Image
 
     from hvt_backbones.images import Reading
-    from runner.data import datasets_of
+    from runner.parts import data_of
     from runner.pictures import plan_pictures, read_pixels, resizing, save_picture
     from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
-    from .application import SEGMENTATION
+    from .zoo import SEGMENTATION
 
     parser = build_parser(SEGMENTATION, "predict", "Segment pictures.")
     add_prediction_arguments(parser)
@@ -39,7 +39,7 @@ def run(argv: Sequence[str] | None) -> int:
     from mmseg.apis import inference_model
 
     # mmsegmentation looks for the pipeline here
-    pipeline = next(datasets_of(model.cfg.test_dataloader.dataset))["pipeline"]
+    pipeline = next(data_of(model.cfg, "test"))["pipeline"]
     model.cfg.test_pipeline = [step for step in pipeline if step["type"] != "LoadAnnotations"]
     classes = model.dataset_meta["classes"]
     palette = np.array(model.dataset_meta["palette"], dtype=np.uint8)

@@ -6,7 +6,7 @@ import sys
 
 from runner import command
 
-from .application import VIDEO
+from .zoo import VIDEO
 
 main = command("config", VIDEO)
 

@@ -34,8 +34,8 @@ def run(argv: Sequence[str] | None) -> int:
     from runner.pictures import plan_pictures, save_picture
     from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
-    from .application import VIDEO
     from .decoders import ClipError, find_videos
+    from .zoo import VIDEO
 
     parser = build_parser(VIDEO, "predict", "Recognize actions in clips.")
     add_prediction_arguments(parser, "clip")
@@ -114,9 +114,9 @@ def open_dataset(cfg: Any) -> ClipDataset:
     from mmengine.registry import DATASETS
 
     from runner.config import building
-    from runner.data import datasets_of
+    from runner.parts import data_of
 
-    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    dataset = next(data_of(cfg, "test"))
     with building(cfg.filename):
         return DATASETS.build({**dataset, "type": "mmaction.ClipDataset", "lazy_init": True})
 
