@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -27,7 +27,8 @@ SHOWN = 8  # pictures
 QUICK_ITERATIONS = 120
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     from classification import train
     from segmentation.zoo import SEGMENTATION
 
@@ -81,7 +82,3 @@ def _paint(labels: NDArray, names: Sequence[str]) -> NDArray:
     """(H, W) labels as a picture, (H, W, 3); what has no label, or one that is not on the pictures, is black."""
     palette = np.array([COLORS.get(name.strip(), NONE) for name in names] + [NONE] * (256 - len(names)))
     return palette.astype(np.uint8)[labels]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)

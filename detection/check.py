@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import run_command
+from runner import command
 
 from .zoo import DETECTION
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 READS = "ids, boxes, masks, areas and classes of the annotations, and every picture and its size"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Returns 1 if anything is wrong."""
     from runner.check import check
 
@@ -106,9 +106,5 @@ def _look_at_pictures(findings: Findings, pictures: list[tuple[str, tuple[int, i
             findings.add(*found)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

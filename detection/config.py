@@ -1,14 +1,10 @@
 """The whole configuration of a detector: `python -m detection.config CONFIG`, and a table of them: `--tables`."""
 
-from __future__ import annotations
-
-import sys
-
-from runner import command
+from runner import shared_command
 
 from .zoo import DETECTION
 
-main = command("config", DETECTION)
+main = shared_command("config", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

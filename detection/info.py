@@ -1,14 +1,10 @@
 """Parameters and FLOPs of a detector: `python -m detection.info CONFIG`."""
 
-from __future__ import annotations
-
-import sys
-
-from runner import command
+from runner import shared_command
 
 from .zoo import DETECTION
 
-main = command("info", DETECTION)
+main = shared_command("info", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

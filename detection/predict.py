@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvt_backbones.errors import share
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +18,8 @@ PREDICTIONS = "predictions.json"
 PICTURES = "pictures"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Write `pictures/` with boxes, masks and names drawn in, and `predictions.json` of COCO's results format."""
     from PIL import Image
 
@@ -123,9 +123,5 @@ def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
     return [numbers[name] for name in classes]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

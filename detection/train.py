@@ -1,14 +1,10 @@
 """Train a detector: `python -m detection.train CONFIG`."""
 
-from __future__ import annotations
-
-import sys
-
-from runner import command
+from runner import shared_command
 
 from .zoo import DETECTION
 
-main = command("train", DETECTION)
+main = shared_command("train", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

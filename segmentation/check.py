@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import run_command
+from runner import command
 
 from .zoo import SEGMENTATION
 
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 READS = "every map, its numbers and its size, and every picture"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Returns 1 if anything is wrong."""
     from runner.check import check
 
@@ -45,9 +45,5 @@ def look(dataset: Any, extent: Extent) -> Report:
     return Report(findings, f"{len(pairs)} pictures, {len(chosen)} maps read", counts, "maps")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

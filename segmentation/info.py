@@ -1,14 +1,10 @@
 """Parameters and FLOPs of a segmentor: `python -m segmentation.info CONFIG`."""
 
-from __future__ import annotations
-
-import sys
-
-from runner import command
+from runner import shared_command
 
 from .zoo import SEGMENTATION
 
-main = command("info", SEGMENTATION)
+main = shared_command("info", SEGMENTATION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +17,8 @@ OVERLAYS = "overlays"
 LABELS = "labels"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Write `overlays/` with the classes' colours, `labels/` with a class per pixel, and `predictions.json`."""
     import numpy as np
     from PIL import Image
@@ -78,9 +78,5 @@ def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     return {classes[present[index]]: round(float(counts[index] / labels.size), 6) for index in order}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,7 @@ from typing import Any
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, InputError, whole_number
 from hvt_backbones.weights.report import some
-from runner import run_command
+from runner import command
 
 from .decoders import ClipError, find_decoder, probe
 from .lists import Entry, clip_path, find_missing, read_list
@@ -51,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Returns 1 if a line or a clip is bad."""
     args = build_parser().parse_args(argv)
     for option in ("json", "write_clean"):
@@ -195,9 +195,5 @@ def _probe(path: str, decoder: str, quick: bool) -> int | str:
         return str(error)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

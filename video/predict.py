@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvt_backbones.errors import InputError
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +23,8 @@ FRAME_HEIGHT = 160  # pixels
 LINE_HEIGHT = 18
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Write `strips/`, frames of each clip with the best classes below, and `predictions.json`."""
     import torch
     from mmengine.dataset import pseudo_collate
@@ -162,9 +162,5 @@ def annotate(frames: Sequence[np.ndarray], lines: Sequence[str]) -> Image.Image:
     return strip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,14 +1,10 @@
 """Evaluate a recognizer: `python -m video.test CONFIG CHECKPOINT`."""
 
-from __future__ import annotations
-
-import sys
-
-from runner import command
+from runner import shared_command
 
 from .zoo import VIDEO
 
-main = command("test", VIDEO)
+main = shared_command("test", VIDEO)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

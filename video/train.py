@@ -1,14 +1,10 @@
 """Train a recognizer: `python -m video.train CONFIG`."""
 
-from __future__ import annotations
-
-import sys
-
-from runner import command
+from runner import shared_command
 
 from .zoo import VIDEO
 
-main = command("train", VIDEO)
+main = shared_command("train", VIDEO)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
