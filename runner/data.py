@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,12 +14,15 @@ from mmengine.dataset import BaseDataset
 from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
+from .annotation_guard import tell
 from .config import describe
+from .findings import Findings, compare_size, evenly
+from .maps import gather, inspect, numbers_of, readers_of
 from .parts import data_of, evaluators_of
 from .pictures import resizing
-from .samples import check_samples
 
 SHOWN = 6  # names of a folder in a message
+SAMPLE = 100  # pictures: a second or two
 
 
 def check_data(cfg: Mapping[str, Any], parts: tuple[str, ...], layout: str) -> None:
@@ -135,3 +139,40 @@ def _check_pairs(what: str, dataset: Mapping[str, Any]) -> None:
             f"{what}: {len(lacking)} of {len(names)} pictures in {images} have no map in {maps}: first "
             f"{lacking[0]}{map_suffix}; expected a {map_suffix} file of the same name for each {suffix} file"
         )
+
+
+# ---- the quick part of `check`, before every training and test ----
+
+
+def check_samples(dataset: Any) -> None:
+    """Look at some samples of a data set that has just listed them; all of a small one.
+
+    Raises:
+        InputError: a picture's size is not what its annotations say, or its map is none.
+    """
+    segmentation = is_segmentation(dataset)
+    samples = [sample for sample in evenly(dataset.data_list, SAMPLE) if is_local(sample)]
+    if getattr(dataset, "backend_args", None) is not None or not samples:
+        return
+    if segmentation and "seg_map_path" in samples[0] and readers_of(dataset):
+        numbers = numbers_of(dataset)
+        found = (inspect((sample["img_path"], sample["seg_map_path"]), numbers) for sample in samples)
+        findings = Findings(str(dataset.data_prefix["seg_map_path"]))
+        gather(findings, found, dataset.metainfo.get("classes") or (), len(dataset.data_list))
+        tell(findings, "segmentation")
+    elif not segmentation and "height" in samples[0] and "width" in samples[0]:
+        findings = Findings(str(dataset.ann_file))
+        for sample in samples:
+            if (odd := compare_size((sample["img_path"], (sample["height"], sample["width"])))) is not None:
+                findings.add(*odd)
+        tell(findings, "detection")
+
+
+def is_local(sample: Mapping[str, Any]) -> bool:
+    return isinstance(sample.get("img_path"), str) and "://" not in sample["img_path"]
+
+
+def is_segmentation(dataset: Any) -> bool:
+    """Whether it is one of mmsegmentation's."""
+    framework = sys.modules.get("mmseg.datasets")  # which has been imported if it is
+    return framework is not None and isinstance(dataset, framework.BaseSegDataset)
