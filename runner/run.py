@@ -194,7 +194,9 @@ def _train(cfg: Config, *, changed: bool, max_bad_steps: int) -> None:
 
 
 def _test(cfg: Config) -> dict[str, float]:
-    return TestRunner.from_cfg(cfg).test()
+    runner = CommandRunner.from_cfg(cfg)
+    runner.strict = True
+    return runner.test()
 
 
 def make_folder(option: str, folder: str | Path) -> None:
@@ -273,10 +275,6 @@ class CommandRunner(Runner):
                 f"{filename} is no checkpoint of this run ({describe(error)}): for its weights alone, "
                 f"leave --resume out and give --cfg-options load_from={filename}"
             ) from error
-
-
-class TestRunner(CommandRunner):
-    strict = True
 
 
 @contextlib.contextmanager
