@@ -69,10 +69,6 @@ def image_label(parts: Mapping[str, str]) -> tuple[str]:
     return (f"{label}, 22K" if parts["backbone"].endswith(PRETRAINED_22K) else label,)
 
 
-def _as_it_is(cfg: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class Application:
     """
@@ -98,7 +94,7 @@ class Application:
     grammar: re.Pattern[str]
     build: Callable[[Mapping[str, str], Row | None], Config]
     label: Callable[[Mapping[str, str]], tuple[str, ...]] = image_label
-    adapt: Callable[[Any], None] = _as_it_is
+    adapt: Callable[[Any], None] = lambda cfg: None
 
     @cached_property
     def rows(self) -> dict[str, Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 
-from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, whole_number
 
 from . import patches
@@ -22,23 +20,9 @@ from .config import add_config_arguments, building, describe, open_config
 from .data import check_data
 from .findings import Findings, Kind, Report
 from .parts import PARTS, data_of, evaluators_of
+from .run import write_json
 
 UNLISTED = Kind("no sample", "check ann_file, data_root and data_prefix")
-
-
-def build_parser(application: Application, reads: str) -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog=f"python -m {application.name}.check",
-        description=f"Look through the data of a configuration: {reads}. Exits with 1 if anything is wrong.",
-        allow_abbrev=False,
-    )
-    add_config_arguments(parser, application)
-    parser.add_argument("--quick", action="store_true", help="what every training looks at before it starts")
-    parser.add_argument(
-        "--workers", type=whole_number(), default=os.cpu_count() or 1, metavar="N", help="processes; 0: one"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")
-    return parser
 
 
 def check(
@@ -56,7 +40,18 @@ def check(
             starts; by so many processes.
         look_at_evaluator: reports on the file of an evaluator, unless it is among those that were seen.
     """
-    args = build_parser(application, reads).parse_args(argv)
+    parser = ArgumentParser(
+        prog=f"python -m {application.name}.check",
+        description=f"Look through the data of a configuration: {reads}. Exits with 1 if anything is wrong.",
+        allow_abbrev=False,
+    )
+    add_config_arguments(parser, application)
+    parser.add_argument("--quick", action="store_true", help="what every training looks at before it starts")
+    parser.add_argument(
+        "--workers", type=whole_number(), default=os.cpu_count() or 1, metavar="N", help="processes; 0: one"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")
+    args = parser.parse_args(argv)
     patches.import_framework(application.scope)
     cfg = open_config(args.config, args.cfg_options, application)
     init_default_scope(cfg.get("default_scope", application.scope))
@@ -68,8 +63,7 @@ def check(
             {"source": report.findings.source, "counts": report.counts, "findings": report.findings.as_json()}
         )
     if args.json is not None:
-        with whole_file(args.json) as partial:
-            partial.write_text(json.dumps(reports, indent=1) + "\n")
+        write_json(args.json, reports)
         print(f"written to {args.json}")
     wrong = [found for part in reports.values() for one in part for found in one["findings"] if found["wrong"]]
     return 1 if wrong else 0
