@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -28,8 +28,9 @@ SHOWN_SCORE = 0.5
 QUICK_EPOCHS = 3
 
 
-def run(argv: Sequence[str] | None) -> int:
-    from detection.application import DETECTION
+@command
+def main(argv: Sequence[str] | None) -> int:
+    from detection.zoo import DETECTION
 
     from .coco import write_coco
     from .training import Demo, Goal, run_demo
@@ -94,7 +95,3 @@ def _annotate(
     for box, label in zip(boxes, labels, strict=False):
         draw.rectangle([2 * float(side) for side in box], outline=COLORS[names[label]], width=2)
     return np.asarray(canvas)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)

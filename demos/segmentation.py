@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -28,8 +28,9 @@ SHOWN = 8  # pictures
 QUICK_ITERATIONS = 120
 
 
-def run(argv: Sequence[str] | None) -> int:
-    from segmentation.application import SEGMENTATION
+@command
+def main(argv: Sequence[str] | None) -> int:
+    from segmentation.zoo import SEGMENTATION
 
     from .ade import write_ade
     from .training import Demo, Goal, run_demo
@@ -77,7 +78,3 @@ def _paint(labels: NDArray, names: Sequence[str]) -> NDArray:
     """(H, W) labels as a picture, (H, W, 3); what has no label, or one that is not on the pictures, is black."""
     palette = np.array([COLORS.get(name.strip(), NONE) for name in names] + [NONE] * (256 - len(names)))
     return palette.astype(np.uint8)[labels]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)

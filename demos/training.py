@@ -25,8 +25,7 @@ from classification import train as trainer
 from hvt_backbones.errors import ArgumentParser
 from runner import patches
 from runner.application import Application
-from runner.complete import open_config
-from runner.config import building
+from runner.config import building, open_config
 from runner.devices import use_device
 from runner.run import make_folder, write_json
 

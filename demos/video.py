@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -30,8 +30,9 @@ CLIPS, QUICK_CLIPS = (960, 160), (480, 80)  # to train on, held out
 QUICK_PRETRAINING = (400, 5)
 
 
-def run(argv: Sequence[str] | None) -> int:
-    from video.application import VIDEO
+@command
+def main(argv: Sequence[str] | None) -> int:
+    from video.zoo import VIDEO
 
     from .kinetics import MOTIONS, write_clips
     from .training import PRETRAINED, Demo, Goal, run_demo
@@ -130,7 +131,3 @@ def _predictions(runner: Runner) -> dict[str, list[NDArray]]:
         row = f"{names[sample['data_samples'].gt_label.item()]}:\n{names[best]} {scores[best]:.0%}"
         rows[row] = list(sample["inputs"][0].permute(1, 2, 3, 0).numpy())
     return rows
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)

@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import run_command
+from runner import command
 
-from .application import DETECTION
+from .zoo import DETECTION
 
 if TYPE_CHECKING:
-    from runner.annotations import Use
-    from runner.check import Extent, Report
-    from runner.findings import Findings
+    from runner.findings import Findings, Report
 
 READS = "ids, boxes, masks, areas and classes of the annotations, and every picture and its size"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Returns 1 if anything is wrong."""
     from runner.check import check
 
     return check(argv, DETECTION, READS, look, look_at_evaluator)
 
 
-def look(dataset: Any, extent: Extent) -> Report:
+def look(dataset: Any, quick: bool, workers: int) -> Report:
     """Report on a data set: COCO's files are known to the letter, of others what they list."""
     from mmdet.datasets import CocoDataset, Objects365V1Dataset, Objects365V2Dataset
 
     from runner.annotation_guard import use_of
-    from runner.annotations import CATEGORY, compare_classes
+    from runner.annotations import CATEGORY, compare_classes, inspect, read_json
 
     kind, sorted_kinds = type(dataset), (Objects365V1Dataset, Objects365V2Dataset)
     known = [one.load_data_list for one in (CocoDataset, *sorted_kinds)]
     if getattr(kind, "load_data_list", None) not in known or kind.COCOAPI is not CocoDataset.COCOAPI:
-        return _look_at_list(dataset, extent)
-    content, report = _read(dataset.ann_file, use_of(dataset))
+        return _look_at_list(dataset, quick, workers)
+    content = read_json(dataset.ann_file)
+    report = inspect(content, dataset.ann_file, use_of(dataset))
     if not report.counts:  # it has not the form
         return report
     if CATEGORY not in report.findings.found:
@@ -53,33 +52,26 @@ def look(dataset: Any, extent: Extent) -> Report:
         for image in content["images"]
         if isinstance(image.get("file_name"), str) and image.get("height") and image.get("width")
     ]
-    _look_at_pictures(report.findings, pictures, extent)
+    _look_at_pictures(report.findings, pictures, quick, workers)
     return report
 
 
 def look_at_evaluator(evaluator: Mapping[str, Any], seen: set[str]) -> Report | None:
     """Report on the file that COCO's metric compares with, unless it was seen."""
-    from runner.annotations import Use
+    from runner.annotations import Use, inspect, read_json
+    from runner.parts import type_name
 
     file = evaluator.get("ann_file")
-    if str(evaluator.get("type")).rpartition(".")[2] != "CocoMetric" or not file or os.path.abspath(file) in seen:
+    if type_name(evaluator) != "CocoMetric" or not file or os.path.abspath(file) in seen:
         return None
     seen.add(os.path.abspath(file))
-    return _read(file, Use(masks="segm" in evaluator.get("metric", "bbox")))[1]
+    return inspect(read_json(file), file, Use(masks="segm" in evaluator.get("metric", "bbox")))
 
 
-def _read(file: str, use: Use) -> tuple[dict[str, Any], Report]:
-    from runner.annotations import inspect, read_json
-    from runner.check import Report
-
-    content = read_json(file)
-    found = inspect(content, file, use)
-    return content, Report(found.findings, f"{found.images} pictures, {found.annotations} annotations", found.counts)
-
-
-def _look_at_list(dataset: Any, extent: Extent) -> Report:
+def _look_at_list(dataset: Any, quick: bool, workers: int) -> Report:
     """What any data set of mmdetection lists: files, sizes, labels."""
-    from runner.check import Report, listed
+    from runner.check import listed
+    from runner.findings import Report
 
     findings, samples = listed(dataset)
     classes = dataset.metainfo.get("classes") or ()
@@ -91,24 +83,28 @@ def _look_at_list(dataset: Any, extent: Extent) -> Report:
     pictures = [
         (one["img_path"], (one["height"], one["width"])) for one in samples if "height" in one and "img_path" in one
     ]
-    _look_at_pictures(findings, pictures, extent)
+    _look_at_pictures(findings, pictures, quick, workers)
     return report
 
 
-def _look_at_pictures(findings: Findings, pictures: list[tuple[str, tuple[int, int]]], extent: Extent) -> None:
-    from runner.findings import ask_all, evenly
-    from runner.samples import SAMPLE, compare_size
+def _look_at_pictures(
+    findings: Findings, pictures: list[tuple[str, tuple[int, int]]], quick: bool, workers: int
+) -> None:
+    from tqdm import tqdm
 
-    if extent.quick:
+    from runner.data import SAMPLE
+    from runner.findings import UNREADABLE, ask_all, compare_size, evenly
+
+    def lost(picture: tuple[str, tuple[int, int]]) -> Any:
+        return UNREADABLE, f"{picture[0]} ends the process that reads it"
+
+    if quick:
         pictures = evenly(pictures, SAMPLE)
-    for found in ask_all(functools.partial(compare_size, whole=not extent.quick), pictures, extent.workers, "picture"):
+    answers = ask_all(functools.partial(compare_size, whole=not quick), pictures, workers, lost)
+    for found in tqdm(answers, desc="check", total=len(pictures), unit="picture", dynamic_ncols=True, disable=None):
         if found is not None:
             findings.add(*found)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

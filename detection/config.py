@@ -1,14 +1,10 @@
 """The whole configuration of a detector: `python -m detection.config CONFIG`, and a table of them: `--tables`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import DETECTION
 
-from runner import command
-
-from .application import DETECTION
-
-main = command("config", DETECTION)
+main = shared_command("config", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

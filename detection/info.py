@@ -1,14 +1,10 @@
 """Parameters and FLOPs of a detector: `python -m detection.info CONFIG`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import DETECTION
 
-from runner import command
-
-from .application import DETECTION
-
-main = command("info", DETECTION)
+main = shared_command("info", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvt_backbones.errors import share
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +18,8 @@ PREDICTIONS = "predictions.json"
 PICTURES = "pictures"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Write `pictures/` with boxes, masks and names drawn in, and `predictions.json` of COCO's results format."""
     from PIL import Image
 
@@ -27,7 +27,7 @@ def run(argv: Sequence[str] | None) -> int:
     from runner.pictures import plan_pictures, read_pixels, resizing, save_picture
     from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
-    from .application import DETECTION
+    from .zoo import DETECTION
 
     parser = build_parser(DETECTION, "predict", "Detect objects in pictures.")
     add_prediction_arguments(parser)
@@ -102,9 +102,9 @@ def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
     """
     from hvt_backbones.errors import InputError
     from runner.annotations import read_json
-    from runner.data import datasets_of
+    from runner.parts import data_of
 
-    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    dataset = next(data_of(cfg, "test"))
     path = Path(dataset.get("data_root") or "") / dataset.get("ann_file", "")
     if path.is_file():
         try:
@@ -123,9 +123,5 @@ def category_ids(classes: Sequence[str], cfg: Config) -> list[int]:
     return [numbers[name] for name in classes]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

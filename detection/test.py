@@ -1,14 +1,10 @@
 """Evaluate a detector: `python -m detection.test CONFIG CHECKPOINT`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import DETECTION
 
-from runner import command
-
-from .application import DETECTION
-
-main = command("test", DETECTION)
+main = shared_command("test", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

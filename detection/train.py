@@ -1,14 +1,10 @@
 """Train a detector: `python -m detection.train CONFIG`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import DETECTION
 
-from runner import command
-
-from .application import DETECTION
-
-main = command("train", DETECTION)
+main = shared_command("train", DETECTION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

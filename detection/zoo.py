@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.zoo import Row, Table, Zoo, compose, image_backbone, image_label, nearest_drop_path
+from runner.application import Application, Row, Table, compose, image_settings
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-RECIPES = Path(__file__).parent / "configs/_base_"
 GRAMMAR = re.compile(
     r"(?P<method>mask-rcnn|cascade-mask-rcnn|retinanet)_(?P<backbone>[^_]+)_fpn_(?P<schedule>1x|ms-crop-3x)_coco"
 )
@@ -56,160 +54,125 @@ def small_batches(lr: float) -> dict[str, Any]:
     }
 
 
-ROWS = (
-    Row(
-        "mask-rcnn_swin-t-p4-w7_fpn_1x_coco",
-        0.2,
-        "42.7 39.3",
-        "[mmdetection]",
-        "47.8; 48; 263; 267, p",
-        MMDETECTION,
-        {"param_scheduler": LONGER_WARMUP},
+TABLES = (
+    Table(
+        "Mask R-CNN, 1x",
+        "mask-rcnn_{}_fpn_1x_coco",
+        ("Backbone", "box AP", "mask AP"),
+        (
+            Row(
+                "swin-t-p4-w7",
+                0.2,
+                "42.7 39.3",
+                "[mmdetection]",
+                "47.8; 48; 263; 267, p",
+                MMDETECTION,
+                {"param_scheduler": LONGER_WARMUP},
+            ),
+            Row("swin-s-p4-w7", 0.2, "44.8 40.9", "[CSWin]", "69.1; 69; 350; 359, p", ONE_SCALE),
+            Row("swin-b-p4-w7", 0.3, "46.9 42.3", "[CSWin]", "107.1; 107; 488; 496, p, a", ONE_SCALE),
+            Row("swinv2-t-w8", 0.2, "", "", "47.9; -; 264; -", nobody("Swin-T")),
+            Row("swinv2-s-w8", 0.2, "", "", "69.2; -; 351; -", nobody("Swin-S")),
+            Row("swinv2-b-w8", 0.3, "", "", "107.3; -; 490; -", nobody("Swin-B")),
+            Row("pvtv2-b0", 0.1, "38.2 36.2", "[PVT]", "23.4; 23.5; 196; -", PVTV2),
+            Row("pvtv2-b1", 0.1, "41.8 38.8", "[PVT]", "33.7; 33.7; 243; -", PVTV2),
+            Row("pvtv2-b2", 0.1, "45.3 41.2", "[PVT]", "45.0; 45; 309; -", PVTV2),
+            Row("pvtv2-b2-li", 0.1, "44.1 40.5", "[PVTv2]", "42.2; 42.2; 245; -", PVTV2),
+            Row("pvtv2-b3", 0.1, "47.0 42.5", "[PVT]", "64.9; 64.9; 397; -", PVTV2),
+            Row("pvtv2-b4", 0.1, "47.5 42.7", "[PVT]", "82.2; 82.2; 499; -", PVTV2, small_batches(0.0002)),
+            Row("pvtv2-b5", 0.1, "47.4 42.5", "[PVT]", "101.6; 101.6; 556; -", PVTV2, small_batches(0.0002)),
+            Row("twins-pcpvt-s", 0.2, "42.9 40.0", "[CSWin]", "43.8; 44; 304; 245, a", TWINS_PVT),
+            Row("twins-pcpvt-b", 0.2, "44.6 40.9", "[CSWin]", "63.5; 64; 392; 302, a", TWINS_PVT),
+            Row("twins-pcpvt-l", 0.2, "45.4 41.5", "[CSWin]", "80.6; 81; 493; 364, a", TWINS_PVT),
+            Row("twins-svt-s", 0.2, "43.4 40.3", "[CSWin]", "43.7; 44; 253; 228, a", TWINS_PVT),
+            Row("twins-svt-b", 0.2, "45.2 41.5", "[CSWin]", "75.6; 76; 391; 340, a", TWINS_PVT),
+            Row("twins-svt-l", 0.2, "45.9 41.6", "[CSWin]", "118.6; 111, x; 541; 474, a", TWINS_PVT),
+        ),
     ),
-    Row("mask-rcnn_swin-s-p4-w7_fpn_1x_coco", 0.2, "44.8 40.9", "[CSWin]", "69.1; 69; 350; 359, p", ONE_SCALE),
-    Row("mask-rcnn_swin-b-p4-w7_fpn_1x_coco", 0.3, "46.9 42.3", "[CSWin]", "107.1; 107; 488; 496, p, a", ONE_SCALE),
-    Row("mask-rcnn_swinv2-t-w8_fpn_1x_coco", 0.2, "", "", "47.9; -; 264; -", nobody("Swin-T")),
-    Row("mask-rcnn_swinv2-s-w8_fpn_1x_coco", 0.2, "", "", "69.2; -; 351; -", nobody("Swin-S")),
-    Row("mask-rcnn_swinv2-b-w8_fpn_1x_coco", 0.3, "", "", "107.3; -; 490; -", nobody("Swin-B")),
-    Row("mask-rcnn_pvtv2-b0_fpn_1x_coco", 0.1, "38.2 36.2", "[PVT]", "23.4; 23.5; 196; -", PVTV2),
-    Row("mask-rcnn_pvtv2-b1_fpn_1x_coco", 0.1, "41.8 38.8", "[PVT]", "33.7; 33.7; 243; -", PVTV2),
-    Row("mask-rcnn_pvtv2-b2_fpn_1x_coco", 0.1, "45.3 41.2", "[PVT]", "45.0; 45; 309; -", PVTV2),
-    Row("mask-rcnn_pvtv2-b2-li_fpn_1x_coco", 0.1, "44.1 40.5", "[PVTv2]", "42.2; 42.2; 245; -", PVTV2),
-    Row("mask-rcnn_pvtv2-b3_fpn_1x_coco", 0.1, "47.0 42.5", "[PVT]", "64.9; 64.9; 397; -", PVTV2),
-    Row(
-        "mask-rcnn_pvtv2-b4_fpn_1x_coco", 0.1, "47.5 42.7", "[PVT]", "82.2; 82.2; 499; -", PVTV2, small_batches(0.0002)
+    Table(
+        "Mask R-CNN, 3x with multi-scale training and crops",
+        "mask-rcnn_{}_fpn_ms-crop-3x_coco",
+        ("Backbone", "box AP", "mask AP"),
+        (
+            Row("swin-t-p4-w7", 0.2, "46.0 41.6", "[Swin detection]", "47.8; 48; 263; 267, p", AUTHORS),
+            Row("swin-s-p4-w7", 0.2, "48.5 43.3", "[Swin detection]", "69.1; 69; 350; 359, p", AUTHORS),
+            Row("swin-b-p4-w7", 0.3, "48.5 43.4", "[CSWin]", "107.1; 107; 488; 496, p, a", NO_MASK_RCNN),
+            Row("swinv2-t-w8", 0.2, "", "", "47.9; -; 264; -", nobody("Swin-T")),
+            Row("swinv2-s-w8", 0.2, "", "", "69.2; -; 351; -", nobody("Swin-S")),
+            Row("swinv2-b-w8", 0.3, "", "", "107.3; -; 490; -", nobody("Swin-B")),
+            Row("pvtv2-b0", 0.1, "", "", "23.4; 23.5; 196; -", PVTV2_3X),
+            Row("pvtv2-b1", 0.1, "44.9 40.8", "[ViT-Adapter]", "33.7; 33.7; 243; -", PVTV2_3X),
+            Row("pvtv2-b2", 0.1, "47.8 43.1", "[ViT-Adapter]", "45.0; 45; 309; -", PVTV2_SWIN),
+            Row("pvtv2-b2-li", 0.1, "", "", "42.2; 42.2; 245; -", PVTV2_SWIN),
+            Row("pvtv2-b3", 0.1, "", "", "64.9; 64.9; 397; -", PVTV2_3X),
+            Row("pvtv2-b4", 0.1, "", "", "82.2; 82.2; 499; -", PVTV2_3X),
+            Row("pvtv2-b5", 0.1, "48.4 42.9", "[ViT-Adapter]", "101.6; 101.6; 556; -", PVTV2_3X),
+            Row("twins-pcpvt-s", 0.2, "46.8 42.6", "[CSWin]", "43.8; 44; 304; 245, a", TWINS_SWIN),
+            Row("twins-pcpvt-b", 0.2, "47.9 43.2", "[CSWin]", "63.5; 64; 392; 302, a", TWINS_SWIN),
+            Row("twins-pcpvt-l", 0.2, "", "", "80.6; 81; 493; 364, a", TWINS_3X),
+            Row("twins-svt-s", 0.2, "46.8 42.6", "[CSWin]", "43.7; 44; 253; 228, a", TWINS_SWIN),
+            Row("twins-svt-b", 0.2, "48.0 43.0", "[CSWin]", "75.6; 76; 391; 340, a", TWINS_SWIN),
+            Row("twins-svt-l", 0.2, "", "", "118.6; 111, x; 541; 474, a", TWINS_SWIN),
+        ),
     ),
-    Row(
-        "mask-rcnn_pvtv2-b5_fpn_1x_coco",
-        0.1,
-        "47.4 42.5",
-        "[PVT]",
-        "101.6; 101.6; 556; -",
-        PVTV2,
-        small_batches(0.0002),
+    Table(
+        "Cascade Mask R-CNN, 3x with multi-scale training and crops",
+        "cascade-mask-rcnn_{}_fpn_ms-crop-3x_coco",
+        ("Backbone", "box AP", "mask AP"),
+        (
+            Row("swin-t-p4-w7", 0.2, "50.4 43.7", "[Swin detection]", "85.6; 86; 741; 745, p", AUTHORS),
+            Row("swin-s-p4-w7", 0.2, "51.9 45.0", "[Swin detection]", "106.9; 107; 828; 838, p", AUTHORS),
+            Row("swin-b-p4-w7", 0.3, "51.9 45.0", "[Swin detection]", "145.0; 145; 966; 982, p", AUTHORS),
+            Row("swinv2-t-w8", 0.2, "", "", "85.7; -; 742; -", nobody("Swin-T")),
+            Row("swinv2-s-w8", 0.2, "", "", "107.1; -; 830; -", nobody("Swin-S")),
+            Row("swinv2-b-w8", 0.3, "", "", "145.1; -; 968; -", nobody("Swin-B")),
+            Row("pvtv2-b0", 0.1, "", "", "61.3; -; 674; -", CASCADE),
+            Row("pvtv2-b1", 0.1, "", "", "71.5; -; 722; -", CASCADE),
+            Row("pvtv2-b2", 0.1, "51.1 44.4", "[PVT]", "82.9; -; 787; -", PVTV2_HEADS),
+            Row("pvtv2-b2-li", 0.1, "50.9 44.0", "[PVT]", "80.0; -; 723; -", PVTV2_HEADS),
+            Row("pvtv2-b3", 0.1, "", "", "102.7; -; 875; -", CASCADE),
+            Row("pvtv2-b4", 0.1, "", "", "120.0; -; 978; -", CASCADE),
+            Row("pvtv2-b5", 0.1, "", "", "139.4; -; 1034; -", CASCADE),
+            Row("twins-pcpvt-s", 0.2, "", "", "81.6; -; 783; -", CASCADE),
+            Row("twins-pcpvt-b", 0.2, "", "", "101.3; -; 870; -", CASCADE),
+            Row("twins-pcpvt-l", 0.2, "", "", "118.5; -; 972; -", CASCADE),
+            Row("twins-svt-s", 0.2, "", "", "81.5; -; 731; -", CASCADE),
+            Row("twins-svt-b", 0.2, "", "", "113.4; -; 870; -", CASCADE),
+            Row("twins-svt-l", 0.2, "", "", "156.5; -; 1019; -", CASCADE),
+        ),
     ),
-    Row("mask-rcnn_twins-pcpvt-s_fpn_1x_coco", 0.2, "42.9 40.0", "[CSWin]", "43.8; 44; 304; 245, a", TWINS_PVT),
-    Row("mask-rcnn_twins-pcpvt-b_fpn_1x_coco", 0.2, "44.6 40.9", "[CSWin]", "63.5; 64; 392; 302, a", TWINS_PVT),
-    Row("mask-rcnn_twins-pcpvt-l_fpn_1x_coco", 0.2, "45.4 41.5", "[CSWin]", "80.6; 81; 493; 364, a", TWINS_PVT),
-    Row("mask-rcnn_twins-svt-s_fpn_1x_coco", 0.2, "43.4 40.3", "[CSWin]", "43.7; 44; 253; 228, a", TWINS_PVT),
-    Row("mask-rcnn_twins-svt-b_fpn_1x_coco", 0.2, "45.2 41.5", "[CSWin]", "75.6; 76; 391; 340, a", TWINS_PVT),
-    Row("mask-rcnn_twins-svt-l_fpn_1x_coco", 0.2, "45.9 41.6", "[CSWin]", "118.6; 111, x; 541; 474, a", TWINS_PVT),
-    Row(
-        "mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco",
-        0.2,
-        "46.0 41.6",
-        "[Swin detection]",
-        "47.8; 48; 263; 267, p",
-        AUTHORS,
+    Table(
+        "RetinaNet, 1x",
+        "retinanet_{}_fpn_1x_coco",
+        ("Backbone", "box AP"),
+        (
+            Row("swin-t-p4-w7", 0.2, "", "", "38.5; -; 244; -", RETINANET),
+            Row("swin-s-p4-w7", 0.2, "", "", "59.8; -; 331; -", RETINANET),
+            Row("swin-b-p4-w7", 0.3, "", "", "98.4; -; 468; -", RETINANET),
+            Row("swinv2-t-w8", 0.2, "", "", "38.5; -; 245; -", nobody("Swin-T's Mask R-CNN")),
+            Row("swinv2-s-w8", 0.2, "", "", "59.9; -; 332; -", nobody("Swin-S's Mask R-CNN")),
+            Row("swinv2-b-w8", 0.3, "", "", "98.5; -; 470; -", nobody("Swin-B's Mask R-CNN")),
+            Row("pvtv2-b0", 0.1, "37.2", "[PVT]", "12.9; 13; 178; -", PVTV2),
+            Row("pvtv2-b1", 0.1, "41.2", "[PVT]", "23.7; 23.8; 225; -", PVTV2),
+            Row("pvtv2-b2", 0.1, "44.6", "[PVT]", "35.1; 35.1; 290; -", PVTV2),
+            Row("pvtv2-b2-li", 0.1, "43.6", "[PVT]", "32.3; 32.3; 227; -", PVTV2),
+            Row("pvtv2-b3", 0.1, "45.9", "[PVT]", "55.0; 55; 378; -", PVTV2),
+            Row("pvtv2-b4", 0.1, "46.1", "[PVT]", "72.3; 72.3; 481; -", PVTV2, small_batches(0.0001)),
+            Row("pvtv2-b5", 0.1, "46.2", "[PVT]", "91.7; 91.7; 538; -", PVTV2, small_batches(0.0001)),
+            Row("twins-pcpvt-s", 0.2, "", "", "33.8; -; 286; -", TWINS_PVT),
+            Row("twins-pcpvt-b", 0.2, "", "", "53.6; -; 373; -", TWINS_PVT),
+            Row("twins-pcpvt-l", 0.2, "", "", "70.7; -; 475; -", TWINS_PVT),
+            Row("twins-svt-s", 0.2, "", "", "33.8; -; 235; -", TWINS_PVT),
+            Row("twins-svt-b", 0.2, "", "", "66.2; -; 372; -", TWINS_PVT),
+            Row("twins-svt-l", 0.2, "", "", "109.9; -; 522; -", TWINS_PVT),
+        ),
     ),
-    Row(
-        "mask-rcnn_swin-s-p4-w7_fpn_ms-crop-3x_coco",
-        0.2,
-        "48.5 43.3",
-        "[Swin detection]",
-        "69.1; 69; 350; 359, p",
-        AUTHORS,
-    ),
-    Row(
-        "mask-rcnn_swin-b-p4-w7_fpn_ms-crop-3x_coco",
-        0.3,
-        "48.5 43.4",
-        "[CSWin]",
-        "107.1; 107; 488; 496, p, a",
-        NO_MASK_RCNN,
-    ),
-    Row("mask-rcnn_swinv2-t-w8_fpn_ms-crop-3x_coco", 0.2, "", "", "47.9; -; 264; -", nobody("Swin-T")),
-    Row("mask-rcnn_swinv2-s-w8_fpn_ms-crop-3x_coco", 0.2, "", "", "69.2; -; 351; -", nobody("Swin-S")),
-    Row("mask-rcnn_swinv2-b-w8_fpn_ms-crop-3x_coco", 0.3, "", "", "107.3; -; 490; -", nobody("Swin-B")),
-    Row("mask-rcnn_pvtv2-b0_fpn_ms-crop-3x_coco", 0.1, "", "", "23.4; 23.5; 196; -", PVTV2_3X),
-    Row("mask-rcnn_pvtv2-b1_fpn_ms-crop-3x_coco", 0.1, "44.9 40.8", "[ViT-Adapter]", "33.7; 33.7; 243; -", PVTV2_3X),
-    Row("mask-rcnn_pvtv2-b2_fpn_ms-crop-3x_coco", 0.1, "47.8 43.1", "[ViT-Adapter]", "45.0; 45; 309; -", PVTV2_SWIN),
-    Row("mask-rcnn_pvtv2-b2-li_fpn_ms-crop-3x_coco", 0.1, "", "", "42.2; 42.2; 245; -", PVTV2_SWIN),
-    Row("mask-rcnn_pvtv2-b3_fpn_ms-crop-3x_coco", 0.1, "", "", "64.9; 64.9; 397; -", PVTV2_3X),
-    Row("mask-rcnn_pvtv2-b4_fpn_ms-crop-3x_coco", 0.1, "", "", "82.2; 82.2; 499; -", PVTV2_3X),
-    Row("mask-rcnn_pvtv2-b5_fpn_ms-crop-3x_coco", 0.1, "48.4 42.9", "[ViT-Adapter]", "101.6; 101.6; 556; -", PVTV2_3X),
-    Row(
-        "mask-rcnn_twins-pcpvt-s_fpn_ms-crop-3x_coco", 0.2, "46.8 42.6", "[CSWin]", "43.8; 44; 304; 245, a", TWINS_SWIN
-    ),
-    Row(
-        "mask-rcnn_twins-pcpvt-b_fpn_ms-crop-3x_coco", 0.2, "47.9 43.2", "[CSWin]", "63.5; 64; 392; 302, a", TWINS_SWIN
-    ),
-    Row("mask-rcnn_twins-pcpvt-l_fpn_ms-crop-3x_coco", 0.2, "", "", "80.6; 81; 493; 364, a", TWINS_3X),
-    Row("mask-rcnn_twins-svt-s_fpn_ms-crop-3x_coco", 0.2, "46.8 42.6", "[CSWin]", "43.7; 44; 253; 228, a", TWINS_SWIN),
-    Row("mask-rcnn_twins-svt-b_fpn_ms-crop-3x_coco", 0.2, "48.0 43.0", "[CSWin]", "75.6; 76; 391; 340, a", TWINS_SWIN),
-    Row("mask-rcnn_twins-svt-l_fpn_ms-crop-3x_coco", 0.2, "", "", "118.6; 111, x; 541; 474, a", TWINS_SWIN),
-    Row(
-        "cascade-mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco",
-        0.2,
-        "50.4 43.7",
-        "[Swin detection]",
-        "85.6; 86; 741; 745, p",
-        AUTHORS,
-    ),
-    Row(
-        "cascade-mask-rcnn_swin-s-p4-w7_fpn_ms-crop-3x_coco",
-        0.2,
-        "51.9 45.0",
-        "[Swin detection]",
-        "106.9; 107; 828; 838, p",
-        AUTHORS,
-    ),
-    Row(
-        "cascade-mask-rcnn_swin-b-p4-w7_fpn_ms-crop-3x_coco",
-        0.3,
-        "51.9 45.0",
-        "[Swin detection]",
-        "145.0; 145; 966; 982, p",
-        AUTHORS,
-    ),
-    Row("cascade-mask-rcnn_swinv2-t-w8_fpn_ms-crop-3x_coco", 0.2, "", "", "85.7; -; 742; -", nobody("Swin-T")),
-    Row("cascade-mask-rcnn_swinv2-s-w8_fpn_ms-crop-3x_coco", 0.2, "", "", "107.1; -; 830; -", nobody("Swin-S")),
-    Row("cascade-mask-rcnn_swinv2-b-w8_fpn_ms-crop-3x_coco", 0.3, "", "", "145.1; -; 968; -", nobody("Swin-B")),
-    Row("cascade-mask-rcnn_pvtv2-b0_fpn_ms-crop-3x_coco", 0.1, "", "", "61.3; -; 674; -", CASCADE),
-    Row("cascade-mask-rcnn_pvtv2-b1_fpn_ms-crop-3x_coco", 0.1, "", "", "71.5; -; 722; -", CASCADE),
-    Row("cascade-mask-rcnn_pvtv2-b2_fpn_ms-crop-3x_coco", 0.1, "51.1 44.4", "[PVT]", "82.9; -; 787; -", PVTV2_HEADS),
-    Row("cascade-mask-rcnn_pvtv2-b2-li_fpn_ms-crop-3x_coco", 0.1, "50.9 44.0", "[PVT]", "80.0; -; 723; -", PVTV2_HEADS),
-    Row("cascade-mask-rcnn_pvtv2-b3_fpn_ms-crop-3x_coco", 0.1, "", "", "102.7; -; 875; -", CASCADE),
-    Row("cascade-mask-rcnn_pvtv2-b4_fpn_ms-crop-3x_coco", 0.1, "", "", "120.0; -; 978; -", CASCADE),
-    Row("cascade-mask-rcnn_pvtv2-b5_fpn_ms-crop-3x_coco", 0.1, "", "", "139.4; -; 1034; -", CASCADE),
-    Row("cascade-mask-rcnn_twins-pcpvt-s_fpn_ms-crop-3x_coco", 0.2, "", "", "81.6; -; 783; -", CASCADE),
-    Row("cascade-mask-rcnn_twins-pcpvt-b_fpn_ms-crop-3x_coco", 0.2, "", "", "101.3; -; 870; -", CASCADE),
-    Row("cascade-mask-rcnn_twins-pcpvt-l_fpn_ms-crop-3x_coco", 0.2, "", "", "118.5; -; 972; -", CASCADE),
-    Row("cascade-mask-rcnn_twins-svt-s_fpn_ms-crop-3x_coco", 0.2, "", "", "81.5; -; 731; -", CASCADE),
-    Row("cascade-mask-rcnn_twins-svt-b_fpn_ms-crop-3x_coco", 0.2, "", "", "113.4; -; 870; -", CASCADE),
-    Row("cascade-mask-rcnn_twins-svt-l_fpn_ms-crop-3x_coco", 0.2, "", "", "156.5; -; 1019; -", CASCADE),
-    Row("retinanet_swin-t-p4-w7_fpn_1x_coco", 0.2, "", "", "38.5; -; 244; -", RETINANET),
-    Row("retinanet_swin-s-p4-w7_fpn_1x_coco", 0.2, "", "", "59.8; -; 331; -", RETINANET),
-    Row("retinanet_swin-b-p4-w7_fpn_1x_coco", 0.3, "", "", "98.4; -; 468; -", RETINANET),
-    Row("retinanet_swinv2-t-w8_fpn_1x_coco", 0.2, "", "", "38.5; -; 245; -", nobody("Swin-T's Mask R-CNN")),
-    Row("retinanet_swinv2-s-w8_fpn_1x_coco", 0.2, "", "", "59.9; -; 332; -", nobody("Swin-S's Mask R-CNN")),
-    Row("retinanet_swinv2-b-w8_fpn_1x_coco", 0.3, "", "", "98.5; -; 470; -", nobody("Swin-B's Mask R-CNN")),
-    Row("retinanet_pvtv2-b0_fpn_1x_coco", 0.1, "37.2", "[PVT]", "12.9; 13; 178; -", PVTV2),
-    Row("retinanet_pvtv2-b1_fpn_1x_coco", 0.1, "41.2", "[PVT]", "23.7; 23.8; 225; -", PVTV2),
-    Row("retinanet_pvtv2-b2_fpn_1x_coco", 0.1, "44.6", "[PVT]", "35.1; 35.1; 290; -", PVTV2),
-    Row("retinanet_pvtv2-b2-li_fpn_1x_coco", 0.1, "43.6", "[PVT]", "32.3; 32.3; 227; -", PVTV2),
-    Row("retinanet_pvtv2-b3_fpn_1x_coco", 0.1, "45.9", "[PVT]", "55.0; 55; 378; -", PVTV2),
-    Row("retinanet_pvtv2-b4_fpn_1x_coco", 0.1, "46.1", "[PVT]", "72.3; 72.3; 481; -", PVTV2, small_batches(0.0001)),
-    Row("retinanet_pvtv2-b5_fpn_1x_coco", 0.1, "46.2", "[PVT]", "91.7; 91.7; 538; -", PVTV2, small_batches(0.0001)),
-    Row("retinanet_twins-pcpvt-s_fpn_1x_coco", 0.2, "", "", "33.8; -; 286; -", TWINS_PVT),
-    Row("retinanet_twins-pcpvt-b_fpn_1x_coco", 0.2, "", "", "53.6; -; 373; -", TWINS_PVT),
-    Row("retinanet_twins-pcpvt-l_fpn_1x_coco", 0.2, "", "", "70.7; -; 475; -", TWINS_PVT),
-    Row("retinanet_twins-svt-s_fpn_1x_coco", 0.2, "", "", "33.8; -; 235; -", TWINS_PVT),
-    Row("retinanet_twins-svt-b_fpn_1x_coco", 0.2, "", "", "66.2; -; 372; -", TWINS_PVT),
-    Row("retinanet_twins-svt-l_fpn_1x_coco", 0.2, "", "", "109.9; -; 522; -", TWINS_PVT),
 )
 
 
 def build(parts: Mapping[str, str], row: Row | None) -> Config:
     method = parts["method"]
-    variant, tag = image_backbone(parts["backbone"])
-    backbone = {
-        "name": variant.name,
-        "pretrained": tag,
-        "drop_path_rate": nearest_drop_path(ROWS, GRAMMAR, parts) if row is None else row.drop_path,
-    }
-    if variant.family in OFFICIAL:
-        backbone["style"] = "official"
+    variant, backbone = image_settings(TABLES, GRAMMAR, parts, row, OFFICIAL)
     settings: dict[str, Any] = {"model.backbone": backbone}
     if parts["schedule"] == "ms-crop-3x":
         data, schedule = "coco_instance_ms-crop", "swin_3x"
@@ -219,8 +182,8 @@ def build(parts: Mapping[str, str], row: Row | None) -> Config:
             settings["optim_wrapper.optimizer.lr"] = 0.0002
     else:
         data, schedule = "coco_instance", "swin_1x"
-    recipes = (f"models/{method}_fpn", f"datasets/{data}", f"schedules/{schedule}", "default_runtime")
-    cfg = compose(RECIPES, recipes, {**settings, **(row.differs if row else {})})
+    recipes = (f"models/{method}_fpn", f"datasets/{data}", f"schedules/{schedule}")
+    cfg = compose("detection", recipes, {**settings, **(row.differs if row else {})})
     if method == "retinanet":
         _leave_out_masks(cfg)
     return cfg
@@ -235,23 +198,13 @@ def _leave_out_masks(cfg: Config) -> None:
         cfg[f"{part}_evaluator"].metric = "bbox"
 
 
-ZOO = Zoo(
-    rows=ROWS,
+DETECTION = Application(
+    name="detection",
+    scope="mmdet",
+    layout="COCO's layout: data/coco with annotations/instances_{train,val}2017.json, train2017/ and val2017/",
+    amp_part="backbone",
+    shape=(800, 1280),
+    tables=TABLES,
     grammar=GRAMMAR,
     build=build,
-    label=lambda parts: (image_label(parts["backbone"]),),
-    tables=(
-        Table("Mask R-CNN, 1x", "mask-rcnn_.*_1x_coco", ("Backbone", "box AP", "mask AP")),
-        Table(
-            "Mask R-CNN, 3x with multi-scale training and crops",
-            "mask-rcnn_.*_ms-crop-3x_coco",
-            ("Backbone", "box AP", "mask AP"),
-        ),
-        Table(
-            "Cascade Mask R-CNN, 3x with multi-scale training and crops",
-            "cascade-mask-rcnn_.*",
-            ("Backbone", "box AP", "mask AP"),
-        ),
-        Table("RetinaNet, 1x", "retinanet_.*", ("Backbone", "box AP")),
-    ),
 )

@@ -11,7 +11,7 @@ import math
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
@@ -183,8 +183,13 @@ def read_image(path: str | Path, channels: int = 3) -> Image.Image:
         raise InputError(f"picture {path} cannot be read ({reason}): replace it or leave it out") from error
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The pictures that `paths` name; a folder stands for all pictures in it and below, sorted by path.
+def find_images(
+    paths: Iterable[str | Path],
+    what: str = "picture",
+    kind: str = "pictures",
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+) -> list[Path]:
+    """The pictures, or other files, that `paths` name; a folder stands for all in it and below, sorted by path.
 
     Raises:
         InputError: a path that does not exist, or a folder without pictures.
@@ -192,19 +197,17 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     images = []
     for given in paths:
         if not str(given):
-            raise InputError("a picture's path is empty: name a picture or a folder")
+            raise InputError(f"a {what}'s path is empty: name a {what} or a folder")
         path = Path(given)
         if path.is_dir():
-            found = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
-            )
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and not file.is_dir())
             if not found:
-                raise InputError(f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): give a folder that does")
+                raise InputError(f"{path} holds no {kind} ({', '.join(suffixes)}): give a folder that does")
             images += found
         elif path.exists():
             images.append(path)
         else:
-            raise InputError(f"picture {path} does not exist: check the path")
+            raise InputError(f"{what} {path} does not exist: check the path")
     return images
 
 

@@ -18,26 +18,11 @@ if TYPE_CHECKING:
 OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg", "mmaction", "imgaug")
 
 
-def command(name: Literal["train", "test", "info", "config"], application: Application) -> Callable[..., int]:
-    """The `main(argv=None)` of `python -m APPLICATION.NAME`: it imports what it needs when it is called."""
+def command(run: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
+    """The `main(argv=None)` of a command that calls `run(argv)`, which imports what it needs.
 
-    def run(argv: Sequence[str] | None) -> int | None:
-        from . import run as commands
-
-        return getattr(commands, name)(argv, application)
-
-    def main(argv: Sequence[str] | None = None) -> int:
-        return run_command(run, argv)
-
-    return main
-
-
-def run_command(run: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
-    """Call `run(argv)`, which imports what it needs.
-
-    Returns:
-        The exit status: what `run` returns, or 0; 2 for what the user can mend, told in one line; 1 for a training that
-        diverged; 130 for Ctrl-C.
+    It returns the exit status: what `run` returns, or 0; 2 for what the user can mend, told in one line; 1 for a
+    training that diverged; 130 for Ctrl-C.
     """
 
     def with_packages(argv: Sequence[str] | None) -> int | None:
@@ -50,4 +35,15 @@ def run_command(run: Callable[[Sequence[str] | None], int | None], argv: Sequenc
                 raise
             raise InputError(f"the package {package} is not installed: `make install-all` installs it") from error
 
-    return exit_on_input_error(with_packages)(argv)
+    return exit_on_input_error(with_packages)
+
+
+def shared_command(name: Literal["train", "test", "info", "config"], application: Application) -> Callable[..., int]:
+    """The `main(argv=None)` of `python -m APPLICATION.NAME`."""
+
+    def run(argv: Sequence[str] | None) -> int | None:
+        from . import run as commands
+
+        return getattr(commands, name)(argv, application)
+
+    return command(run)

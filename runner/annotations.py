@@ -12,7 +12,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
 from .config import describe
-from .findings import Findings, Kind
+from .findings import Findings, Kind, Report
 
 NUMBER = "ids are whole numbers, each given once"
 STRUCTURE = Kind("not COCO's form", "expected {images: [...], annotations: [...], categories: [...]}")
@@ -72,26 +72,13 @@ class Use:
     classes: tuple[str, ...] | None = None
 
 
-@dataclass
-class Inspected:
-    """
-    Attributes:
-        counts: objects of each class that are learned or counted.
-    """
-
-    findings: Findings
-    counts: dict[str, int] = field(default_factory=dict)
-    images: int = 0
-    annotations: int = 0
-
-
-def inspect(content: Any, source: str, use: Use) -> Inspected:
-    """Look through the content of a file, and mend it in place."""
-    inspected = Inspected(Findings(source))
-    findings = inspected.findings
+def inspect(content: Any, source: str, use: Use) -> Report:
+    """Look through the content of a file, and mend it in place. Counted are objects that are learned or compared."""
+    findings = Findings(source)
+    report = Report(findings, "0 pictures, 0 annotations")
     if not isinstance(content, dict):
         findings.add(STRUCTURE, f"it holds a {type(content).__name__}")
-        return inspected
+        return report
     lists = {"images", "categories", *(("annotations",) if use.training or "annotations" in content else ())}
     for key in sorted(lists):
         if key not in content:
@@ -99,13 +86,13 @@ def inspect(content: Any, source: str, use: Use) -> Inspected:
         elif not isinstance(content[key], list) or not all(isinstance(one, dict) for one in content[key]):
             findings.add(STRUCTURE, f"{key!r} is no list of dictionaries")
     if findings.wrong:
-        return inspected
+        return report
     sizes = _inspect_images(content["images"], findings)
     names = _inspect_categories(content["categories"], findings)
     annotations = content.get("annotations", [])
-    inspected.images, inspected.annotations = len(content["images"]), len(annotations)
-    _Annotations(findings, sizes, names, use).inspect(annotations, inspected)
-    return inspected
+    report.totals = f"{len(content['images'])} pictures, {len(annotations)} annotations"
+    report.counts = _Annotations(findings, sizes, names, use).inspect(annotations)
+    return report
 
 
 def read_json(file: str) -> Any:
@@ -196,7 +183,8 @@ class _Annotations:
     names: dict[int, str]
     use: Use
 
-    def inspect(self, annotations: list[dict[str, Any]], inspected: Inspected) -> None:
+    def inspect(self, annotations: list[dict[str, Any]]) -> dict[str, int]:
+        """Objects of each class."""
         findings, counts = self.findings, Counter[str]()
         wanted = None if self.use.classes is None else set(self.use.classes)
         objects, others = 0, Counter[str]()
@@ -215,10 +203,11 @@ class _Annotations:
         self._number(annotations)
         if not findings.wrong:  # else these follow from what is wrong
             self._weigh(objects, len(annotations), counts)
-        inspected.counts = {name: counts[name] for name in self.use.classes or self.names.values()}
-        missing = [name for name, count in inspected.counts.items() if not count]
+        named = {name: counts[name] for name in self.use.classes or self.names.values()}
+        missing = [name for name, count in named.items() if not count]
         if missing and not findings.wrong and annotations:
-            findings.add(NEVER, f"{len(missing)} of {len(inspected.counts)} classes never occur, {some(missing)}")
+            findings.add(NEVER, f"{len(missing)} of {len(named)} classes never occur, {some(missing)}")
+        return named
 
     def _name_of(self, annotation: dict[str, Any]) -> str | None:
         """The class of an annotation that has one, of a picture that is listed."""

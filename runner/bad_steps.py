@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .data import datasets_of
+from .parts import data_of, type_name
 
 NAMES_SHOWN = 8
 LISTING = "bad_batch.txt"
@@ -23,9 +23,9 @@ SOURCES = ("img_path", "filename", "frame_dir", "video_id")  # what a sample say
 
 def keep_sources(cfg: Config) -> None:
     """Let mmaction2's samples say their files, which they do not by default."""
-    for dataset in datasets_of(cfg.train_dataloader.dataset):
+    for dataset in data_of(cfg, "train"):
         for step in dataset.get("pipeline", ()):
-            if str(step["type"]).rpartition(".")[2] == "PackActionInputs":
+            if type_name(step) == "PackActionInputs":
                 from mmaction.datasets.transforms import PackActionInputs
 
                 given = step.get("meta_keys") or PackActionInputs().meta_keys

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +12,34 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 
-from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, whole_number
 
 from . import patches
 from .application import Application
-from .complete import open_config
-from .config import add_config_arguments, building, describe
-from .data import check_data, datasets_of
-from .findings import Findings, Kind
+from .config import add_config_arguments, building, describe, open_config
+from .data import check_data
+from .findings import Findings, Kind, Report
+from .parts import PARTS, data_of, evaluators_of
+from .run import write_json
 
 UNLISTED = Kind("no sample", "check ann_file, data_root and data_prefix")
-PARTS = ("train", "val", "test")
 
 
-@dataclass
-class Report:
-    """What is said of one data set.
+def check(
+    argv: Sequence[str] | None,
+    application: Application,
+    reads: str,
+    look: Callable[[BaseDataset, bool, int], Report],
+    look_at_evaluator: Callable[[Mapping[str, Any], set[str]], Report | None] = lambda evaluator, seen: None,
+) -> int:
+    """Print a report of each data set. Returns 1 if anything is wrong.
 
-    Attributes:
-        totals: "118287 pictures, 860001 annotations".
-        counts: of each class, in `unit`.
+    Args:
+        reads: what is looked at, for the help.
+        look: reports on a data set that has not listed its samples yet; if quick, on what a training looks at before it
+            starts; by so many processes.
+        look_at_evaluator: reports on the file of an evaluator, unless it is among those that were seen.
     """
-
-    findings: Findings
-    totals: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
-    unit: str = "objects"
-
-    def lines(self) -> list[str]:
-        lines = [f"{self.findings.source}: {self.totals}"]
-        if self.counts:
-            numbers = sorted(self.counts.values())
-            least, most = min(self.counts, key=self.counts.get), max(self.counts, key=self.counts.get)
-            lines.append(
-                f"  {len(numbers)} classes; {self.unit} of each: {numbers[0]} ({least}) to {numbers[-1]} ({most}), "
-                f"median {statistics.median(numbers):g}"
-            )
-        return lines + self.findings.lines()
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much is looked at: with `quick` what a training looks at before it starts."""
-
-    quick: bool
-    workers: int
-
-
-def build_parser(application: Application, reads: str) -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog=f"python -m {application.name}.check",
         description=f"Look through the data of a configuration: {reads}. Exits with 1 if anything is wrong.",
@@ -75,37 +51,19 @@ def build_parser(application: Application, reads: str) -> argparse.ArgumentParse
         "--workers", type=whole_number(), default=os.cpu_count() or 1, metavar="N", help="processes; 0: one"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found to FILE")
-    return parser
-
-
-def check(
-    argv: Sequence[str] | None,
-    application: Application,
-    reads: str,
-    look: Callable[[BaseDataset, Extent], Report],
-    look_at_evaluator: Callable[[Mapping[str, Any], set[str]], Report | None] = lambda evaluator, seen: None,
-) -> int:
-    """Print a report of each data set. Returns 1 if anything is wrong.
-
-    Args:
-        reads: what is looked at, for the help.
-        look: reports on a data set that has not listed its samples yet.
-        look_at_evaluator: reports on the file of an evaluator, unless it is among those that were seen.
-    """
-    args = build_parser(application, reads).parse_args(argv)
+    args = parser.parse_args(argv)
     patches.import_framework(application.scope)
     cfg = open_config(args.config, args.cfg_options, application)
     init_default_scope(cfg.get("default_scope", application.scope))
     check_data(cfg, PARTS, application.layout)
     reports = {}
-    for part, report in _reports(cfg, args.config, Extent(args.quick, args.workers), look, look_at_evaluator):
+    for part, report in _reports(cfg, args, look, look_at_evaluator):
         print(f"{part}: " + "\n".join(report.lines()), flush=True)
         reports.setdefault(part, []).append(
             {"source": report.findings.source, "counts": report.counts, "findings": report.findings.as_json()}
         )
     if args.json is not None:
-        with whole_file(args.json) as partial:
-            partial.write_text(json.dumps(reports, indent=1) + "\n")
+        write_json(args.json, reports)
         print(f"written to {args.json}")
     wrong = [found for part in reports.values() for one in part for found in one["findings"] if found["wrong"]]
     return 1 if wrong else 0
@@ -113,17 +71,15 @@ def check(
 
 def _reports(
     cfg: Config,
-    name: str,
-    extent: Extent,
-    look: Callable[[BaseDataset, Extent], Report],
+    args: argparse.Namespace,
+    look: Callable[[BaseDataset, bool, int], Report],
     look_at_evaluator: Callable[[Mapping[str, Any], set[str]], Report | None],
 ) -> Iterator[tuple[str, Report]]:
     seen: dict[tuple[str, ...], str] = {}
     files = set()
     for part in PARTS:
-        loader = cfg.get(f"{part}_dataloader")
-        for config in datasets_of(loader["dataset"]) if loader else ():
-            with building(name):
+        for config in data_of(cfg, part):
+            with building(args.config):
                 dataset = DATASETS.build({**config, "lazy_init": True, "serialize_data": False})
             key = tuple(
                 str(getattr(dataset, one, None)) for one in ("ann_file", "data_prefix", "metainfo", "test_mode")
@@ -133,9 +89,8 @@ def _reports(
                 continue
             seen[key] = part
             files.add(os.path.abspath(getattr(dataset, "ann_file", "") or ""))
-            yield part, look(dataset, extent)
-        evaluators = cfg.get(f"{part}_evaluator") or ()
-        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+            yield part, look(dataset, args.quick, args.workers)
+        for evaluator in evaluators_of(cfg, part):
             if (report := look_at_evaluator(evaluator, files)) is not None:
                 yield f"{part}_evaluator", report
 

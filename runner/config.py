@@ -1,4 +1,4 @@
-"""MMEngine's configurations: found by name, read, changed by `--cfg-options`; mistakes reported in one line."""
+"""MMEngine's configurations: found by name, read, changed by `--cfg-options`, completed; mistakes in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from mmengine.runner import Runner
 
 from hvt_backbones.errors import InputError, nearest
 
-from .application import Application
+from . import patches
+from .application import ROOT, Application
+from .parts import complete
 
 # top-level keys beside the Runner's arguments that MMEngine and the commands read
 OTHER_KEYS = ("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
@@ -115,13 +117,14 @@ def _split(text: str, separator: str = ",", most: int = -1) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def read_config(name: str, options: Mapping[str, Any] | None, application: Application) -> Config:
-    """The configuration in the file `name`, or of this name among the shipped ones, with `options` in it.
+def open_config(name: str, options: Mapping[str, Any] | None, application: Application) -> Config:
+    """The configuration in the file `name`, whose bases may be names too, or of this name, with `options`; completed.
 
     Raises:
         InputError: no such file, a mistake in it, a key of `options` that it does not have, or the other framework's.
     """
-    cfg = _read(name, application)
+    with patches.named_bases(application.config):
+        cfg = _read(name, application)
     path = cfg.filename
     if "model" not in cfg:
         raise InputError(f"config {path} has no model: name a whole configuration, not one of the parts in _base_")
@@ -137,19 +140,21 @@ def read_config(name: str, options: Mapping[str, Any] | None, application: Appli
     for neck in necks if isinstance(necks, list | tuple) else [necks]:
         if isinstance(neck, Mapping) and isinstance(neck.get("in_channels"), tuple):
             neck["in_channels"] = list(neck["in_channels"])  # FPN asserts a list
+    with building(name):
+        complete(cfg)
     return cfg
 
 
 def _read(name: str, application: Application) -> Config:
     """The configuration in the file `name`; else of the name among the application's, with or without `.py`."""
     path = Path(name)
-    demos = {file.stem: file for file in (application.configs / "demo").glob("*.py")}
+    demos = {file.stem: file for file in (ROOT / application.name / "configs/demo").glob("*.py")}
     if not path.is_file():
         path = demos.get(path.name.removesuffix(".py"), path)
     if not path.is_file():
-        if path.parent != Path(".") and application.zoo.row(path.stem) is None:  # a path, of no configuration before
-            raise InputError(f"config {name} does not exist; {nearest(path.stem, application.zoo.names)}")
-        return application.zoo.config(path.name)
+        if path.parent != Path(".") and path.stem not in application.rows:  # a path, of no configuration before
+            raise InputError(f"config {name} does not exist; {nearest(path.stem, list(application.rows))}")
+        return application.config(path.name)
     try:
         return Config.fromfile(path)
     except InputError:

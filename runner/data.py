@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +14,15 @@ from mmengine.dataset import BaseDataset
 from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
+from .annotation_guard import tell
 from .config import describe
+from .findings import Findings, compare_size, evenly
+from .maps import gather, inspect, numbers_of, readers_of
+from .parts import data_of, evaluators_of
 from .pictures import resizing
-from .samples import check_samples
 
 SHOWN = 6  # names of a folder in a message
+SAMPLE = 100  # pictures: a second or two
 
 
 def check_data(cfg: Mapping[str, Any], parts: tuple[str, ...], layout: str) -> None:
@@ -32,30 +37,15 @@ def check_data(cfg: Mapping[str, Any], parts: tuple[str, ...], layout: str) -> N
         InputError: the first path that is missing or is not what it should be, and what is there instead.
     """
     for part in parts:
-        loader = cfg.get(f"{part}_dataloader")
-        if loader is None:
+        if cfg.get(f"{part}_dataloader") is None:
             continue
-        for dataset in datasets_of(loader["dataset"]):
+        for dataset in data_of(cfg, part):
             for kind, path in _paths(dataset):
                 _check(f"{part} data", kind, path, layout)
             _check_pairs(f"{part} data", dataset)
-        evaluators = cfg.get(f"{part}_evaluator") or ()
-        for evaluator in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+        for evaluator in evaluators_of(cfg, part):
             if (file := evaluator.get("ann_file")) and _is_local(evaluator, file):
                 _check(f"{part}_evaluator", "file", Path(file), layout)
-
-
-def datasets_of(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The data sets themselves, out of what repeats or concatenates them."""
-    if isinstance(config, Mapping):
-        inner = [config[key] for key in ("dataset", "datasets") if key in config]
-        if not inner:
-            yield config
-        for one in inner:
-            yield from datasets_of(one)
-    elif isinstance(config, list | tuple):
-        for one in config:
-            yield from datasets_of(one)
 
 
 def prepare_named(prepare_data: Callable[..., Any], dataset: BaseDataset, index: int) -> Any:
@@ -149,3 +139,40 @@ def _check_pairs(what: str, dataset: Mapping[str, Any]) -> None:
             f"{what}: {len(lacking)} of {len(names)} pictures in {images} have no map in {maps}: first "
             f"{lacking[0]}{map_suffix}; expected a {map_suffix} file of the same name for each {suffix} file"
         )
+
+
+# ---- the quick part of `check`, before every training and test ----
+
+
+def check_samples(dataset: Any) -> None:
+    """Look at some samples of a data set that has just listed them; all of a small one.
+
+    Raises:
+        InputError: a picture's size is not what its annotations say, or its map is none.
+    """
+    segmentation = is_segmentation(dataset)
+    samples = [sample for sample in evenly(dataset.data_list, SAMPLE) if is_local(sample)]
+    if getattr(dataset, "backend_args", None) is not None or not samples:
+        return
+    if segmentation and "seg_map_path" in samples[0] and readers_of(dataset):
+        numbers = numbers_of(dataset)
+        found = (inspect((sample["img_path"], sample["seg_map_path"]), numbers) for sample in samples)
+        findings = Findings(str(dataset.data_prefix["seg_map_path"]))
+        gather(findings, found, dataset.metainfo.get("classes") or (), len(dataset.data_list))
+        tell(findings, "segmentation")
+    elif not segmentation and "height" in samples[0] and "width" in samples[0]:
+        findings = Findings(str(dataset.ann_file))
+        for sample in samples:
+            if (odd := compare_size((sample["img_path"], (sample["height"], sample["width"])))) is not None:
+                findings.add(*odd)
+        tell(findings, "detection")
+
+
+def is_local(sample: Mapping[str, Any]) -> bool:
+    return isinstance(sample.get("img_path"), str) and "://" not in sample["img_path"]
+
+
+def is_segmentation(dataset: Any) -> bool:
+    """Whether it is one of mmsegmentation's."""
+    framework = sys.modules.get("mmseg.datasets")  # which has been imported if it is
+    return framework is not None and isinstance(dataset, framework.BaseSegDataset)

@@ -1,8 +1,9 @@
-"""What is odd in a data set, kind by kind; and what can be asked of each of its pictures, by several processes."""
+"""What is odd in a data set, kind by kind; and what can be asked of each of its files, by several processes."""
 
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 from hvt_backbones.errors import InputError
 from hvt_backbones.images import ON_ITS_SIDE, open_picture, orientation
 
-CHUNK = 16  # pictures that a process takes at a time
+CHUNK = 8  # items that a process takes at a time
 SHOWN = 20  # of each kind; --json has all
 
 
@@ -91,7 +92,34 @@ class Findings:
         ]
 
 
+@dataclass
+class Report:
+    """What is said of one data set.
+
+    Attributes:
+        totals: "118287 pictures, 860001 annotations".
+        counts: of each class, in `unit`.
+    """
+
+    findings: Findings
+    totals: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    unit: str = "objects"
+
+    def lines(self) -> list[str]:
+        lines = [f"{self.findings.source}: {self.totals}"]
+        if self.counts:
+            numbers = sorted(self.counts.values())
+            least, most = min(self.counts, key=self.counts.get), max(self.counts, key=self.counts.get)
+            lines.append(
+                f"  {len(numbers)} classes; {self.unit} of each: {numbers[0]} ({least}) to {numbers[-1]} ({most}), "
+                f"median {statistics.median(numbers):g}"
+            )
+        return lines + self.findings.lines()
+
+
 UNREADABLE = Kind("picture that cannot be read", "replace it or leave it out")
+SIZE = Kind("size that is not the picture's", "write the picture's own height and width into the annotations")
 
 
 def picture_sizes(path: str, *, whole: bool = False) -> set[tuple[int, int]]:
@@ -118,6 +146,20 @@ def picture_sizes(path: str, *, whole: bool = False) -> set[tuple[int, int]]:
     return {(height, width), (width, height)} if side else {(height, width)}
 
 
+def compare_size(picture: tuple[str, tuple[int, int]], *, whole: bool = False) -> tuple[Kind, str] | None:
+    """That a picture is of another (height, width) than is said; with `whole` also that it does not decode."""
+    path, size = picture
+    try:
+        sizes = picture_sizes(path, whole=whole)
+    except OSError as error:  # what is there, the pipeline's reader may know
+        missing = whole or isinstance(error, FileNotFoundError)
+        return (UNREADABLE, f"{path} cannot be read ({error.strerror or error})") if missing else None
+    if tuple(size) in sizes:
+        return None
+    height, width = min(sizes)
+    return SIZE, f"{path} is {height} x {width} pixels, not {size[0]} x {size[1]} as annotated"
+
+
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, spread over all of them."""
     if len(items) <= count:
@@ -125,27 +167,35 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
     return [items[index * (len(items) - 1) // (count - 1)] for index in range(count)]
 
 
-def ask_all(ask: Callable[[Any], Any], items: Sequence[Any], workers: int, unit: str) -> Iterator[Any]:
-    """`ask(item)` of all items in their order, by several processes, with a progress bar. 0 workers: in this one."""
-    from tqdm import tqdm
+def ask_all(ask: Callable[[Any], Any], items: Sequence[Any], workers: int, lost: Callable[[Any], Any]) -> Iterator[Any]:
+    """`ask(item)` of all items in their order, by several processes. 0 workers: in this one.
 
-    with tqdm(desc="check", total=len(items), unit=unit, dynamic_ncols=True, disable=None) as progress:
-        for answer in _answers(ask, items, workers):
-            progress.update()
-            yield answer
-
-
-def _answers(ask: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
-    if workers == 0 or len(items) <= CHUNK:
+    Args:
+        lost: the answer for an item that ends its process, as decoders in C may.
+    """
+    if workers == 0:
         yield from map(ask, items)
         return
+    start = 0
+    while start < len(items):
+        try:
+            for answer in _in_pool(ask, items[start:], workers, CHUNK):
+                yield answer
+                start += 1
+        except BrokenProcessPool:  # by one of those that were under way
+            end = min(start + CHUNK * (workers + 2), len(items))
+            for item in items[start:end]:
+                try:
+                    yield next(_in_pool(ask, [item], 1, 1))
+                except BrokenProcessPool:
+                    yield lost(item)
+            start = end
+
+
+def _in_pool(ask: Callable[[Any], Any], items: Sequence[Any], workers: int, chunk: int) -> Iterator[Any]:
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # others import torch in each
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
+    pool = ProcessPoolExecutor(min(workers, len(items)), multiprocessing.get_context(method))
     try:
-        yield from pool.map(ask, items, chunksize=CHUNK)
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"one of {workers} processes was ended, for want of memory perhaps: lower --workers"
-        ) from error
+        yield from pool.map(ask, items, chunksize=chunk)
     finally:
         pool.shutdown(cancel_futures=True)

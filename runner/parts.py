@@ -1,19 +1,142 @@
-"""Whether the parts of a model fit together, said before the first step in which PyTorch would."""
+"""The parts of a configuration and of its model: found, completed, and compared before PyTorch would.
+
+A configuration may leave out the channels that a part takes, which are those of the backbone and the neck, and classes,
+which are those of the data.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
 from hvt_backbones.errors import InputError
 from hvt_backbones.openmmlab import HVTBackbone
 from hvt_backbones.weights.report import some
 
+PARTS = ("train", "val", "test")
 PROPOSALS = "rpn_head"  # knows no classes
-HEADS = (PROPOSALS, "bbox_head", "cls_head", "decode_head", "auxiliary_head")
+DENSE_HEADS = ("decode_head", "auxiliary_head")
+HEADS = (PROPOSALS, "bbox_head", "cls_head", *DENSE_HEADS)
 REGION_HEADS = ("bbox_head", "mask_head")
+
+
+def datasets_of(config: Any) -> Iterator[Any]:
+    """The data sets themselves, out of what repeats or concatenates them."""
+    if isinstance(config, Mapping):
+        inner = [config[key] for key in ("dataset", "datasets") if key in config]
+        if not inner:
+            yield config
+        for one in inner:
+            yield from datasets_of(one)
+    elif isinstance(config, list | tuple):
+        for one in config:
+            yield from datasets_of(one)
+
+
+def data_of(cfg: Mapping[str, Any], part: str) -> Iterator[Any]:
+    """The data sets of "train", "val" or "test"; none where the configuration leaves it out."""
+    return datasets_of((cfg.get(f"{part}_dataloader") or {}).get("dataset"))
+
+
+def evaluators_of(cfg: Mapping[str, Any], part: str) -> list[Any]:
+    """Those of "val" or "test"."""
+    evaluators = cfg.get(f"{part}_evaluator") or ()
+    return [evaluators] if isinstance(evaluators, Mapping) else list(evaluators)
+
+
+def type_name(config: Mapping[str, Any]) -> str:
+    """Of what a configuration builds, which may be named with its scope, or be the class."""
+    kind = config.get("type", "")
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+
+
+# ---- what a configuration leaves out ----
+
+
+def complete(cfg: Config) -> None:
+    """Fill in `in_channels` of necks and heads, `out_channels` of what cuts regions out, and `num_classes`, in place.
+
+    What the configuration says stays as it is, for `check_parts` and `check_classes` to compare. Models whose backbone
+    is not ours are left alone.
+    """
+    backbone = cfg.model.get("backbone")
+    if not isinstance(backbone, Mapping) or type_name(backbone) != HVTBackbone.__name__:
+        return
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
+        _complete_channels(cfg.model)
+        _complete_classes(cfg)
+
+
+def _complete_channels(model: Any) -> None:
+    necks = model.get("neck") or ()
+    necks = [necks] if isinstance(necks, Mapping) else necks
+    roi_head = model.get("roi_head") or {}
+    extractors = list(_listed(roi_head, ("bbox_roi_extractor", "mask_roi_extractor")))
+    given = _channels(model.backbone)
+    for neck in necks[:1]:
+        _fill(neck, "in_channels", list(given))
+    if necks:
+        last = necks[-1]
+        if not isinstance(last.get("out_channels"), int) or not isinstance(last.get("num_outs"), int):
+            return
+        given = (last["out_channels"],) * last["num_outs"]
+    for _, extractor in extractors:
+        _fill(extractor, "out_channels", given[0])
+    for name, head in _listed(model, (*HEADS, "mask_head")):
+        if name in DENSE_HEADS:
+            index = head.get("in_index", -1)
+            chosen = choose_maps(given, index, name, "the neck" if necks else f"the backbone {model.backbone.name}")
+            maps = chosen[0] if isinstance(index, int) else list(chosen)
+        else:
+            maps = given[-1] if name == "cls_head" else given[0]
+        _fill(head, "in_channels", maps)
+    for _, head in _listed(roi_head, REGION_HEADS):
+        _fill(head, "in_channels", extractors[0][1]["out_channels"] if extractors else given[0])
+
+
+def _complete_classes(cfg: Config) -> None:
+    model = cfg.model
+    parts = [*_listed(model, (*HEADS, "mask_head")), *_listed(model.get("roi_head") or {}, REGION_HEADS)]
+    heads = [head for name, head in parts if name != PROPOSALS and "num_classes" not in head]
+    dataset = next((one for part in PARTS for one in data_of(cfg, part)), None)
+    if not heads or dataset is None:
+        return
+    if classes := DATASETS.build({**dataset, "lazy_init": True, "pipeline": []}).metainfo.get("classes"):
+        for head in heads:
+            _fill(head, "num_classes", len(classes))
+
+
+def _channels(backbone: Any) -> tuple[int, ...]:
+    with torch.device("meta"):
+        return MODELS.build({**backbone, "pretrained": False, "init_cfg": None}).channels
+
+
+def _listed(owner: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Those that are there, of a list each."""
+    for name in names:
+        part = owner.get(name)
+        for one in [part] if isinstance(part, Mapping) else part or ():
+            yield name, one
+
+
+def _fill(part: Any, key: str, value: Any) -> None:
+    """Where the part's class takes it and the configuration does not say it."""
+    kind = part.get("type")
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as models:  # of the framework
+            kind = models.get(kind)
+    above = [vars(base)["__init__"] for base in getattr(kind, "__mro__", ()) if "__init__" in vars(base)]
+    if key not in part and any(key in inspect.signature(one).parameters for one in above if callable(one)):
+        part[key] = value
+
+
+# ---- whether what it says fits ----
 
 
 def check_parts(model: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 What takes the place of a method is in the module of its subject and gets the method as its first argument. One change
 is not here, because a training by a framework's own tools needs it, too: rules for parameters, in
-`hvt_backbones.openmmlab`.
+`hvt_backbones.openmmlab`. Nor is what is set on an object of one run: `BadStepHook` takes the place of its optimiser
+wrapper's `update_params`.
 """
 
 from __future__ import annotations

@@ -35,11 +35,10 @@ from .application import Application
 from .bad_steps import BadStepHook, DivergedError, keep_sources
 from .changes import check_changes, resume_changed
 from .checkpoints import find_latest
-from .complete import open_config
-from .config import LONGEST, add_config_arguments, building, describe
-from .data import check_data, datasets_of
+from .config import LONGEST, add_config_arguments, building, describe, open_config
+from .data import check_data
 from .devices import join_processes, use_amp, use_device
-from .parts import check_classes, check_parts
+from .parts import check_classes, check_parts, data_of
 from .quiet import quiet_logger
 
 METRICS = "metrics.json"
@@ -150,7 +149,7 @@ def _use_tta(cfg: Config) -> None:
     """Test by the configuration's `tta_pipeline` and `tta_model`."""
     if "tta_pipeline" not in cfg:
         raise InputError("--tta: the config has no tta_pipeline, which says the sizes and the flip")
-    for dataset in datasets_of(cfg.test_dataloader.dataset):
+    for dataset in data_of(cfg, "test"):
         dataset["pipeline"] = cfg.tta_pipeline
     from .averaging import AveragingTTAModel
 
@@ -195,7 +194,9 @@ def _train(cfg: Config, *, changed: bool, max_bad_steps: int) -> None:
 
 
 def _test(cfg: Config) -> dict[str, float]:
-    return TestRunner.from_cfg(cfg).test()
+    runner = CommandRunner.from_cfg(cfg)
+    runner.strict = True
+    return runner.test()
 
 
 def make_folder(option: str, folder: str | Path) -> None:
@@ -276,10 +277,6 @@ class CommandRunner(Runner):
             ) from error
 
 
-class TestRunner(CommandRunner):
-    strict = True
-
-
 @contextlib.contextmanager
 def _matching(source: str) -> Iterator[None]:
     try:
@@ -314,7 +311,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device, *, needs_clas
     with _matching(checkpoint):
         content = load_checkpoint(model, path, map_location="cpu", strict=True)
     recorded = {key.lower(): value for key, value in content.get("meta", {}).get("dataset_meta", {}).items()}
-    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    dataset = next(data_of(cfg, "test"))
     with building(cfg.filename):
         configured = DATASETS.build({**dataset, "lazy_init": True}).metainfo
     meta = {**configured, **recorded}
@@ -381,15 +378,15 @@ def config(argv: Sequence[str] | None, application: Application) -> None:
     parser.add_argument("--tables", action="store_true", help="print the README's tables of all configurations instead")
     args = parser.parse_args(argv)
     if args.tables:
-        print(application.zoo.markdown(), end="")
+        print(application.markdown(), end="")
         return
     if args.config is None:
         raise InputError(f"CONFIG is missing: give a file, or a name of {application.name}/zoo.py; --tables prints all")
     patches.import_framework(application.scope)
     cfg = open_config(args.config, args.cfg_options, application)
     name = Path(cfg.filename).stem
-    if application.zoo.row(name) is not None:
-        print("\n".join(textwrap.wrap(application.zoo.follows(name), 118, initial_indent="# ", subsequent_indent="# ")))
+    if name in application.rows:
+        print("\n".join(textwrap.wrap(application.follows(name), 118, initial_indent="# ", subsequent_indent="# ")))
     print(cfg.pretty_text, end="")
 
 

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import run_command
+from runner import command
 
-from .application import SEGMENTATION
+from .zoo import SEGMENTATION
 
 if TYPE_CHECKING:
-    from runner.check import Extent, Report
+    from runner.findings import Report
 
 READS = "every map, its numbers and its size, and every picture"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Returns 1 if anything is wrong."""
     from runner.check import check
 
     return check(argv, SEGMENTATION, READS, look)
 
 
-def look(dataset: Any, extent: Extent) -> Report:
+def look(dataset: Any, quick: bool, workers: int) -> Report:
     """Report on a data set of mmsegmentation, of whatever type: they all list pictures and maps."""
-    from runner.check import Report, listed
-    from runner.findings import ask_all, evenly
-    from runner.maps import gather, inspect, numbers_of, readers_of
-    from runner.samples import SAMPLE, is_segmentation
+    from tqdm import tqdm
+
+    from runner.check import listed
+    from runner.data import SAMPLE, is_segmentation
+    from runner.findings import UNREADABLE, Report, ask_all, evenly
+    from runner.maps import Inspected, gather, inspect, numbers_of, readers_of
+
+    def lost(pair: tuple[str, str]) -> Inspected:
+        return Inspected([(UNREADABLE, f"{pair[1]} or its picture {pair[0]} ends the process that reads it")])
 
     findings, samples = listed(dataset)
     kind = type(dataset).__name__
@@ -38,16 +43,19 @@ def look(dataset: Any, extent: Extent) -> Report:
     if not all("seg_map_path" in sample for sample in samples):
         return Report(findings, f"{len(samples)} pictures without maps")
     pairs = [(sample["img_path"], sample["seg_map_path"]) for sample in samples]
-    chosen = evenly(pairs, SAMPLE) if extent.quick else pairs
-    ask = functools.partial(inspect, numbers=numbers_of(dataset), whole=not extent.quick)
-    maps = ask_all(ask, chosen, extent.workers, "map")
+    chosen = evenly(pairs, SAMPLE) if quick else pairs
+    ask = functools.partial(inspect, numbers=numbers_of(dataset), whole=not quick)
+    maps = tqdm(
+        ask_all(ask, chosen, workers, lost),
+        desc="check",
+        total=len(chosen),
+        unit="map",
+        dynamic_ncols=True,
+        disable=None,
+    )
     counts = gather(findings, maps, dataset.metainfo.get("classes") or (), len(pairs))
     return Report(findings, f"{len(pairs)} pictures, {len(chosen)} maps read", counts, "maps")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

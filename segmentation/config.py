@@ -1,14 +1,10 @@
 """The whole configuration of a segmentor: `python -m segmentation.config CONFIG`, and a table of them: `--tables`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import SEGMENTATION
 
-from runner import command
-
-from .application import SEGMENTATION
-
-main = command("config", SEGMENTATION)
+main = shared_command("config", SEGMENTATION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,14 +1,10 @@
 """Parameters and FLOPs of a segmentor: `python -m segmentation.info CONFIG`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import SEGMENTATION
 
-from runner import command
-
-from .application import SEGMENTATION
-
-main = command("info", SEGMENTATION)
+main = shared_command("info", SEGMENTATION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

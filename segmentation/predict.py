@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,17 +17,18 @@ OVERLAYS = "overlays"
 LABELS = "labels"
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Write `overlays/` with the classes' colours, `labels/` with a class per pixel, and `predictions.json`."""
     import numpy as np
     from PIL import Image
 
     from hvt_backbones.images import Reading
-    from runner.data import datasets_of
+    from runner.parts import data_of
     from runner.pictures import plan_pictures, read_pixels, resizing, save_picture
     from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
-    from .application import SEGMENTATION
+    from .zoo import SEGMENTATION
 
     parser = build_parser(SEGMENTATION, "predict", "Segment pictures.")
     add_prediction_arguments(parser)
@@ -39,7 +39,7 @@ def run(argv: Sequence[str] | None) -> int:
     from mmseg.apis import inference_model
 
     # mmsegmentation looks for the pipeline here
-    pipeline = next(datasets_of(model.cfg.test_dataloader.dataset))["pipeline"]
+    pipeline = next(data_of(model.cfg, "test"))["pipeline"]
     model.cfg.test_pipeline = [step for step in pipeline if step["type"] != "LoadAnnotations"]
     classes = model.dataset_meta["classes"]
     palette = np.array(model.dataset_meta["palette"], dtype=np.uint8)
@@ -78,9 +78,5 @@ def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     return {classes[present[index]]: round(float(counts[index] / labels.size), 6) for index in order}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,14 +1,10 @@
 """Evaluate a segmentor: `python -m segmentation.test CONFIG CHECKPOINT`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import SEGMENTATION
 
-from runner import command
-
-from .application import SEGMENTATION
-
-main = command("test", SEGMENTATION)
+main = shared_command("test", SEGMENTATION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

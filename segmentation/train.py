@@ -1,14 +1,10 @@
 """Train a segmentor: `python -m segmentation.train CONFIG`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import SEGMENTATION
 
-from runner import command
-
-from .application import SEGMENTATION
-
-main = command("train", SEGMENTATION)
+main = shared_command("train", SEGMENTATION)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -82,8 +82,8 @@ def distinct_configs(application: Application, *, short: bool) -> list[str]:
     The first group alone, if it is to be `short`.
     """
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in application.zoo.names:
-        cfg = application.zoo.config(name)
+    for name in application.rows:
+        cfg = application.config(name)
         ways = [cfg[f"{part}_dataloader"].dataset.to_dict() for part in ("train", "val", "test")]
         for way in ways:
             for key in ("ann_file", "data_prefix", "data_root"):
@@ -105,7 +105,7 @@ def narrow(node: Any) -> None:
 
 def small_config(name: str, application: Application, folder: Path, change: Callable[[Any], None]) -> Path:
     """The configuration with a tiny backbone and narrow heads, and all that the data is read by as it stands."""
-    cfg = application.zoo.config(name)
+    cfg = application.config(name)
     model = cfg.model.to_dict()
     kept = {key: model["backbone"][key] for key in ("name", "out_indices") if key in model["backbone"]}
     backbone = {"type": "HVTBackbone", **kept, **TINY}
@@ -174,7 +174,7 @@ def train_and_test(row: Row, application: str, config: Path, last: str, shorter:
 
 
 def detection(folder: Path, *, short: bool) -> Iterator[Row]:
-    from detection.application import DETECTION
+    from detection.zoo import DETECTION
     from runner import patches
 
     patches.import_framework("mmdet")
@@ -209,7 +209,7 @@ def detection(folder: Path, *, short: bool) -> Iterator[Row]:
 
 def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
     from runner import patches
-    from segmentation.application import SEGMENTATION
+    from segmentation.zoo import SEGMENTATION
 
     patches.import_framework("mmseg")
     from mmseg.datasets import ADE20KDataset
@@ -246,7 +246,7 @@ def segmentation(folder: Path, *, short: bool) -> Iterator[Row]:
 
 def video(folder: Path, *, short: bool) -> Iterator[Row]:
     from runner import patches
-    from video.application import VIDEO
+    from video.zoo import VIDEO
 
     patches.import_framework("mmaction")
     clips, epochs = (8, 1) if short else (44, 23)

@@ -19,9 +19,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hvt_backbones.variants import find_variant
-from runner.application import Application
-from runner.complete import complete
-from runner.zoo import Row
+from runner.application import Application, Row
+from runner.parts import complete
 
 SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 # in the name of a configuration -> the model that it names
@@ -98,7 +97,7 @@ def _divided(value: Any) -> Any:
 
 def small_config(name: str, application: Application, arguments: Mapping[str, Any], work_dir: Path) -> Config:
     """A configuration with another backbone, small pictures, nothing downloaded or saved, one step of training."""
-    cfg = application.zoo.config(name)
+    cfg = application.config(name)
     backbone = {**cfg.model.backbone, **arguments, "pretrained": False}
     shrink(cfg.model)
     narrow(cfg.model)
@@ -158,7 +157,7 @@ def _published(cell: str) -> Published | None:
 def readme_is_current(application: Application) -> bool:
     """Whether the tables of its README are those of the zoo."""
     readme = (application.configs.parent / "README.md").read_text()
-    return all(table in readme for table in application.zoo.markdown().rstrip().split("\n\n### "))
+    return all(table in readme for table in application.markdown().rstrip().split("\n\n### "))
 
 
 def build(cfg: Config) -> nn.Module:

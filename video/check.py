@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, InputError, whole_number
 from hvt_backbones.weights.report import some
-from runner import run_command
+from runner import command
+from runner.findings import SHOWN, ask_all
 
 from .decoders import ClipError, find_decoder, probe
 from .lists import Entry, clip_path, find_missing, read_list
-
-CHUNK = 8  # clips that a process takes at a time
-SHOWN = 20  # of each kind of problem; --json has all
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Returns 1 if a line or a clip is bad."""
     args = build_parser().parse_args(argv)
     for option in ("json", "write_clean"):
@@ -112,7 +108,9 @@ def check(
         "too_short": [],
     }
     good = []
-    results = probe_all([clip_path(root, entry.path) for entry in there], chosen.setting, quick, workers)
+    ask = partial(_probe, decoder=chosen.setting, quick=quick)
+    paths = [clip_path(root, entry.path) for entry in there]
+    results = ask_all(ask, paths, workers, lambda path: f"ends {chosen.setting}, and the process with it")
     progress = tqdm(results, desc="check", total=len(there), unit="clip", dynamic_ncols=True)
     for entry, result in zip(there, progress, strict=True):
         if isinstance(result, str):
@@ -156,48 +154,13 @@ def table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def probe_all(paths: Sequence[str], decoder: str, quick: bool, workers: int) -> Iterator[int | str]:
-    """For each clip its number of frames, or what is wrong with it. A clip that ends its process is unreadable."""
-    if workers == 0:
-        for path in paths:
-            yield _probe(path, decoder, quick)
-        return
-    start = 0
-    while start < len(paths):
-        try:
-            for result in _in_pool(paths[start:], decoder, quick, workers, CHUNK):
-                yield result
-                start += 1
-        except BrokenProcessPool:  # by one of those that were under way
-            end = min(start + CHUNK * (workers + 2), len(paths))
-            for path in paths[start:end]:
-                try:
-                    yield next(_in_pool([path], decoder, quick, 1, 1))
-                except BrokenProcessPool:
-                    yield f"ends {decoder}, and the process with it"
-            start = end
-
-
-def _in_pool(paths: Sequence[str], decoder: str, quick: bool, workers: int, chunk: int) -> Iterator[int | str]:
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # others import torch in each
-    pool = ProcessPoolExecutor(min(workers, len(paths)), multiprocessing.get_context(method))
-    try:
-        count = len(paths)
-        yield from pool.map(_probe, paths, [decoder] * count, [quick] * count, chunksize=chunk)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _probe(path: str, decoder: str, quick: bool) -> int | str:
+def _probe(path: str, *, decoder: str, quick: bool) -> int | str:
+    """The number of frames of a clip, or what is wrong with it."""
     try:
         return probe(path, decoder, quick=quick)
     except ClipError as error:
         return str(error)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

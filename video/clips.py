@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from hvt_backbones.errors import InputError
 from hvt_backbones.images import bearable
 from hvt_backbones.weights.report import some
+from runner.parts import PARTS, data_of, evaluators_of, type_name
 
 from .decoders import explain, find_decoder, read_bytes
 from .lists import clip_path, find_missing, read_list
@@ -82,12 +83,6 @@ def decoding_steps(pipeline: Sequence[Any], decoder: str = "auto") -> list[Any]:
         if is_main_process():
             print_log(line, logger="current")
     return [_decoding_step(step, chosen.setting) for step in pipeline]
-
-
-def type_name(config: Mapping[str, Any]) -> str:
-    """Of what a configuration builds, which may be named with its scope, or be the class."""
-    kind = config.get("type", "")
-    return (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
 
 
 def _decoding_step(step: Any, decoder: str) -> Any:
@@ -326,3 +321,38 @@ def clip_datasets(dataset: Any) -> Iterator[ClipDataset]:
     for inner in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
         if inner is not None:
             yield from clip_datasets(inner)
+
+
+def adapt(cfg: Any) -> None:
+    """Let labels be checked against the model's classes, clips that are left out be counted, batches be of any size.
+
+    mmaction2 takes `max_testing_views`, which spares memory, for batches of one alone.
+
+    Raises:
+        InputError: a pipeline samples no frames.
+    """
+    loaders = [cfg.get(f"{part}_dataloader") for part in ("val", "test")]
+    if cfg.model.get("test_cfg") and any(loader and loader.get("batch_size", 1) > 1 for loader in loaders):
+        cfg.model.test_cfg.pop("max_testing_views", None)
+    count = (cfg.model.get("cls_head") or {}).get("num_classes")
+    for part in PARTS:
+        for dataset in data_of(cfg, part):
+            _check_sampling(dataset.get("pipeline") or ())
+            if count and type_name(dataset) == ClipDataset.__name__:
+                dataset.setdefault("num_classes", count)
+        for evaluator in evaluators_of(cfg, part):
+            if type_name(evaluator) == "AccMetric":
+                evaluator["type"] = ClipAccMetric.__name__
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), {"type": UnreadableClipsHook.__name__}]
+
+
+def _check_sampling(pipeline: Sequence[Any]) -> None:
+    """
+    Raises:
+        InputError: a step would choose no frames, which the next one would say in its own way.
+    """
+    for step in pipeline:
+        for key in ("clip_len", "frame_interval", "num_clips"):
+            value = step.get(key, 1) if isinstance(step, Mapping) else 1
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{key} of {step.get('type')} is {value!r}: give a whole number from 1")

@@ -1,14 +1,10 @@
 """The whole configuration of a recognizer: `python -m video.config CONFIG`, and a table of them: `--tables`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import VIDEO
 
-from runner import command
-
-from .application import VIDEO
-
-main = command("config", VIDEO)
+main = shared_command("config", VIDEO)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import os
 import re
-from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from hvt_backbones.errors import InputError
+from hvt_backbones.images import find_images
 
-from .readers import Clip, ClipError
+from .readers import READERS, Clip, ClipError, import_problem
 
-DECODERS = ("auto", "decord", "pyav")
+DECODERS = ("auto", *READERS)
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+find_videos = partial(find_images, what="clip", kind="videos", suffixes=VIDEO_SUFFIXES)
 CHUNK = 32  # frames in memory at a time
 LONGEST = 160  # characters of a decoder's message
 DECORD_PLACE = re.compile(r"\[[\d:]+\] \S+:\d+: ")  # the time, and the line in its source
@@ -46,26 +45,18 @@ def find_decoder(name: str = "auto") -> Decoder:
     if name not in DECODERS:
         raise InputError(f"decoder is {name!r}: choose one of {', '.join(DECODERS)}")
     if name != "auto":
-        module = {"decord": "decord", "pyav": "av"}[name]
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise InputError(f"decoder is {name!r}, which does not import ({error}): choose auto") from error
+        if problem := import_problem(name):
+            raise InputError(f"decoder is {name!r}, which does not import ({problem}): choose auto")
         return Decoder(name, "asked for", name)
-    try:
-        importlib.import_module("decord")
-    except Exception as error:  # a library that does not fit fails with more than ImportError
-        reason = f"decord does not import ({' '.join(str(error).split()) or type(error).__name__})"
-    else:
-        reason = ""
-    try:
-        importlib.import_module("av")
-    except Exception as error:
-        if not reason:
-            return Decoder("decord", "it imports", "decord")
-        raise InputError(f"{reason}, nor does PyAV ({error}): `make install-all` installs one of them") from error
-    if reason:
-        return Decoder("pyav", reason, "pyav")
+    decord, pyav = import_problem("decord"), import_problem("pyav")
+    if decord and pyav:
+        raise InputError(
+            f"decord does not import ({decord}), nor does PyAV ({pyav}): `make install-all` installs one of them"
+        )
+    if decord:
+        return Decoder("pyav", f"decord does not import ({decord})", "pyav")
+    if pyav:
+        return Decoder("decord", "it imports", "decord")
     return Decoder("decord", "it imports; what it cannot decode, by pyav", "auto")
 
 
@@ -128,26 +119,3 @@ def probe(path: str | Path, decoder: str, *, quick: bool = False) -> int:
         raise
     except Exception as error:  # each decoder has its own
         raise explain(content, error, decoder) from error
-
-
-def find_videos(given: Sequence[str]) -> list[Path]:
-    """The files that `given` names; a folder stands for all videos in it and below, sorted by path.
-
-    Raises:
-        InputError: a path that does not exist, or a folder without videos.
-    """
-    videos: list[Path] = []
-    for name in given:
-        path = Path(name)
-        if not name:
-            raise InputError("a clip's path is empty: name a file or a folder")
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
-            if not found:
-                raise InputError(f"{path} holds no videos ({', '.join(VIDEO_SUFFIXES)}): give a folder that does")
-            videos += found
-        elif os.path.exists(path):
-            videos.append(path)
-        else:
-            raise InputError(f"clip {path} does not exist: check the path")
-    return list(dict.fromkeys(videos))

@@ -1,14 +1,10 @@
 """Parameters and FLOPs of a recognizer: `python -m video.info CONFIG`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import VIDEO
 
-from runner import command
-
-from .application import VIDEO
-
-main = command("info", VIDEO)
+main = shared_command("info", VIDEO)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

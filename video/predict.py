@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hvt_backbones.errors import InputError
-from runner import run_command
+from runner import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +23,8 @@ FRAME_HEIGHT = 160  # pixels
 LINE_HEIGHT = 18
 
 
-def run(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     """Write `strips/`, frames of each clip with the best classes below, and `predictions.json`."""
     import torch
     from mmengine.dataset import pseudo_collate
@@ -34,8 +34,8 @@ def run(argv: Sequence[str] | None) -> int:
     from runner.pictures import plan_pictures, save_picture
     from runner.run import add_prediction_arguments, build_parser, open_model, write_json
 
-    from .application import VIDEO
     from .decoders import ClipError, find_videos
+    from .zoo import VIDEO
 
     parser = build_parser(VIDEO, "predict", "Recognize actions in clips.")
     add_prediction_arguments(parser, "clip")
@@ -114,9 +114,9 @@ def open_dataset(cfg: Any) -> ClipDataset:
     from mmengine.registry import DATASETS
 
     from runner.config import building
-    from runner.data import datasets_of
+    from runner.parts import data_of
 
-    dataset = next(datasets_of(cfg.test_dataloader.dataset))
+    dataset = next(data_of(cfg, "test"))
     with building(cfg.filename):
         return DATASETS.build({**dataset, "type": "mmaction.ClipDataset", "lazy_init": True})
 
@@ -162,9 +162,5 @@ def annotate(frames: Sequence[np.ndarray], lines: Sequence[str]) -> Image.Image:
     return strip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

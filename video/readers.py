@@ -14,7 +14,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,13 +116,13 @@ def read_header(content: bytes) -> Header:
     return Header(len(packets), keys, turn or Turn(), rate, name, tagged, streams)
 
 
-@cache
-def _pyav_imports() -> bool:
+def import_problem(decoder: str) -> str | None:
+    """Why "decord" or "pyav" does not import; None where it does."""
     try:
-        importlib.import_module("av")
-    except Exception:  # a library that does not fit fails with more than ImportError
-        return False
-    return True
+        importlib.import_module({"decord": "decord", "pyav": "av"}[decoder])
+    except Exception as error:  # a library that does not fit fails with more than ImportError
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 class InOrder:
@@ -157,7 +157,8 @@ class DecordReader:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's messages name no file
-        self.header = read_header(content) if _pyav_imports() else None  # decord would tell of no container on stderr
+        # decord would tell of no container on stderr
+        self.header = None if import_problem("pyav") else read_header(content)
         self.turn = self.header.turn if self.header else Turn()
         if self.header and self.header.container == "mpegts":
             raise ClipError("it loses its place in a transport stream")  # for ever, now and then

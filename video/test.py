@@ -1,14 +1,10 @@
 """Evaluate a recognizer: `python -m video.test CONFIG CHECKPOINT`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import VIDEO
 
-from runner import command
-
-from .application import VIDEO
-
-main = command("test", VIDEO)
+main = shared_command("test", VIDEO)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,14 +1,10 @@
 """Train a recognizer: `python -m video.train CONFIG`."""
 
-from __future__ import annotations
+from runner import shared_command
 
-import sys
+from .zoo import VIDEO
 
-from runner import command
-
-from .application import VIDEO
-
-main = command("train", VIDEO)
+main = shared_command("train", VIDEO)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from detection.application import DETECTION
-from detection.zoo import ROWS
-from runner.complete import open_config
-from runner.zoo import Row
+from detection.zoo import DETECTION
+from runner.config import open_config
 from tests import dense_configs as shared
 from tests.dense_runs import CLASSES
 
@@ -27,7 +25,7 @@ PROPOSALS, MASKS = 1000, 100  # for which papers count the second stage
 
 def test_every_method_has_every_backbone() -> None:
     names = {f"{method}_{key}_{run}" for method, runs in METHODS.items() for run in runs for key in shared.BACKBONES}
-    assert {row.name for row in ROWS} == names
+    assert set(DETECTION.rows) == names
 
 
 def test_the_readme_has_the_tables() -> None:
@@ -57,16 +55,16 @@ def heads(model: nn.Module, maps: tuple[torch.Tensor, ...]) -> Iterator[shared.F
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_is_as_large_as_published(row: Row) -> None:
-    cfg = open_config(row.name, {}, DETECTION)
+@pytest.mark.parametrize("name", DETECTION.rows)
+def test_is_as_large_as_published(name: str) -> None:
+    cfg = open_config(name, {}, DETECTION)
     assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]
-    token = row.name.split("_")[1]
+    token = name.split("_")[1]
     # their checkpoints are the published ones; mmdetection has none of Twins
     assert (cfg.model.backbone.get("style") == "official") == token.startswith(("pvt", "twins"))
     assert cfg.model.backbone.name == shared.BACKBONES[token]
     model = shared.build(cfg)
-    shared.check_figures(row, shared.parameters(model), {SHAPE: flops_of(model)}, SHAPE)
+    shared.check_figures(DETECTION.rows[name], shared.parameters(model), {SHAPE: flops_of(model)}, SHAPE)
 
 
 @pytest.mark.slow

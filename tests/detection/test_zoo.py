@@ -11,15 +11,16 @@ import mmdet
 import pytest
 from mmengine.config import Config
 
-from detection.application import DETECTION
 from detection.config import main
+from detection.zoo import DETECTION
 from hvt_backbones.errors import InputError
-from runner.complete import complete, open_config
-from runner.zoo import image_backbones
-from segmentation.application import SEGMENTATION
+from runner.application import image_backbones
+from runner.config import open_config
+from runner.parts import complete
+from segmentation.zoo import SEGMENTATION
 from tests import dense_configs as shared
 from tests.dense_runs import CLASSES, ROOT
-from video.application import VIDEO
+from video.zoo import VIDEO
 
 SWIN_T = "mask-rcnn_swin-t-p4-w7_fpn_1x_coco"
 
@@ -41,13 +42,13 @@ def test_every_image_model_has_a_name(token: str) -> None:
     weights = "-in22k" if "in22k" in image_backbones()[token].tags else ""
     cfg = open_config(f"mask-rcnn_{token}_fpn_1x_coco", {}, DETECTION)
     assert cfg.model.backbone.name == image_backbones()[token].name
-    cfg = SEGMENTATION.zoo.config(f"fpn_{token}{weights}_8xb2-160k_ade20k-640x640")
+    cfg = SEGMENTATION.config(f"fpn_{token}{weights}_8xb2-160k_ade20k-640x640")
     assert cfg.model.backbone.pretrained in image_backbones()[token].tags
     assert cfg.model.test_cfg.crop_size == (640, 640)
 
 
 def test_video_has_other_combinations_too() -> None:
-    cfg = VIDEO.zoo.config("swin-small-p244-w877_in22k-pre_8xb8-32x2x1-30e_kinetics600-rgb")
+    cfg = VIDEO.config("swin-small-p244-w877_in22k-pre_8xb8-32x2x1-30e_kinetics600-rgb")
     assert (cfg.model.backbone.pretrained, cfg.model.cls_head.num_classes) == ("swin_small.in22k", 600)
 
 

@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from hvt_backbones.errors import InputError
-from runner import annotation_guard, patches, samples
+from runner import annotation_guard, data, patches
 from segmentation.check import main
 from tests.dense_runs import draw_ade, write_config
 from tests.segmentation.conftest import settings
@@ -147,7 +147,7 @@ def test_what_the_sample_missed_is_named_as_it_is_read(
     cfg = write(tmp_path, lambda numbers: Image.fromarray(numbers))
     path = sorted((tmp_path / "ade/annotations/training").glob("*.png"))[1]
     change(np.array(Image.open(path))).save(path)
-    monkeypatch.setattr(samples, "evenly", lambda items, count: items[:1])
+    monkeypatch.setattr(data, "evenly", lambda items, count: items[:1])
     with pytest.raises(InputError) as caught:
         load(cfg, "train")
     assert str(caught.value).startswith(f"{path} {words}")

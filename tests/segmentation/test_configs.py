@@ -10,10 +10,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from runner.complete import complete, open_config
-from runner.zoo import Row
-from segmentation.application import SEGMENTATION
-from segmentation.zoo import ROWS
+from runner.config import open_config
+from runner.parts import complete
+from segmentation.zoo import SEGMENTATION
 from tests import dense_configs as shared
 
 METHODS = {"upernet": "8xb2-160k_ade20k-512x512", "fpn": "8xb2-80k_ade20k-512x512"}
@@ -28,7 +27,7 @@ BACKBONES = {**shared.BACKBONES, **PRETRAINED_22K}
 def test_every_method_has_every_backbone() -> None:
     names = {f"{method}_{key}_{run}" for method, run in METHODS.items() for key in shared.BACKBONES}
     names |= {f"upernet_{key}_8xb2-160k_ade20k-640x640" for key in PRETRAINED_22K}
-    assert {row.name for row in ROWS} == names
+    assert set(SEGMENTATION.rows) == names
 
 
 def test_the_readme_has_the_tables() -> None:
@@ -46,19 +45,19 @@ def flops_of(model: nn.Module, shape: tuple[int, int]) -> shared.Flops:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_is_as_large_as_published(row: Row) -> None:
-    cfg = open_config(row.name, {}, SEGMENTATION)
-    key, crop = row.name.split("_")[1], cfg.model.data_preprocessor.size
+@pytest.mark.parametrize("name", SEGMENTATION.rows)
+def test_is_as_large_as_published(name: str) -> None:
+    cfg = open_config(name, {}, SEGMENTATION)
+    key, crop = name.split("_")[1], cfg.model.data_preprocessor.size
     assert (cfg.model.backbone.name, cfg.model.test_cfg.crop_size) == (BACKBONES[key], crop)
     assert cfg.custom_hooks == [{"type": "HVTResumeHook"}]
     # whose checkpoints are the published ones
     assert (cfg.model.backbone.get("style") == "official") == key.startswith("pvt")
     assert cfg.model.backbone.pretrained == ("in22k" if key in PRETRAINED_22K else "in1k")
-    assert row.name.endswith(f"{crop[0]}x{crop[1]}")
+    assert name.endswith(f"{crop[0]}x{crop[1]}")
     model = shared.build(cfg)
-    flops = {shape: flops_of(model, shape) for shape in {crop, shared.published_shape(row) or crop}}
-    shared.check_figures(row, shared.parameters(model), flops, crop)
+    flops = {shape: flops_of(model, shape) for shape in {crop, shared.published_shape(SEGMENTATION.rows[name]) or crop}}
+    shared.check_figures(SEGMENTATION.rows[name], shared.parameters(model), flops, crop)
 
 
 def small(name: str, arguments: dict[str, Any], ade: Path, work_dir: Path) -> Config:

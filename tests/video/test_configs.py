@@ -11,12 +11,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from runner.complete import complete, open_config
-from runner.zoo import Row
+from runner.config import open_config
+from runner.parts import complete
 from tests import dense_configs as shared
 from tests.video.conftest import write_clip, write_list
-from video.application import VIDEO
-from video.zoo import ROWS
+from video.zoo import VIDEO
 
 CLIP = (32, 224, 224)
 # stem -> model, image or video weights it starts from, classes, drop path, learning rate of the head, weight decay,
@@ -48,13 +47,13 @@ FRAMES = 8
 
 
 def test_the_readme_has_the_tables() -> None:
-    assert {row.name for row in ROWS} == set(PUBLISHED)
+    assert set(VIDEO.rows) == set(PUBLISHED)
     assert shared.readme_is_current(VIDEO)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_has_the_published_settings(name: str) -> None:
-    cfg = VIDEO.zoo.config(name)
+    cfg = VIDEO.config(name)
     backbone, wrapper, loader = cfg.model.backbone, cfg.optim_wrapper, cfg.train_dataloader
     assert cfg.auto_scale_lr.base_batch_size == 8 * loader.batch_size
     assert (
@@ -89,16 +88,16 @@ def flops_of(model: nn.Module) -> shared.Flops:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_is_as_large_as_published(row: Row) -> None:
-    cfg = open_config(row.name, {}, VIDEO)
+@pytest.mark.parametrize("name", VIDEO.rows)
+def test_is_as_large_as_published(name: str) -> None:
+    cfg = open_config(name, {}, VIDEO)
     model = shared.build(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     lr, decay = cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay
     pairs = {(group["lr"], group["weight_decay"]) for group in groups}
     assert pairs == {(0.1 * lr, decay), (0.1 * lr, 0.0), (lr, decay)}
-    shared.check_figures(row, shared.parameters(model), {CLIP: flops_of(model)}, CLIP)
+    shared.check_figures(VIDEO.rows[name], shared.parameters(model), {CLIP: flops_of(model)}, CLIP)
 
 
 def small(stem: str, kinetics: Path, work_dir: Path) -> Config:

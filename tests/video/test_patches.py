@@ -81,7 +81,7 @@ def test_only_the_commands_of_video_import_mmaction() -> None:
     code = """
         import sys
         import video
-        import detection.train, video.application, video.train, video.predict, video.check
+        import detection.train, video.train, video.predict, video.check
         assert not [name for name in sys.modules if name.split(".")[0] in ("mmaction", "mmcv", "mmengine")]
         from detection.train import main
         assert main(["mask-rcnn_swin-t-p4-w7_fpn_1x_coco", "--device", "cpu"]) == 2  # there is no data

@@ -74,17 +74,7 @@ val_dataloader = dict(
         pipeline=val_pipeline,
     ),
 )
-test_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(
-        ann_file=f"{data_root}/kinetics400_val_list_videos.txt",
-        data_prefix=dict(video=f"{data_root}/videos_val"),
-        metainfo=dict(classes=classes),
-        pipeline=test_pipeline,
-    ),
-)
+test_dataloader = dict(val_dataloader, batch_size=8, dataset=dict(val_dataloader["dataset"], pipeline=test_pipeline))
 
 # Inflated weights are alike along time. Position biases and tubes, in which the order of frames has to show, learn
 # faster than the rest, and the head begins with larger weights: with 2 times for the tubes and 0.05 nothing was learnt

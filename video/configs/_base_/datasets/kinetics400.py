@@ -57,19 +57,7 @@ val_dataloader = dict(
         test_mode=True,
     ),
 )
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        ann_file=f"{data_root}/kinetics400_val_list_videos.txt",
-        data_prefix=dict(video=f"{data_root}/videos_val"),
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
-)
+test_dataloader = dict(val_dataloader, dataset=dict(val_dataloader["dataset"], pipeline=test_pipeline))
 
 val_evaluator = dict(type="AccMetric")  # top-1, top-5 and the mean over classes
 test_evaluator = val_evaluator

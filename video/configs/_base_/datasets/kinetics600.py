@@ -12,8 +12,4 @@ val_dataloader = dict(
         ann_file=f"{data_root}/kinetics600_val_list_videos.txt", data_prefix=dict(video=f"{data_root}/videos_val")
     )
 )
-test_dataloader = dict(
-    dataset=dict(
-        ann_file=f"{data_root}/kinetics600_val_list_videos.txt", data_prefix=dict(video=f"{data_root}/videos_val")
-    )
-)
+test_dataloader = val_dataloader

@@ -49,10 +49,4 @@ val_dataloader = dict(
         pipeline=val_pipeline,
     )
 )
-test_dataloader = dict(
-    dataset=dict(
-        ann_file=f"{data_root}/sthv2_val_list_videos.txt",
-        data_prefix=dict(video=f"{data_root}/videos"),
-        pipeline=test_pipeline,
-    )
-)
+test_dataloader = dict(dataset=dict(val_dataloader["dataset"], pipeline=test_pipeline))
