@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +21,19 @@ from .checkpoint import files
 from .checkpoint.manager import Saver, on_main
 from .config import Config
 from .data import Batch, Unreadable, batches, eval_loader, open_data, train_loader
-from .engine import DivergedError, Outcome, evaluate
 from .progress import Progress
 from .reporting.journal import Journal
-from .signals import StoppedError, StopRequest
-from .state import Learner, build_model
+from .reporting.log import peak_memory
+from .signals import StoppedError, StopRequest, contact
+from .state import Learner, Outcome, build_model, describe_model
+from .validate import evaluate
 
 SEED_STRIDE = 100_003  # between the seeds of two runs; ranks count upward from each
 NAMES_SHOWN = 4
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer a number."""
 
 
 class Trainer:
@@ -54,13 +58,13 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         files.check_output(config.output, benchmark=bool(config.train.benchmark_steps))
-        self.folder = Path(config.output.dir)
+        self.folder = config.output.folder
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)
         model = build_model(config.model, config.data.input_size[0], len(self.train_data.class_names))
-        self.description = files.describe_model(config.model, config.data, self.train_data.class_names)
+        self.description = describe_model(config.model, config.data, self.train_data.class_names)
         self.accelerator = accelerator = distributed.build_accelerator(
             config.train.device,
             config.train.amp,
@@ -87,12 +91,18 @@ class Trainer:
         self.stop = StopRequest()
         set_seed(config.train.seed + SEED_STRIDE * (1 + accelerator.process_index))
         parts = accelerator, self.learner, self.progress
-        told = {"settings": config.as_dict(), "description": self.description}
-        self.saver = Saver(config.output, *parts, pictures=len(self.train_data), **told)
+        self.saver = Saver(
+            config.output,
+            *parts,
+            settings=config.as_dict(),
+            description=self.description,
+            pictures=len(self.train_data),
+        )
         if not config.train.benchmark_steps:
             self.saver.restore()
-        pictures = {"train_data": self.train_data, "val_data": self.val_data}
-        self.journal = Journal(config, *parts, description=self.description, **pictures)
+        self.journal = Journal(
+            config, *parts, description=self.description, train_data=self.train_data, val_data=self.val_data
+        )
 
     def _build_loaders(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -142,7 +152,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 files.remove_leftovers(self.folder)
             try:
-                with distributed.contact(
+                with contact(
                     lambda: f"at step {self.progress.step}; the last checkpoint is {self.saver.checkpoint or 'none'}"
                 ):
                     return self._run()
@@ -163,7 +173,13 @@ class Trainer:
                 stop=self.stop,
                 unreadable=self.progress.unreadable_held_out,
             )
-            self.journal.end_epoch(result, time.perf_counter() - begin)
+            improved = self.progress.end_epoch(
+                result,
+                val_seconds=time.perf_counter() - begin,
+                lr=self.learner.learning_rate,
+                peak_memory_gib=peak_memory(self.accelerator.device),
+            )
+            self.journal.end_epoch(improved=improved)
         return self.journal.finish(time.perf_counter() - start)
 
     def _train_epoch(self, epoch: int) -> None:
@@ -188,11 +204,8 @@ class Trainer:
             for group in islice(groups, progress.steps_per_epoch - done):
                 for batch in group:
                     progress.unreadable.add(batch.unreadable)
-                outcome = learner.train_step(group, self.stop)
+                outcome = learner.step(group, progress.step + 1, self.stop)
                 progress.step += 1
-                learner.scheduler.step_update(progress.step)
-                if outcome.applied and learner.ema is not None:
-                    learner.ema.update(learner.model, step=progress.step)
                 now = time.perf_counter()
                 self._count(outcome, group, now - begin)
                 begin = now

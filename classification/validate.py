@@ -1,18 +1,23 @@
-"""Evaluate a checkpoint: `python -m classification.validate CHECKPOINT --data-dir DIR`."""
+"""Evaluation, in training and of a checkpoint: `python -m classification.validate CHECKPOINT --data-dir DIR`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
@@ -22,9 +27,123 @@ from hvt_backbones.processes import leave_processes
 
 from . import distributed
 from .checkpoint import files
-from .data import eval_loader, open_pictures
-from .data.pictures import Pictures, Unreadable, wordnet_ids
-from .engine import evaluate
+from .config import DataConfig
+from .data import Batch, Loader, Pictures, Unreadable, batches, eval_loader, open_pictures
+from .data.pictures import wordnet_ids
+from .signals import StoppedError, StopRequest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over a data set; every image counts once."""
+
+    images: int
+    correct1: int
+    correct5: int
+    loss_sum: float
+
+    @property
+    def top1(self) -> float:
+        """Per cent."""
+        return 100 * self.correct1 / self.images
+
+    @property
+    def top5(self) -> float:
+        """Per cent."""
+        return 100 * self.correct5 / self.images
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.images
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    accelerator: Accelerator,
+    *,
+    stop: StopRequest | None = None,
+    unreadable: Unreadable | None = None,
+) -> Evaluation:
+    """Cross-entropy, top-1 and top-5 over all ranks' loaders.
+
+    Args:
+        model: not wrapped by DDP: the ranks' numbers of batches may differ. One that is sharded gathers its weights
+            with every batch, so the ranks that have fewer repeat their last one without counting it.
+        stop: looked at before each batch; all processes end where one has got a signal.
+        unreadable: counts the pictures that are passed over.
+
+    Raises:
+        StoppedError: a signal came to one of the processes.
+    """
+    stop = stop or StopRequest()
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    sums = torch.zeros(5, device=accelerator.device)  # float32 counts exactly up to 2**24 images
+    sharded = hasattr(model, "unshard") or hasattr(model, "zero_optimization_stage")
+    for batch in tqdm(
+        _padded(loader, accelerator) if sharded else batches(loader, accelerator.device),
+        total=len(loader),
+        desc="evaluate",
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=None if accelerator.is_main_process else True,
+    ):
+        if _asked_to_stop(stop, accelerator, agree=sharded):
+            sums[4] = 1
+            break
+        with accelerator.autocast():
+            logits = model(batch.images)
+        if len(batch.targets):
+            sums[:4] += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
+        if unreadable is not None:
+            unreadable.add(batch.unreadable)
+    for module in training:
+        module.training = True
+    images, correct1, correct5, loss, stops = accelerator.reduce(sums, "sum").tolist()
+    if stops:
+        raise StoppedError(stop.number or signal.SIGTERM)
+    return Evaluation(round(images), round(correct1), round(correct5), loss)
+
+
+def _asked_to_stop(stop: StopRequest, accelerator: Accelerator, *, agree: bool) -> bool:
+    """Whether a signal has come: to this process, or, where they have to `agree`, to any."""
+    if not agree:
+        return stop.number > 0
+    asked = torch.tensor(float(stop.number > 0), device=accelerator.device)
+    torch.distributed.all_reduce(asked)
+    return bool(asked)
+
+
+def _padded(loader: Loader, accelerator: Accelerator) -> Iterator[Batch]:
+    """This rank's batches, the last one repeated without its targets until the longest rank is through."""
+    most = torch.tensor(len(loader), device=accelerator.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    count, batch = 0, None
+    for count, batch in enumerate(batches(loader, accelerator.device), start=1):  # noqa: B007
+        yield batch
+    if batch is None:  # fewer pictures than ranks: this one borrows the first
+        batch = loader.collate_fn([loader.dataset[0]])
+        batch = batch._replace(images=batch.images.to(accelerator.device), targets=batch.targets.to(accelerator.device))
+    for _ in range(int(most) - count):
+        yield batch._replace(targets=batch.targets[:0], unreadable=[])
+
+
+def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    return torch.stack(
+        [
+            torch.tensor(float(len(targets)), device=logits.device),
+            best[:, 0].sum().float(),
+            best.any(1).sum().float(),
+            F.cross_entropy(logits, targets, reduction="sum"),
+        ]
+    )
+
+
+# ---- the command
 
 # The settings that messages of the trainer's parts name -> our options
 OPTIONS = {
@@ -109,9 +228,8 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     if path.is_dir() and source not in list_models():
         if (path / files.BEST_WEIGHTS).is_file():
             return open_model(str(path / files.BEST_WEIGHTS), model)
-        if files.list_checkpoints(path):
-            path = files.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr))
-        elif not (path / files.MANIFEST).is_file():
+        path = files.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr)) or path
+        if not (path / files.MANIFEST).is_file():
             raise InputError(
                 f"{source} is a folder without {files.BEST_WEIGHTS} or checkpoints of the trainer; "
                 "expected a run's folder, a checkpoint's, or a file."
@@ -126,27 +244,14 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     return describe_weights(str(path), state["ema"] or state["model"], state["description"], model)
 
 
-def open_split(args: argparse.Namespace, model_file: ModelFile, transform: Any) -> Pictures:
-    """The pictures that the command line names, their classes numbered as the model's."""
-    split = args.split if args.split is not None else _default_split(args.kind, Path(args.data_dir))
-    data = open_pictures(
-        args.data_dir,
-        split=split,
-        kind=args.kind,
-        channels=model_file.preprocessing.input_size[0],
-        transform=transform,
-        on_error=args.on_error,
-        max_errors=args.max_errors,
-        class_order=args.class_order or "natural",
-    )
+def number_classes(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
+    """Number the classes of the pictures as the model's, by what it or the command line says of them."""
     if args.class_map is not None:
         data.use_numbers(_read_class_map(args.class_map), model_file.num_classes, f"--class-map: {args.class_map}")
     elif model_file.class_names is not None:
         data.use_classes(model_file.class_names, args.checkpoint)
     else:
-        _number_for_nameless_head(data, model_file, args, _where(args, split))
-    args.split = split
-    return data
+        _number_for_nameless_head(data, model_file, args, where)
 
 
 def _number_for_nameless_head(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
@@ -196,10 +301,6 @@ def _default_split(kind: str, root: Path) -> str | None:
     return "val" if there["tar" if kind == "wds" else kind] else None
 
 
-def _where(args: argparse.Namespace, split: str | None) -> str:
-    return args.data_dir if split is None else str(Path(args.data_dir) / split)
-
-
 def validate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate as the parsed command line says; returns what `--json` writes."""
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
@@ -212,7 +313,18 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "interpolation": args.interpolation,
     }
     preprocessing = replace(preprocessing, **{name: value for name, value in given.items() if value})
-    data = open_split(args, model_file, preprocessing.transform())
+    config = DataConfig(
+        kind=args.kind,
+        dir=args.data_dir,
+        class_order=args.class_order or "natural",
+        on_error=args.on_error,
+        max_errors=args.max_errors,
+        input_size=preprocessing.input_size,
+    )
+    split = args.split if args.split is not None else _default_split(args.kind, Path(args.data_dir))
+    where = args.data_dir if split is None else str(Path(args.data_dir) / split)
+    data = open_pictures(config, split, preprocessing.transform())
+    number_classes(data, model_file, args, where)
     model = model_file.classifier()
     accelerator = distributed.build_accelerator(args.device, args.amp)
     loader = eval_loader(
@@ -227,11 +339,11 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     result = evaluate(model.to(accelerator.device), loader, accelerator, unreadable=unreadable)
     seconds = time.perf_counter() - start
-    unreadable.add(gather_object(sorted(unreadable.names)))
+    passed_over = unreadable.gather()
     report = {
         "checkpoint": model_file.source,
         "model": model_file.name,
-        "data": _where(args, args.split),
+        "data": where,
         "classes": len(data.class_names),
         "classes_with_pictures": len(data.class_names) - len(data.classes_without_pictures()),
         "input_size": list(preprocessing.input_size),
@@ -245,7 +357,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN
         "images": result.images,
         "correct": result.correct1,
-        "unreadable": sorted(unreadable.names),
+        "unreadable": passed_over,
         "seconds": seconds,
         "images_per_second": result.images / seconds,
     }

@@ -2,8 +2,10 @@
 
 from .loading import (
     Batch,
+    Loader,
     batches,
     data_root,
+    endless,
     eval_loader,
     open_data,
     open_pictures,
@@ -15,10 +17,12 @@ from .pictures import Pictures, Unreadable
 
 __all__ = [
     "Batch",
+    "Loader",
     "Pictures",
     "Unreadable",
     "batches",
     "data_root",
+    "endless",
     "eval_loader",
     "open_data",
     "open_pictures",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from timm.data import ImageNetInfo
-from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +21,8 @@ from hvt_backbones.images import bearable
 from hvt_backbones.images import decode as _decode
 from hvt_backbones.predict import class_names as imagenet_names
 
-from .. import upstream as upstream  # a worker that starts afresh unpickles the data set, hence imports this module
+from . import patches as patches  # a worker that starts afresh unpickles the data set, hence imports this module
+from .readers import Reader
 
 OnError = Literal["fail", "skip"]
 
@@ -28,13 +31,14 @@ class PictureError(InputError):
     """A picture that cannot be read; the message names it."""
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """One picture: its tensor (None where it is left out), class, index, and the pictures passed over for it."""
 
     image: Tensor | None
     target: int
     index: int
-    unreadable: list[str]
+    unreadable: list[str] = field(default_factory=list)
 
 
 class Pictures(Dataset):
@@ -60,22 +64,18 @@ class Pictures(Dataset):
         self.transform = transform
         self.on_error = on_error
         self.max_unreadable = bearable(max_errors, len(reader))
-        self.class_names: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
+        self.class_names = list(reader.class_to_idx)
         self.class_order: list[int] | None = None
+        self.forks = reader.forks
 
     def __len__(self) -> int:
         return len(self.reader)
-
-    @property
-    def forks(self) -> bool:
-        """Whether forked workers may read the pictures."""
-        return getattr(self.reader, "forks", True)  # timm's readers do not say so, and may
 
     def filename(self, index: int) -> str:
         """How a message names the picture: its path, or its shard and the name therein."""
         return self.reader.filename(index)
 
-    def class_counts(self) -> np.ndarray:
+    def class_counts(self) -> NDArray[np.int64]:
         """Pictures of each class, (number of classes,)."""
         targets = np.asarray(self.reader.targets, dtype=np.int64)
         if self.class_order is not None:
@@ -98,7 +98,7 @@ class Pictures(Dataset):
         Raises:
             InputError: the data has pictures of other classes; `where` says whose names they are.
         """
-        own = sorted(self.reader.class_to_idx, key=self.reader.class_to_idx.__getitem__)
+        own = list(self.reader.class_to_idx)
         used = set(np.unique(self.reader.targets).tolist())  # a class without pictures may be called as it likes
         position = class_positions(names, [name for index, name in enumerate(own) if index in used], where)
         self.class_order = [position.get(name, -1) for name in own]
@@ -135,7 +135,7 @@ class Pictures(Dataset):
             if self.on_error == "fail":
                 raise
             return Sample(None, -1, key, [self.filename(key)])
-        return Sample(image, target, key, [])
+        return Sample(image, target, key)
 
     def _load_from(self, index: int) -> Sample:
         unreadable: list[str] = []
@@ -208,7 +208,7 @@ class Noise(Pictures):
     def classes_without_pictures(self) -> list[str]:
         return []
 
-    def class_counts(self) -> np.ndarray:
+    def class_counts(self) -> NDArray[np.int64]:
         return np.bincount(np.arange(self.images) % len(self.class_names), minlength=len(self.class_names))
 
     def filename(self, index: int) -> str:
@@ -244,6 +244,11 @@ class Unreadable:
         self.names.update(names)
         if len(self.names) > self.limit:
             raise too_many_unreadable(sorted(self.names), self.length, self.limit)
+
+    def gather(self) -> list[str]:
+        """The names that any process has passed over, which then all count; a collective call."""
+        self.add(gather_object(sorted(self.names)))
+        return sorted(self.names)
 
 
 def too_many_unreadable(names: Sequence[str], length: int, limit: int) -> InputError:

@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
     """`2 d 3 h`, `3 h 12 min`, `4 min 5 s`, `6 s`."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     whole = round(seconds)
-    parts = []
+    parts: list[str] = []
     for name, size in units:
         if whole >= size or (name == "s" and not parts):
             parts.append(f"{whole // size} {name}")

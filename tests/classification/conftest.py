@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from classification.config import DataConfig
+from classification.data import Pictures, open_pictures
 from classification.data.digits import lay_out_digits
 from classification.train import main
 
@@ -22,6 +25,12 @@ QUICK = (
     TINY, "--data.kind", "imagefolder", "--epochs", "2", "--schedule.warmup_epochs", "0", "--batch-size", "4",
     "--data.workers", "0", "--device", "cpu",
 )  # fmt: skip
+
+
+def open_at(path: Path, transform: Any, *, channels: int = 3, split: str | None = None, **settings: Any) -> Pictures:
+    """The pictures in a folder; `settings` are of `DataConfig`."""
+    config = DataConfig(dir=str(path), input_size=(channels, 32, 32), **settings)
+    return open_pictures(config, split, transform)
 
 
 @pytest.fixture(autouse=True)

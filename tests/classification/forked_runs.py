@@ -26,7 +26,7 @@ from classification import trainer
 from classification.checkpoint import files as checkpoint
 from classification.checkpoint import manager as saver
 from classification.data.pictures import Pictures
-from classification.engine import TrainStep
+from classification.state import TrainStep
 from classification.train import main
 from tests.ports import free_port
 

@@ -164,8 +164,8 @@ def test_a_checkpoint_fits_any_layout(
 
 def held_out(*options: str) -> tuple[int, int, float]:
     """Images, right ones and loss of an untrained model."""
-    from classification.engine import evaluate
     from classification.trainer import Trainer
+    from classification.validate import evaluate
 
     trainer = Trainer(parse_command_line(options))
     result = evaluate(trainer.learner.evaluated, trainer.val_loader, trainer.accelerator)
@@ -251,8 +251,8 @@ def test_an_unreadable_picture_ends_the_job_by_name(pictures: Path, tmp_path: Pa
 
 def stopped(*options: str) -> str:
     """Rank 1 stops, as a process that hangs does; what the others say of it."""
-    from classification.distributed import LostContactError
-    from classification.engine import TrainStep
+    from classification.signals import LostContactError
+    from classification.state import TrainStep
 
     step = TrainStep.__call__
 

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from classification.command_line import parse_command_line
 from classification.data import Batch
 from classification.distributed import build_accelerator
-from classification.engine import Outcome, TrainStep, evaluate
 from classification.signals import StoppedError, StopRequest
+from classification.state import Outcome, TrainStep
 from classification.train import train
+from classification.validate import evaluate
 from hvt_backbones import InputError
 
 
