@@ -12,7 +12,7 @@ import torch
 from hvt_backbones.model_file import entry
 
 from .config import Config
-from .data import Batch, endless
+from .data.loading import Batch, endless
 from .distributed import precision
 from .reporting.log import peak_memory
 from .trainer import Trainer

@@ -20,32 +20,23 @@ from torch import nn
 from hvt_backbones import Classifier, InputError
 from hvt_backbones.device import select_device
 
+from .config import ParallelConfig, TrainConfig
+
 
 def build_accelerator(
-    device: str,
-    amp: str,
-    *,
-    accumulation: int = 1,
-    mode: str = "ddp",
-    timeout: float = 600.0,
-    batch_size: int = 1,
-    clip_grad: float | None = None,
+    train: TrainConfig, parallel: ParallelConfig, *, batch_size: int = 1, clip_grad: float | None = None
 ) -> Accelerator:
     """accelerate's device, precision and processes.
 
     Args:
-        device: "auto", "cpu", "cuda" or "npu".
-        amp: "fp32", "bf16", "fp16", or "auto" for bf16 on an accelerator that supports it and fp32 elsewhere.
-        accumulation: batches per step.
-        mode: "ddp", "fsdp2" or "zero1" to "zero3".
-        timeout: seconds that a collective operation may take.
+        train, parallel: sections of the configuration.
         batch_size: pictures per process and batch; DeepSpeed wants to know.
         clip_grad: largest global gradient norm, which DeepSpeed sees to by itself.
 
     Raises:
         InputError: the device is not there, or cannot do the precision or the mode.
     """
-    kind = select_device(device).type
+    kind, amp, mode = select_device(train.device).type, train.amp, parallel.mode
     if amp == "auto":
         # GPUs before Ampere emulate bf16, slower than fp32
         native = kind != "cpu" and torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
@@ -59,16 +50,16 @@ def build_accelerator(
     AcceleratorState._reset_state()
     deepspeed = None
     if mode.startswith("zero"):
-        deepspeed = _deepspeed(kind, mode, amp, accumulation, batch_size, clip_grad)
+        deepspeed = _deepspeed(kind, mode, amp, train.accumulation, batch_size, clip_grad)
     try:
         return Accelerator(
             cpu=kind == "cpu",
             mixed_precision="no" if amp == "fp32" or deepspeed else amp,
             # a plugin: the bare number yields to a variable of the environment
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=train.accumulation),
             deepspeed_plugin=deepspeed,
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=parallel.timeout)),
                 # gradients live where they are exchanged: one copy less of each. Not static_graph: nothing here needs
                 # it, and it would fix which parameters take part.
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),

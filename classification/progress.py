@@ -6,8 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .data import Unreadable
-from .validate import Evaluation
+from .data.pictures import Unreadable
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over a data set; every image counts once."""
+
+    images: int
+    correct1: int
+    correct5: int
+    loss_sum: float
+
+    @property
+    def top1(self) -> float:
+        """Per cent."""
+        return 100 * self.correct1 / self.images
+
+    @property
+    def top5(self) -> float:
+        """Per cent."""
+        return 100 * self.correct5 / self.images
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.images
 
 
 def _epoch() -> dict[str, float]:

@@ -40,7 +40,7 @@ from .config import (
     ScheduleConfig,
     TrainConfig,
 )
-from .data import Batch, preprocessing
+from .data.loading import Batch, preprocessing
 from .signals import StopRequest
 
 # States are gathered from all processes, on the CPU, under the parameters' names: they fit any number of processes.

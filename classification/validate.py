@@ -1,23 +1,16 @@
-"""Evaluation, in training and of a checkpoint: `python -m classification.validate CHECKPOINT --data-dir DIR`."""
+"""Evaluate a checkpoint: `python -m classification.validate CHECKPOINT --data-dir DIR`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor, nn
-from tqdm import tqdm
 
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
@@ -27,123 +20,10 @@ from hvt_backbones.processes import leave_processes
 
 from . import distributed
 from .checkpoint import files
-from .config import DataConfig
-from .data import Batch, Loader, Pictures, Unreadable, batches, eval_loader, open_pictures
-from .data.pictures import wordnet_ids
-from .signals import StoppedError, StopRequest
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Sums over a data set; every image counts once."""
-
-    images: int
-    correct1: int
-    correct5: int
-    loss_sum: float
-
-    @property
-    def top1(self) -> float:
-        """Per cent."""
-        return 100 * self.correct1 / self.images
-
-    @property
-    def top5(self) -> float:
-        """Per cent."""
-        return 100 * self.correct5 / self.images
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.images
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: Loader,
-    accelerator: Accelerator,
-    *,
-    stop: StopRequest | None = None,
-    unreadable: Unreadable | None = None,
-) -> Evaluation:
-    """Cross-entropy, top-1 and top-5 over all ranks' loaders.
-
-    Args:
-        model: not wrapped by DDP: the ranks' numbers of batches may differ. One that is sharded gathers its weights
-            with every batch, so the ranks that have fewer repeat their last one without counting it.
-        stop: looked at before each batch; all processes end where one has got a signal.
-        unreadable: counts the pictures that are passed over.
-
-    Raises:
-        StoppedError: a signal came to one of the processes.
-    """
-    stop = stop or StopRequest()
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    sums = torch.zeros(5, device=accelerator.device)  # float32 counts exactly up to 2**24 images
-    sharded = hasattr(model, "unshard") or hasattr(model, "zero_optimization_stage")
-    for batch in tqdm(
-        _padded(loader, accelerator) if sharded else batches(loader, accelerator.device),
-        total=len(loader),
-        desc="evaluate",
-        unit="batch",
-        leave=False,
-        dynamic_ncols=True,
-        disable=None if accelerator.is_main_process else True,
-    ):
-        if _asked_to_stop(stop, accelerator, agree=sharded):
-            sums[4] = 1
-            break
-        with accelerator.autocast():
-            logits = model(batch.images)
-        if len(batch.targets):
-            sums[:4] += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
-        if unreadable is not None:
-            unreadable.add(batch.unreadable)
-    for module in training:
-        module.training = True
-    images, correct1, correct5, loss, stops = accelerator.reduce(sums, "sum").tolist()
-    if stops:
-        raise StoppedError(stop.number or signal.SIGTERM)
-    return Evaluation(round(images), round(correct1), round(correct5), loss)
-
-
-def _asked_to_stop(stop: StopRequest, accelerator: Accelerator, *, agree: bool) -> bool:
-    """Whether a signal has come: to this process, or, where they have to `agree`, to any."""
-    if not agree:
-        return stop.number > 0
-    asked = torch.tensor(float(stop.number > 0), device=accelerator.device)
-    torch.distributed.all_reduce(asked)
-    return bool(asked)
-
-
-def _padded(loader: Loader, accelerator: Accelerator) -> Iterator[Batch]:
-    """This rank's batches, the last one repeated without its targets until the longest rank is through."""
-    most = torch.tensor(len(loader), device=accelerator.device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    count, batch = 0, None
-    for count, batch in enumerate(batches(loader, accelerator.device), start=1):  # noqa: B007
-        yield batch
-    if batch is None:  # fewer pictures than ranks: this one borrows the first
-        batch = loader.collate_fn([loader.dataset[0]])
-        batch = batch._replace(images=batch.images.to(accelerator.device), targets=batch.targets.to(accelerator.device))
-    for _ in range(int(most) - count):
-        yield batch._replace(targets=batch.targets[:0], unreadable=[])
-
-
-def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-    return torch.stack(
-        [
-            torch.tensor(float(len(targets)), device=logits.device),
-            best[:, 0].sum().float(),
-            best.any(1).sum().float(),
-            F.cross_entropy(logits, targets, reduction="sum"),
-        ]
-    )
-
-
-# ---- the command
+from .config import DataConfig, ParallelConfig, TrainConfig
+from .data.loading import eval_loader, open_pictures
+from .data.pictures import Pictures, Unreadable, wordnet_ids
+from .trainer import evaluate
 
 # The settings that messages of the trainer's parts name -> our options
 OPTIONS = {
@@ -326,7 +206,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     data = open_pictures(config, split, preprocessing.transform())
     number_classes(data, model_file, args, where)
     model = model_file.classifier()
-    accelerator = distributed.build_accelerator(args.device, args.amp)
+    accelerator = distributed.build_accelerator(TrainConfig(device=args.device, amp=args.amp), ParallelConfig())
     loader = eval_loader(
         data,
         args.batch_size,

@@ -25,7 +25,7 @@ from ..signals import leave_signals_to_the_parent, sigterm_later
 from .digits import lay_out_digits
 from .pictures import Noise, Pictures, Sample
 from .readers import open_reader
-from .sampler import RankSlice, TrainSampler
+from .sampler import TrainSampler
 
 
 class Batch(NamedTuple):
@@ -130,8 +130,7 @@ def train_loader(
 
 def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, world: int, pin: bool) -> Loader:
     """Every picture exactly once over all ranks."""
-    sampler = RankSlice(len(dataset), rank, world)
-    return Loader(dataset, batch_size, sampler=sampler, **_loading(dataset, workers, pin))
+    return Loader(dataset, batch_size, sampler=range(rank, len(dataset), world), **_loading(dataset, workers, pin))
 
 
 def _loading(dataset: Pictures, workers: int, pin: bool) -> dict[str, Any]:

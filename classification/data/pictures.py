@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ class Sample:
     image: Tensor | None
     target: int
     index: int
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[str]
 
 
 class Pictures(Dataset):
@@ -128,16 +128,11 @@ class Pictures(Dataset):
         if isinstance(key, tuple):
             index, seed = key
             with seeded_generators(seed):
-                return self._load_from(index)
-        try:
-            image, target = self.load(key)
-        except PictureError:
-            if self.on_error == "fail":
-                raise
-            return Sample(None, -1, key, [self.filename(key)])
-        return Sample(image, target, key)
+                return self._load(index, replace=True)
+        return self._load(key, replace=False)
 
-    def _load_from(self, index: int) -> Sample:
+    def _load(self, index: int, *, replace: bool) -> Sample:
+        """The sample of a picture, or, if that cannot be read and is to be replaced, of the next one that can."""
         unreadable: list[str] = []
         while True:
             try:
@@ -146,6 +141,8 @@ class Pictures(Dataset):
                 if self.on_error == "fail":
                     raise
                 unreadable.append(self.filename(index))
+                if not replace:
+                    return Sample(None, -1, index, unreadable)
                 if len(unreadable) > self.max_unreadable:
                     raise too_many_unreadable(unreadable, len(self), self.max_unreadable) from error
                 index = (index + 1) % len(self)

@@ -22,10 +22,8 @@ from ..data.pictures import Pictures
 from ..progress import Progress
 from ..state import Learner, Outcome, lr_scale, warmup_epochs
 from .curves import plot_curves
-from .log import EventWriter, duration, peak_memory, write_log
+from .log import EventWriter, duration, listed, peak_memory, write_log
 from .page import write_report
-
-NAMES_SHOWN = 4
 
 
 class Journal:
@@ -69,10 +67,8 @@ class Journal:
         )
         for pictures, what in ((self.train_data, "training"), (self.val_data, "held-out")):
             if absent := pictures.classes_without_pictures():
-                more = f" and {len(absent) - NAMES_SHOWN} more" if len(absent) > NAMES_SHOWN else ""
                 accelerator.print(
-                    f"{len(absent)} of {len(pictures.class_names)} classes have no {what} pictures: "
-                    f"{', '.join(absent[:NAMES_SHOWN])}{more}"
+                    f"{len(absent)} of {len(pictures.class_names)} classes have no {what} pictures: {listed(absent)}"
                 )
         if config.data.on_error == "skip":
             accelerator.print(
@@ -134,7 +130,6 @@ class Journal:
             progress.step, train__epoch_loss=row["train_loss"], val__loss=row["val_loss"], val__top1=row["top1"],
             val__top5=row["top5"],
         )  # fmt: skip
-        self.events.flush()
 
     def _write(self, weights: Mapping[str, Tensor], row: Mapping[str, Any], improved: bool) -> None:
         """What an epoch leaves beside its checkpoint."""

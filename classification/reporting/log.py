@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
+def listed(names: Sequence[str], shown: int = 4) -> str:
+    """`a, b, c, d and 3 more`."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
 def write_log(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     """`log.csv`: one row per epoch."""
     with whole_file(folder / LOG) as path, path.open("w", newline="") as file:
@@ -70,11 +75,7 @@ class EventWriter:
         with self._expendable():
             for name, value in values.items():
                 self._writer.add_scalar(name.replace("__", "/"), value, step)
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            with self._expendable():
-                self._writer.flush()
+            self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:

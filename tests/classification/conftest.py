@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from classification.config import DataConfig
-from classification.data import Pictures, open_pictures
 from classification.data.digits import lay_out_digits
+from classification.data.loading import open_pictures
+from classification.data.pictures import Pictures
 from classification.train import main
 
 TINY = (

@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
+from classification.config import ParallelConfig, TrainConfig
 from classification.distributed import build_accelerator
 from hvt_backbones import InputError, load_weights
 from hvt_backbones.device import DeviceType
@@ -164,8 +165,7 @@ def test_a_checkpoint_fits_any_layout(
 
 def held_out(*options: str) -> tuple[int, int, float]:
     """Images, right ones and loss of an untrained model."""
-    from classification.trainer import Trainer
-    from classification.validate import evaluate
+    from classification.trainer import Trainer, evaluate
 
     trainer = Trainer(parse_command_line(options))
     result = evaluate(trainer.learner.evaluated, trainer.val_loader, trainer.accelerator)
@@ -407,7 +407,7 @@ def test_modes_that_do_not_go_together(options: tuple[str, ...], message: str) -
 
 def test_deepspeed_on_the_cpu_is_refused() -> None:
     with pytest.raises(InputError, match="parallel.mode: zero2 needs an accelerator"):
-        build_accelerator("cpu", "fp32", mode="zero2")
+        build_accelerator(TrainConfig(device="cpu"), ParallelConfig(mode="zero2"))
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import Pictures, Unreadable, batches, eval_loader, open_data, train_loader
+from classification.data.loading import batches, eval_loader, open_data, train_loader
+from classification.data.pictures import Pictures, Unreadable
 from classification.data.readers import ReaderShards, index_classes
 from hvt_backbones import InputError
 from hvt_backbones.model_file import Preprocessing

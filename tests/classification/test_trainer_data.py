@@ -23,18 +23,9 @@ from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import (
-    Batch,
-    Pictures,
-    Unreadable,
-    batches,
-    eval_loader,
-    open_data,
-    preprocessing,
-    train_loader,
-)
 from classification.data.digits import lay_out_digits
-from classification.data.pictures import class_positions
+from classification.data.loading import Batch, batches, eval_loader, open_data, preprocessing, train_loader
+from classification.data.pictures import Pictures, Unreadable, class_positions
 from hvt_backbones import InputError
 from hvt_backbones.predict import class_names as imagenet_names
 
@@ -182,7 +173,7 @@ def test_more_unreadable_pictures_than_the_stated_share_end_the_run(damaged: Pat
     with pytest.raises(InputError, match=r"data\.max_errors: 2 of 12 pictures cannot be read, 1 are allowed.*b\.png"):
         unreadable.add(["b.png"])
     data.reader.targets *= 25
-    assert Pictures(data.reader, None, max_errors=0.29).max_unreadable == 87  # of 300
+    assert Pictures(data.reader, channels=3, transform=None, max_errors=0.29).max_unreadable == 87  # of 300
 
 
 def test_nothing_but_damage_ends_at_once(small_data: Path) -> None:
@@ -379,7 +370,7 @@ def test_a_forgotten_loader_ends_its_workers_at_once(monkeypatch: pytest.MonkeyP
 LOAD_FOREVER = """
 import signal, sys, torch
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import batches, open_data, train_loader
+from classification.data.loading import batches, open_data, train_loader
 
 config = DataConfig(kind="synthetic", synthetic_images=10**6, input_size=(3, 8, 8), batch_size=4, workers=2)
 train, _ = open_data(config, AugmentationConfig())

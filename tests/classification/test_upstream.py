@@ -13,7 +13,8 @@ from timm.data import auto_augment
 
 from classification.command_line import load_recipe
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import patches, train_transform
+from classification.data import patches
+from classification.data.loading import train_transform
 from classification.data.pictures import seeded_generators
 
 RECIPES = Path("classification/recipes")
