@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Literal
 
 from hvt_backbones import InputError
@@ -78,7 +78,7 @@ class DataConfig:
     max_errors: float = setting(
         0.01, "largest share of the pictures that data.on_error = skip passes over", low=0, high=1
     )
-    input_size: tuple[int, int, int] = setting((3, 224, 224), "channels, height, width", low=1, high=8192, length=3)
+    input_size: tuple[int, ...] = setting((3, 224, 224), "channels, height, width", low=1, high=8192, length=3)
     mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "per channel, of pixels scaled to 0..1", low=0, high=1)
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "per channel, of pixels scaled to 0..1", low=1e-3, high=1)
     interpolation: Literal["bicubic", "bilinear", "nearest"] = setting("bicubic", "how pictures are resized")
@@ -91,10 +91,8 @@ class DataConfig:
 class AugmentationConfig:
     """timm's augmentation of the training pictures."""
 
-    scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop", above=0, high=1, length=2)
-    ratio: tuple[float, float] = setting(
-        (0.75, 4 / 3), "width / height of the random crop", low=0.01, high=100, length=2
-    )
+    scale: tuple[float, ...] = setting((0.08, 1.0), "area of the random crop", above=0, high=1, length=2)
+    ratio: tuple[float, ...] = setting((0.75, 4 / 3), "width / height of the random crop", low=0.01, high=100, length=2)
     hflip: float = setting(0.5, "probability of a horizontal flip", low=0, high=1)
     color_jitter: float = setting(0.4, "brightness, contrast, saturation; unused with auto_augment", low=0, high=1)
     auto_augment: str | None = setting(None, "timm's policy string, e.g. rand-m9-mstd0.5-inc1")
@@ -124,7 +122,7 @@ class OptimizerConfig:
         high=10**6,
     )
     weight_decay: float = setting(0.05, "not applied to norms, biases and position tables", low=0, high=10)
-    betas: tuple[float, float] = setting((0.9, 0.999), "of Adam's moments", low=0, high=0.999999, length=2)
+    betas: tuple[float, ...] = setting((0.9, 0.999), "of Adam's moments", low=0, high=0.999999, length=2)
     eps: float = setting(1e-8, "added to Adam's denominator", above=0, high=1)
     layer_decay: float = setting(1.0, "factor of the learning rate per layer towards the input", above=0, high=1)
     clip_grad: float | None = setting(None, "largest global gradient norm; null does not clip", above=0, high=1e6)
@@ -203,11 +201,6 @@ class OutputConfig:
     keep_best: int = setting(1, "checkpoints with the best top-1 that are kept", low=0, high=100_000)
     log_steps: int = setting(50, "steps between lines within an epoch and points of TensorBoard", low=1, high=10**9)
     tensorboard: bool = setting(True, "write TensorBoard events, where the package is installed")
-
-    @property
-    def folder(self) -> Path:
-        assert self.dir is not None  # the command line has named it after the recipe
-        return Path(self.dir)
 
 
 @dataclass(frozen=True, kw_only=True)

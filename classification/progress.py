@@ -11,26 +11,13 @@ from .data.pictures import Unreadable
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over a data set; every image counts once."""
+    """Of a data set, every image of which counts once: how many are right, accuracies in per cent, the mean loss."""
 
     images: int
-    correct1: int
-    correct5: int
-    loss_sum: float
-
-    @property
-    def top1(self) -> float:
-        """Per cent."""
-        return 100 * self.correct1 / self.images
-
-    @property
-    def top5(self) -> float:
-        """Per cent."""
-        return 100 * self.correct5 / self.images
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.images
+    correct: int
+    top1: float
+    top5: float
+    loss: float
 
 
 def _epoch() -> dict[str, float]:
@@ -99,7 +86,7 @@ class Progress:
             "top1": result.top1,
             "top5": result.top5,
             "val_images": result.images,
-            "val_correct": result.correct1,
+            "val_correct": result.correct,
             "val_seconds": val_seconds,
             "seconds": self.epoch["seconds"] + val_seconds,
             "skipped_steps": self.skipped_steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Outcome:
     local_loss_is_bad: bool
 
 
+@dataclass(eq=False)
 class TrainStep:
     """One optimiser step over `accumulation` batches: forward, backward, clipping, and a look at what came out.
 
@@ -83,25 +84,18 @@ class TrainStep:
         clip_grad: largest global norm, or None.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        optimizer: AcceleratedOptimizer,
-        accelerator: Accelerator,
-        *,
-        label_smoothing: float = 0.0,
-        mixup: Mixup | None = None,
-        clip_grad: float | None = None,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.accelerator = accelerator
-        self.label_smoothing = 0.0 if mixup else label_smoothing
-        self.mixup = mixup
-        self.clip_grad = clip_grad
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model: Any
+    optimizer: AcceleratedOptimizer
+    accelerator: Accelerator
+    _: KW_ONLY
+    label_smoothing: float = 0.0
+    mixup: Mixup | None = None
+    clip_grad: float | None = None
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # DeepSpeed's engine clips and steps within `backward`
-        self.engine_steps = hasattr(model, "zero_optimization_stage")
+        self.engine_steps = hasattr(self.model, "zero_optimization_stage")
 
     def __call__(self, group: Sequence[Batch], stop: StopRequest | None = None) -> Outcome:
         """
@@ -110,6 +104,7 @@ class TrainStep:
             stop: looked at when the gradients are there.
         """
         accelerator = self.accelerator
+        smoothing = 0.0 if self.mixup else self.label_smoothing
         total = torch.zeros((), device=accelerator.device)
         for batch in group:
             images, targets = batch.images, batch.targets
@@ -120,7 +115,7 @@ class TrainStep:
                     self.model.set_requires_gradient_sync(accelerator.sync_gradients)
                 with accelerator.autocast():
                     logits = self.model(images)
-                loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+                loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
                 accelerator.backward(loss)
             total += loss.detach()
         grad_norm = self._clip()
@@ -206,12 +201,20 @@ class Learner:
             self.wrapped, self.optimizer = model, accelerator.prepare(self.raw_optimizer)
         else:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.raw_optimizer)
+        mixup = Mixup(
+            augmentation.mixup,
+            augmentation.cutmix,
+            prob=augmentation.mix_prob,
+            switch_prob=augmentation.switch_prob,
+            label_smoothing=augmentation.label_smoothing,
+            num_classes=num_classes,
+        )
         self.train_step = TrainStep(
             self.wrapped,
             self.optimizer,
             accelerator,
             label_smoothing=augmentation.label_smoothing,
-            mixup=build_mixup(augmentation, num_classes),
+            mixup=mixup if augmentation.mixes else None,
             clip_grad=optimizer.clip_grad,
         )
         # a DeepSpeed engine writes and reads its state itself
@@ -378,16 +381,3 @@ def build_scheduler(
 def warmup_epochs(settings: ScheduleConfig, epochs: int) -> int:
     """A run shorter than its recipe's warm-up, such as a first try, warms up until its last epoch."""
     return min(settings.warmup_epochs, epochs - 1)
-
-
-def build_mixup(mix: AugmentationConfig, num_classes: int) -> Mixup | None:
-    if not mix.mixes:
-        return None
-    return Mixup(
-        mix.mixup,
-        mix.cutmix,
-        prob=mix.mix_prob,
-        switch_prob=mix.switch_prob,
-        label_smoothing=mix.label_smoothing,
-        num_classes=num_classes,
-    )

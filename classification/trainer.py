@@ -82,7 +82,13 @@ def evaluate(
     images, correct1, correct5, loss, stops = accelerator.reduce(sums, "sum").tolist()
     if stops:
         raise StoppedError(stop.number or signal.SIGTERM)
-    return Evaluation(round(images), round(correct1), round(correct5), loss)
+    return Evaluation(
+        images=round(images),
+        correct=round(correct1),
+        top1=100 * correct1 / images,
+        top5=100 * correct5 / images,
+        loss=loss / images,
+    )
 
 
 def _asked_to_stop(stop: StopRequest, accelerator: Accelerator, *, agree: bool) -> bool:
@@ -146,7 +152,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         files.check_output(config.output, benchmark=bool(config.train.benchmark_steps))
-        self.folder = config.output.folder
+        self.folder = files.run_folder(config.output)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.train_data, self.val_data = open_data(config.data, config.augmentation)

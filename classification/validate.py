@@ -199,11 +199,10 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         class_order=args.class_order or "natural",
         on_error=args.on_error,
         max_errors=args.max_errors,
-        input_size=preprocessing.input_size,
     )
     split = args.split if args.split is not None else _default_split(args.kind, Path(args.data_dir))
     where = args.data_dir if split is None else str(Path(args.data_dir) / split)
-    data = open_pictures(config, split, preprocessing.transform())
+    data = open_pictures(config, split, preprocessing.transform(), channels=preprocessing.input_size[0])
     number_classes(data, model_file, args, where)
     model = model_file.classifier()
     accelerator = distributed.build_accelerator(TrainConfig(device=args.device, amp=args.amp), ParallelConfig())
@@ -236,7 +235,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "top5": result.top5,
         "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN
         "images": result.images,
-        "correct": result.correct1,
+        "correct": result.correct,
         "unreadable": passed_over,
         "seconds": seconds,
         "images_per_second": result.images / seconds,

@@ -20,11 +20,9 @@ from typing import Any
 
 import filelock
 import torch
-from torch import Tensor
 
 from hvt_backbones import InputError
 from hvt_backbones.weights.download import sha256_of
-from hvt_backbones.weights.files import save_state_dict
 
 from ..config import OutputConfig
 
@@ -44,9 +42,9 @@ TENSORBOARD = "tensorboard"
 RUN_FILES = (LAST_WEIGHTS, BEST_WEIGHTS, CHECKPOINTS, LOG, CONFIG, METRICS, CURVES, REPORT)
 
 
-def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
-    weights = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    save_state_dict(weights, folder / name, metadata=dict(description))
+def run_folder(output: OutputConfig) -> Path:
+    assert output.dir is not None  # the command line has named it after the recipe
+    return Path(output.dir)
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -193,7 +191,7 @@ def check_output(output: OutputConfig, *, benchmark: bool) -> None:
     Raises:
         InputError: see above.
     """
-    folder = output.folder
+    folder = run_folder(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output.dir: {folder} is a file; give a folder with --output-dir.")
     if held_run(folder) and not (benchmark or output.resume or output.overwrite):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ FREE_SETTINGS = (
 )  # fmt: skip
 
 
+@dataclass(eq=False)
 class Saver:
     """Saves a run and goes back to what was saved; every method is a collective call.
 
@@ -46,15 +48,17 @@ class Saver:
         checkpoint: the last one of this run; None where there is none yet.
     """
 
-    def __init__(
-        self, output: OutputConfig, accelerator: Accelerator, learner: Learner, progress: Progress, *,
-        settings: Mapping[str, Mapping[str, Any]], description: Mapping[str, str], pictures: int,
-    ) -> None:  # fmt: skip
-        self.output, self.accelerator = output, accelerator
-        self.learner, self.progress = learner, progress
-        self.settings, self.description, self.pictures = settings, description, pictures
-        self.folder = output.folder
-        self.checkpoint: Path | None = None
+    output: OutputConfig
+    accelerator: Accelerator
+    learner: Learner
+    progress: Progress
+    settings: Mapping[str, Mapping[str, Any]]
+    description: Mapping[str, str]
+    pictures: int
+    checkpoint: Path | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = files.run_folder(self.output)
 
     def _state(self) -> dict[str, Any]:
         """What all processes share."""

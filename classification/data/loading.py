@@ -24,7 +24,7 @@ from ..config import AugmentationConfig, DataConfig
 from ..signals import leave_signals_to_the_parent, sigterm_later
 from .digits import lay_out_digits
 from .pictures import Noise, Pictures, Sample
-from .readers import open_reader
+from .readers import Reader, ReaderFolder, ReaderHuggingFace, ReaderShards, find_shards
 from .sampler import TrainSampler
 
 
@@ -42,19 +42,26 @@ def data_root(config: DataConfig) -> Path:
     return Path(config.dir or f"outputs/data/{config.kind}")
 
 
-def open_pictures(config: DataConfig, split: str | None, transform: Any) -> Pictures:
-    """The pictures of one split of the data, or of its folder itself.
+def open_pictures(config: DataConfig, split: str | None, transform: Any, *, channels: int) -> Pictures:
+    """The pictures of one split of the data, or of its folder itself, with so many channels.
 
     Raises:
         InputError: nothing there, or not of this kind (see readers.py); with `on_error="fail"` also a file of zero
             bytes, where that is known before it is read.
     """
-    reader = open_reader("imagefolder" if config.kind == "digits" else config.kind, data_root(config), split)
+    root = data_root(config)
+    reader: Reader
+    if config.kind == "hfds":
+        reader = ReaderHuggingFace(str(root), split)
+    elif config.kind in ("tar", "wds"):
+        reader = ReaderShards(find_shards(root, split), webdataset=config.kind == "wds")
+    else:
+        reader = ReaderFolder(root if split is None else root / split)
     if config.on_error == "fail":
         reader.check_sizes()
     pictures = Pictures(
         reader,
-        channels=config.input_size[0],
+        channels=channels,
         transform=transform,
         on_error=config.on_error,
         max_errors=config.max_errors,
@@ -76,8 +83,9 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
     root = data_root(config)
     if config.kind == "digits":
         lay_out_digits(root)
-    train = open_pictures(config, config.train_split, train_transform(config, augmentation))
-    val = open_pictures(config, config.val_split, preprocessing(config).transform())
+    channels = config.input_size[0]
+    train = open_pictures(config, config.train_split, train_transform(config, augmentation), channels=channels)
+    val = open_pictures(config, config.val_split, preprocessing(config).transform(), channels=channels)
     for name in train.reader.empty:
         raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")
     val.use_classes(train.class_names, f"{root / config.train_split}")
@@ -86,10 +94,10 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
 
 def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any:
     return create_transform(
-        config.input_size,
+        preprocessing(config).input_size,
         is_training=True,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
+        scale=(augmentation.scale[0], augmentation.scale[1]),
+        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
         hflip=augmentation.hflip,
         color_jitter=augmentation.color_jitter,
         auto_augment=augmentation.auto_augment,
@@ -103,8 +111,9 @@ def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any
 
 def preprocessing(config: DataConfig) -> Preprocessing:
     """How a picture becomes the model's input outside of training; `hvt predict` does the same."""
+    channels, height, width = config.input_size
     return Preprocessing(
-        input_size=config.input_size,
+        input_size=(channels, height, width),
         mean=config.mean,
         std=config.std,
         interpolation=config.interpolation,

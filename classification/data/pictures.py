@@ -191,13 +191,13 @@ class Noise(Pictures):
     forks = True
     POOL = 4096  # different pictures: windows at successive offsets into one piece of noise
 
-    def __init__(self, images: int, classes: int, input_size: tuple[int, ...], seed: int = 0) -> None:
+    def __init__(self, images: int, classes: int, input_size: tuple[int, ...]) -> None:
         self.images = images
         self.input_size = input_size
         self.on_error, self.max_unreadable = "fail", 0
         self.class_names = [str(index) for index in range(classes)]
         size = int(np.prod(input_size)) + self.POOL
-        self.noise = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        self.noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
         return self.images

@@ -338,16 +338,3 @@ def _open_hugging_face(datasets: Any, name: str, split: str | None) -> Any:
 
 def _is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def open_reader(kind: str, root: Path, split: str | None = None) -> Reader:
-    """The reader of a `data.kind` with files, for `root` itself or for the split of it.
-
-    Raises:
-        InputError: nothing there, or not of this kind.
-    """
-    if kind == "hfds":
-        return ReaderHuggingFace(str(root), split)
-    if kind in ("tar", "wds"):
-        return ReaderShards(find_shards(root, split), webdataset=kind == "wds")
-    return ReaderFolder(root if split is None else root / split)

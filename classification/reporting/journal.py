@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.model_file import entry, epoch_metadata
+from hvt_backbones.weights.files import save_state_dict
 
 from .. import distributed
 from ..checkpoint import files
@@ -22,7 +24,7 @@ from ..data.pictures import Pictures
 from ..progress import Progress
 from ..state import Learner, Outcome, lr_scale, warmup_epochs
 from .curves import plot_curves
-from .log import EventWriter, duration, listed, peak_memory, write_log
+from .log import EventWriter, duration, listed, peak_memory
 from .page import write_report
 
 
@@ -45,7 +47,7 @@ class Journal:
         self.learner, self.progress = learner, progress
         self.description = description
         self.train_data, self.val_data = train_data, val_data
-        self.folder = config.output.folder
+        self.folder = files.run_folder(config.output)
         wanted = accelerator.is_main_process and config.output.tensorboard
         self.events = EventWriter(self.folder, wanted=wanted, step=progress.step)
 
@@ -135,9 +137,12 @@ class Journal:
         """What an epoch leaves beside its checkpoint."""
         described = {**self.description, **epoch_metadata(row["epoch"], row["top1"])}
         if improved:
-            files.save_weights(self.folder, files.BEST_WEIGHTS, weights, described)
-        files.save_weights(self.folder, files.LAST_WEIGHTS, weights, described)
-        write_log(self.folder, self.progress.history)
+            save_state_dict(weights, self.folder / files.BEST_WEIGHTS, described)
+        save_state_dict(weights, self.folder / files.LAST_WEIGHTS, described)
+        with whole_file(self.folder / files.LOG) as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row), restval="")
+            writer.writeheader()
+            writer.writerows(self.progress.history)
         described_run = self.config.as_dict()
         # a recipe that replaces a run without being asked would be a trap
         described_run["output"] |= {"resume": None, "overwrite": False, "allow_changes": False}

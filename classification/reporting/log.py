@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hvt_backbones.atomic import whole_file
-
-from ..checkpoint.files import LOG, TENSORBOARD
+from ..checkpoint.files import TENSORBOARD
 
 
 def peak_memory(device: torch.device) -> float:
@@ -41,14 +38,6 @@ def duration(seconds: float) -> str:
 def listed(names: Sequence[str], shown: int = 4) -> str:
     """`a, b, c, d and 3 more`."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def write_log(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """`log.csv`: one row per epoch."""
-    with whole_file(folder / LOG) as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[-1]), restval="")
-        writer.writeheader()
-        writer.writerows(history)
 
 
 class EventWriter:

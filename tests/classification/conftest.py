@@ -30,8 +30,7 @@ QUICK = (
 
 def open_at(path: Path, transform: Any, *, channels: int = 3, split: str | None = None, **settings: Any) -> Pictures:
     """The pictures in a folder; `settings` are of `DataConfig`."""
-    config = DataConfig(dir=str(path), input_size=(channels, 32, 32), **settings)
-    return open_pictures(config, split, transform)
+    return open_pictures(DataConfig(dir=str(path), **settings), split, transform, channels=channels)
 
 
 @pytest.fixture(autouse=True)

@@ -169,7 +169,7 @@ def held_out(*options: str) -> tuple[int, int, float]:
 
     trainer = Trainer(parse_command_line(options))
     result = evaluate(trainer.learner.evaluated, trainer.val_loader, trainer.accelerator)
-    return result.images, result.correct1, result.loss
+    return result.images, result.correct, result.loss
 
 
 @pytest.mark.slow
