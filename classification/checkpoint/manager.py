@@ -218,15 +218,15 @@ def choose_checkpoint(folder: Path, resume: str) -> Path | None:
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`optimizer.lr 0.001 there, 0.002 here`, for each setting that matters and differs."""
-    keys = {
-        f"{section}.{name}": (section, name) for part in (before, now) for section in part for name in part[section]
-    }
-    absent = "absent"
+    there, here = (
+        {f"{section}.{name}": value for section, values in part.items() for name, value in values.items()}
+        for part in (before, now)
+    )
+    pairs = {key: (there.get(key, "absent"), here.get(key, "absent")) for key in there | here}
     return [
         f"{key} {old} there, {new} here"
-        for key, (section, name) in keys.items()
-        if not key.startswith(FREE_SETTINGS)
-        and (old := before.get(section, {}).get(name, absent)) != (new := now.get(section, {}).get(name, absent))
+        for key, (old, new) in pairs.items()
+        if old != new and not key.startswith(FREE_SETTINGS)
     ]
 
 
@@ -245,7 +245,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], Any]) -> Any:
     return result
 
 
-def _attempt(action: Any) -> str | None:
+def _attempt(action: Callable[[], object]) -> str | None:
     """Run `action`; why a file could not be written, or None."""
     try:
         action()

@@ -65,7 +65,7 @@ class Pictures(Dataset):
         self.on_error = on_error
         self.max_unreadable = bearable(max_errors, len(reader))
         self.class_names = list(reader.class_to_idx)
-        self.class_order: list[int] | None = None
+        self.class_order = list(range(len(self.class_names)))  # class of the reader -> class of the model
         self.forks = reader.forks
 
     def __len__(self) -> int:
@@ -77,9 +77,7 @@ class Pictures(Dataset):
 
     def class_counts(self) -> NDArray[np.int64]:
         """Pictures of each class, (number of classes,)."""
-        targets = np.asarray(self.reader.targets, dtype=np.int64)
-        if self.class_order is not None:
-            targets = np.asarray(self.class_order)[targets]
+        targets = np.asarray(self.class_order)[np.asarray(self.reader.targets, dtype=np.int64)]
         return np.bincount(targets, minlength=len(self.class_names))
 
     def classes_without_pictures(self) -> list[str]:
@@ -119,8 +117,7 @@ class Pictures(Dataset):
             if not 0 <= number < num_classes or numbers.count(number) > 1:
                 problem = "more than once" if 0 <= number < num_classes else f"of a model with {num_classes} classes"
                 raise InputError(f"{where} has class {number} {problem}; expected different ones from 0.")
-        order = range(len(numbers)) if self.class_order is None else self.class_order
-        self.class_order = [numbers[index] for index in order]
+        self.class_order = [numbers[index] for index in self.class_order]
         names = dict(zip(numbers, self.class_names, strict=True))
         self.class_names = [names.get(index, str(index)) for index in range(num_classes)]
 
@@ -167,7 +164,7 @@ class Pictures(Dataset):
                 f"picture {self.filename(index)} cannot be read ({reason}): replace it or leave it out, or set "
                 "data.on_error = skip"
             ) from None
-        return self.transform(picture), target if self.class_order is None else self.class_order[target]
+        return self.transform(picture), self.class_order[target]
 
 
 @contextmanager
