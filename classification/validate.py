@@ -195,14 +195,14 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     preprocessing = replace(preprocessing, **{name: value for name, value in given.items() if value})
     config = DataConfig(
         kind=args.kind,
-        dir=args.data_dir,
         class_order=args.class_order or "natural",
         on_error=args.on_error,
         max_errors=args.max_errors,
     )
-    split = args.split if args.split is not None else _default_split(args.kind, Path(args.data_dir))
-    where = args.data_dir if split is None else str(Path(args.data_dir) / split)
-    data = open_pictures(config, split, preprocessing.transform(), channels=preprocessing.input_size[0])
+    root = Path(args.data_dir)
+    split = args.split if args.split is not None else _default_split(args.kind, root)
+    where = args.data_dir if split is None else str(root / split)
+    data = open_pictures(root, split, config, preprocessing.transform(), channels=preprocessing.input_size[0])
     number_classes(data, model_file, args, where)
     model = model_file.classifier()
     accelerator = distributed.build_accelerator(TrainConfig(device=args.device, amp=args.amp), ParallelConfig())

@@ -42,14 +42,13 @@ def data_root(config: DataConfig) -> Path:
     return Path(config.dir or f"outputs/data/{config.kind}")
 
 
-def open_pictures(config: DataConfig, split: str | None, transform: Any, *, channels: int) -> Pictures:
-    """The pictures of one split of the data, or of its folder itself, with so many channels.
+def open_pictures(root: Path, split: str | None, config: DataConfig, transform: Any, *, channels: int) -> Pictures:
+    """The pictures of one split of a folder, or of that itself, with so many channels.
 
     Raises:
         InputError: nothing there, or not of this kind (see readers.py); with `on_error="fail"` also a file of zero
             bytes, where that is known before it is read.
     """
-    root = data_root(config)
     reader: Reader
     if config.kind == "hfds":
         reader = ReaderHuggingFace(str(root), split)
@@ -84,8 +83,8 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
     if config.kind == "digits":
         lay_out_digits(root)
     channels = config.input_size[0]
-    train = open_pictures(config, config.train_split, train_transform(config, augmentation), channels=channels)
-    val = open_pictures(config, config.val_split, preprocessing(config).transform(), channels=channels)
+    train = open_pictures(root, config.train_split, config, train_transform(config, augmentation), channels=channels)
+    val = open_pictures(root, config.val_split, config, preprocessing(config).transform(), channels=channels)
     for name in train.reader.empty:
         raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")
     val.use_classes(train.class_names, f"{root / config.train_split}")

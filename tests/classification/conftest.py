@@ -30,7 +30,7 @@ QUICK = (
 
 def open_at(path: Path, transform: Any, *, channels: int = 3, split: str | None = None, **settings: Any) -> Pictures:
     """The pictures in a folder; `settings` are of `DataConfig`."""
-    return open_pictures(DataConfig(dir=str(path), **settings), split, transform, channels=channels)
+    return open_pictures(path, split, DataConfig(**settings), transform, channels=channels)
 
 
 @pytest.fixture(autouse=True)
