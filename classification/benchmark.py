@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, count, islice, repeat
+from itertools import islice, repeat
 
 import torch
 
 from hvt_backbones.model_file import entry
 
 from .config import Config
-from .data import Batch, batches
+from .data.loading import Batch, endless
 from .distributed import precision
 from .reporting.log import peak_memory
 from .trainer import Trainer
 
 WARMUP_STEPS = 10
+STEPS = 10  # where nobody says how many
 
 
 def measure(trainer: Trainer) -> dict[str, dict[str, float]]:
@@ -32,14 +33,15 @@ def measure(trainer: Trainer) -> dict[str, dict[str, float]]:
         peak_memory_gib.
     """
     accelerator, config = trainer.accelerator, trainer.config
-    results = {"synthetic": _measure(trainer, synthetic_batches(trainer))}
+    steps, devices = config.train.benchmark_steps, accelerator.num_processes
+    assert steps is not None  # else nobody asks for a measurement
+    results = {"synthetic": _measure(trainer, steps, synthetic_batches(trainer))}
     if config.data.kind != "synthetic":
-        results["real"] = _measure(trainer, real_batches(trainer))
-    devices = accelerator.num_processes
+        results["real"] = _measure(trainer, steps, endless(trainer.train_loader, accelerator.device))
     accelerator.print(
         f"{entry(trainer.description, 'model')}, {devices} x {accelerator.device.type}, precision "
         f"{precision(accelerator)}, global batch {trainer.progress.global_batch}, "
-        f"{config.train.benchmark_steps} steps after {WARMUP_STEPS} of warm-up"
+        f"{steps} steps after {WARMUP_STEPS} of warm-up"
     )
     for kind, figures in results.items():
         accelerator.print(
@@ -60,33 +62,21 @@ def synthetic_batches(trainer: Trainer) -> Iterator[Batch]:
     return repeat(Batch(images, targets, torch.zeros(size, dtype=torch.long), []))
 
 
-def real_batches(trainer: Trainer) -> Iterator[Batch]:
-    """The training pictures, epoch after epoch."""
-
-    def epoch(number: int) -> Iterator[Batch]:
-        trainer.train_loader.batch_sampler.set_position(number, 0)
-        return batches(trainer.train_loader, trainer.accelerator.device)
-
-    return chain.from_iterable(map(epoch, count()))
-
-
-def _measure(trainer: Trainer, stream: Iterator[Batch]) -> dict[str, float]:
+def _measure(trainer: Trainer, steps: int, stream: Iterator[Batch]) -> dict[str, float]:
     accelerator, config, learner = trainer.accelerator, trainer.config, trainer.learner
     device = accelerator.device
     learner.wrapped.train()
     if device.type != "cpu":
         torch.get_device_module(device).reset_peak_memory_stats(device)
     seconds = []
-    for _ in range(WARMUP_STEPS + config.train.benchmark_steps):
+    for number in range(1, WARMUP_STEPS + steps + 1):
         begin = time.perf_counter()
-        outcome = learner.train_step(list(islice(stream, config.train.accumulation)))
-        if learner.ema is not None and outcome.applied:
-            learner.ema.update(learner.model)
+        learner.step(list(islice(stream, config.train.accumulation)), number)
         if device.type != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - begin)
     # the mean: workers deliver in bursts, so that the median step of a run that waits for data has not waited
-    mean = sum(seconds[WARMUP_STEPS:]) / config.train.benchmark_steps
+    mean = sum(seconds[WARMUP_STEPS:]) / steps
     rate = trainer.progress.global_batch / mean
     return {
         "ms_per_step": 1000 * mean,
@@ -96,12 +86,8 @@ def _measure(trainer: Trainer, stream: Iterator[Batch]) -> dict[str, float]:
     }
 
 
-def device_rate(config: Config, steps: int = 10) -> float:
+def device_rate(config: Config) -> float:
     """Images per second that the training step of `config` takes on this machine, data aside."""
-    measured = replace(
-        config,
-        data=replace(config.data, kind="synthetic", workers=0),
-        train=replace(config.train, benchmark_steps=steps),
-    )
-    trainer = Trainer(measured)
-    return _measure(trainer, synthetic_batches(trainer))["images_per_second"]
+    data = replace(config.data, kind="synthetic", workers=0)
+    trainer = Trainer(replace(config, data=data, train=replace(config.train, benchmark_steps=STEPS)))
+    return _measure(trainer, STEPS, synthetic_batches(trainer))["images_per_second"]

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from .data.pictures import Unreadable
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a data set, every image of which counts once: how many are right, accuracies in per cent, the mean loss."""
+
+    images: int
+    correct: int
+    top1: float
+    top5: float
+    loss: float
 
 
 def _epoch() -> dict[str, float]:
@@ -37,14 +46,14 @@ class Progress:
     unreadable: Unreadable
     unreadable_held_out: Unreadable
     step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     inherited: int = 0
     bad_steps: int = 0
     skipped_steps: int = 0
     epoch: dict[str, float] = field(default_factory=_epoch)
 
     @property
-    def own(self) -> list[dict[str, float]]:
+    def own(self) -> list[dict[str, Any]]:
         """The epochs whose weights are in the run's own folder."""
         return self.history[self.inherited :]
 
@@ -60,9 +69,33 @@ class Progress:
         evaluation = self.history[-1]["val_seconds"] if self.history else 0.0
         return steps * ms_per_step / 1000 + (self.epochs - len(self.history)) * evaluation
 
-    def end_epoch(self, row: dict[str, float]) -> None:
+    def end_epoch(self, result: Evaluation, *, val_seconds: float, lr: float, peak_memory_gib: float) -> bool:
+        """Close an epoch with its row of the history; a collective call.
+
+        Returns:
+            Whether it is the best so far of those whose weights are in the run's own folder.
+        """
+        row = {
+            "epoch": len(self.history) + 1,
+            "step": self.step,
+            "train_loss": self.epoch["loss"] / max(self.epoch["steps"], 1),
+            "lr": lr,
+            **self.speed(),
+            "peak_memory_gib": peak_memory_gib,
+            "val_loss": result.loss,
+            "top1": result.top1,
+            "top5": result.top5,
+            "val_images": result.images,
+            "val_correct": result.correct,
+            "val_seconds": val_seconds,
+            "seconds": self.epoch["seconds"] + val_seconds,
+            "skipped_steps": self.skipped_steps,
+            "unreadable": len(self.unreadable.gather()) + len(self.unreadable_held_out.gather()),
+        }
+        improved = all(row["top1"] > earlier["top1"] for earlier in self.own)
         self.history.append(row)
         self.epoch = _epoch()
+        return improved
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it; a collective call."""
@@ -75,7 +108,7 @@ class Progress:
             "inherited": self.inherited,
             "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
-            "unreadable": count_unreadable(self.unreadable),
+            "unreadable": self.unreadable.gather(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -86,9 +119,3 @@ class Progress:
         self.unreadable.names.update(state["unreadable"])
         # with another global batch (which has to be allowed), the same share of the pictures has been seen
         self.step = round(state["step"] * self.steps_per_epoch / state["steps_per_epoch"])
-
-
-def count_unreadable(unreadable: Unreadable) -> list[str]:
-    """The names that any process has passed over; a collective call."""
-    unreadable.add(gather_object(sorted(unreadable.names)))
-    return sorted(unreadable.names)

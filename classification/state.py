@@ -2,28 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from hvt_backbones import Classifier, InputError, create_classifier
+from hvt_backbones.model_file import metadata_of
+from hvt_backbones.variants import find_variant
 
 from . import distributed
-from .checkpoint.files import model_overrides
-from .config import AugmentationConfig, ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig, TrainConfig
-from .engine import TrainStep
+from .config import (
+    AugmentationConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from .data.loading import Batch, preprocessing
+from .signals import StopRequest
 
+# States are gathered from all processes, on the CPU, under the parameters' names: they fit any number of processes.
+# They are whole on the first process, and empty on the others.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Of an optimiser's groups: those of this run, not of its checkpoint, which may have others or another device's kernels.
 OPTIMIZER_SETTINGS = {"lr", "initial_lr", "lr_scale", "weight_decay", "betas", "eps", "foreach", "fused"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step did.
+
+    Attributes:
+        loss: mean over the step's pictures of all processes.
+        grad_norm: global L2 norm before clipping.
+        applied: whether the weights changed: not where loss or gradient are no numbers.
+        overflow: fp16 gradients that the next, smaller loss scale may save; `applied` is False then.
+        stop: a signal has reached one of the processes.
+        local_loss_is_bad: the loss of this process is no number.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    overflow: bool
+    stop: bool
+    local_loss_is_bad: bool
+
+
+@dataclass(eq=False)
+class TrainStep:
+    """One optimiser step over `accumulation` batches: forward, backward, clipping, and a look at what came out.
+
+    Args:
+        model: as `accelerator.prepare` or `fully_shard` leave it.
+        optimizer: accelerate's.
+        accelerator: with the number of batches per step.
+        label_smoothing: of the cross-entropy; `mixup` smooths by itself.
+        mixup: timm's, or None.
+        clip_grad: largest global norm, or None.
+    """
+
+    model: Any
+    optimizer: AcceleratedOptimizer
+    accelerator: Accelerator
+    _: KW_ONLY
+    label_smoothing: float = 0.0
+    mixup: Mixup | None = None
+    clip_grad: float | None = None
+
+    def __post_init__(self) -> None:
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # DeepSpeed's engine clips and steps within `backward`
+        self.engine_steps = hasattr(self.model, "zero_optimization_stage")
+
+    def __call__(self, group: Sequence[Batch], stop: StopRequest | None = None) -> Outcome:
+        """
+        Args:
+            group: `accumulation` batches.
+            stop: looked at when the gradients are there.
+        """
+        accelerator = self.accelerator
+        smoothing = 0.0 if self.mixup else self.label_smoothing
+        total = torch.zeros((), device=accelerator.device)
+        for batch in group:
+            images, targets = batch.images, batch.targets
+            if self.mixup is not None:
+                images, targets = self.mixup(images, targets)
+            with accelerator.accumulate(self.model):
+                if hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2's counterpart of DDP's no_sync
+                    self.model.set_requires_gradient_sync(accelerator.sync_gradients)
+                with accelerator.autocast():
+                    logits = self.model(images)
+                loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+                accelerator.backward(loss)
+            total += loss.detach()
+        grad_norm = self._clip()
+        # the one wait for the device, and in a job of several processes the one extra message, of a step
+        asked = float(stop is not None and stop.number > 0)
+        signs = torch.stack([total / len(group), torch.full_like(total, asked), grad_norm.to(total)])
+        local_loss = signs[0].clone()
+        if accelerator.num_processes > 1:
+            torch.distributed.all_reduce(signs)
+        mean_loss, stops, grad_norm_sum, local = torch.cat([signs, local_loss[None]]).tolist()
+        mean_loss, norm = mean_loss / accelerator.num_processes, grad_norm_sum / accelerator.num_processes
+        overflow = math.isfinite(mean_loss) and not math.isfinite(norm) and accelerator.scaler is not None
+        applied = math.isfinite(mean_loss) and math.isfinite(norm)
+        if applied or overflow:
+            self.optimizer.step()
+        elif accelerator.scaler is not None:
+            accelerator.scaler.update()  # it has unscaled these gradients, and waits to hear the end of it
+        self.optimizer.zero_grad()
+        return Outcome(mean_loss, norm, applied, overflow, stops > 0, not math.isfinite(local))
+
+    def _clip(self) -> Tensor:
+        if self.engine_steps:
+            # a step that it passed over leaves the norm of the one before
+            norm = math.nan if self.optimizer.step_was_skipped else self.model.get_global_grad_norm()
+            return torch.as_tensor(norm)
+        # without a limit the norm is still wanted: it tells whether the gradient is made of numbers
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 class Learner:
@@ -67,9 +187,8 @@ class Learner:
                 limits.recompile_limit = limits.accumulated_recompile_limit
             else:  # as PyTorch 2.6 calls them
                 limits.cache_size_limit = limits.accumulated_cache_size_limit
-            for stage in model.backbone.stages:
-                for block in stage.blocks:
-                    block.compile()
+            for block in distributed.blocks_of(model):
+                block.compile()
         if sharded:
             distributed.shard(model, device)
             if self.ema is not None:
@@ -77,16 +196,25 @@ class Learner:
         self.raw_optimizer = build_optimizer(optimizer, model, global_batch, device)
         scale = lr_scale(optimizer, global_batch)
         self.scheduler = build_scheduler(schedule, self.raw_optimizer, train.epochs, steps_per_epoch, scale)
+        self.wrapped: Any  # of PyTorch or DeepSpeed, with methods of its own
         if sharded:
             self.wrapped, self.optimizer = model, accelerator.prepare(self.raw_optimizer)
         else:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.raw_optimizer)
+        mixup = Mixup(
+            augmentation.mixup,
+            augmentation.cutmix,
+            prob=augmentation.mix_prob,
+            switch_prob=augmentation.switch_prob,
+            label_smoothing=augmentation.label_smoothing,
+            num_classes=num_classes,
+        )
         self.train_step = TrainStep(
             self.wrapped,
             self.optimizer,
             accelerator,
             label_smoothing=augmentation.label_smoothing,
-            mixup=build_mixup(augmentation, num_classes),
+            mixup=mixup if augmentation.mixes else None,
             clip_grad=optimizer.clip_grad,
         )
         # a DeepSpeed engine writes and reads its state itself
@@ -104,21 +232,30 @@ class Learner:
         """The largest of the groups: that of the head, where layers decay."""
         return max(group["lr"] for group in self.raw_optimizer.param_groups)
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `model` or of its average; a collective call."""
+    def step(self, group: Sequence[Batch], number: int, stop: StopRequest | None = None) -> Outcome:
+        """The step of this `number`, from 1: the weights, their average, and the rate of the step after it."""
+        outcome = self.train_step(group, stop)
+        self.scheduler.step_update(number)
+        if outcome.applied and self.ema is not None:
+            self.ema.update(self.model, step=number)
+        return outcome
+
+    def weights(self, *, averaged: bool) -> dict[str, Any]:
+        """The state dict of the model, or of its average where there is one; a collective call."""
         if self.mode == "zero3":
             return self.accelerator.get_state_dict(self.wrapped)
-        return distributed.whole_model_state(self.model if model is self.wrapped else model)
+        model = self.ema.module if averaged and self.ema is not None else self.model
+        return get_model_state_dict(model, options=WHOLE)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, beside what the engine writes; a collective call."""
-        scaler = self.accelerator.scaler
+        optimizer, scaler = None, self.accelerator.scaler
+        if not self.engine_steps:
+            optimizer = get_optimizer_state_dict(self.model, self.raw_optimizer, options=WHOLE)
         return {
-            "model": self.weights(self.model),
-            "ema": None if self.ema is None else self.weights(self.ema.module),
-            "optimizer": (
-                None if self.engine_steps else distributed.whole_optimizer_state(self.model, self.raw_optimizer)
-            ),
+            "model": self.weights(averaged=False),
+            "ema": None if self.ema is None else self.weights(averaged=True),
+            "optimizer": optimizer,
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -146,10 +283,10 @@ class Learner:
                 self.wrapped.load_checkpoint(str(folder), tag="deepspeed")
             else:
                 # before the weights: PyTorch makes a step, at a rate of 0, to have a state that it can fill
-                distributed.load_whole_optimizer_state(self.model, self.raw_optimizer, state["optimizer"])
-                distributed.load_whole_model_state(self.model, state["model"])
+                set_optimizer_state_dict(self.model, self.raw_optimizer, state["optimizer"], options=WHOLE)
+                set_model_state_dict(self.model, state["model"], options=WHOLE)
             if self.ema is not None:
-                distributed.load_whole_model_state(self.ema.module, state["ema"] or state["model"])
+                set_model_state_dict(self.ema.module, state["ema"] or state["model"], options=WHOLE)
             for group, settings in zip(self.raw_optimizer.param_groups, own, strict=True):
                 group.update(settings)
             if same_settings:
@@ -158,6 +295,17 @@ class Learner:
                 scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise InputError(f"output.resume: the checkpoint does not fit these settings: {error}") from None
+
+
+def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:
+    """The constructor arguments of the run's model: those of the recipe, and `in_chans` of its pictures."""
+    return model.overrides | ({} if channels == 3 else {"in_chans": channels})
+
+
+def describe_model(model: ModelConfig, data: DataConfig, class_names: Sequence[str]) -> dict[str, str]:
+    """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
+    overrides = model_overrides(model, data.input_size[0])
+    return metadata_of(find_variant(model.name)[0].name, overrides, class_names, preprocessing(data))
 
 
 def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Classifier:
@@ -193,7 +341,7 @@ def build_optimizer(
     # cuda: torch_npu's GradScaler hands itself to a fused optimiser, which takes no such argument, and the kernel
     # behind torch's own scaler (FSDP2's) ignores found_inf. Elsewhere the same arithmetic on lists: one by one,
     # FSDP2's shards take most of a small model's step
-    kernel = {}
+    kernel: dict[str, Any] = {}
     if settings.name in ("adamw", "adam"):
         kernel = {"fused": True} if device.type == "cuda" else {"foreach": True}
     try:
@@ -233,16 +381,3 @@ def build_scheduler(
 def warmup_epochs(settings: ScheduleConfig, epochs: int) -> int:
     """A run shorter than its recipe's warm-up, such as a first try, warms up until its last epoch."""
     return min(settings.warmup_epochs, epochs - 1)
-
-
-def build_mixup(mix: AugmentationConfig, num_classes: int) -> Mixup | None:
-    if not mix.mixes:
-        return None
-    return Mixup(
-        mix.mixup,
-        mix.cutmix,
-        prob=mix.mix_prob,
-        switch_prob=mix.switch_prob,
-        label_smoothing=mix.label_smoothing,
-        num_classes=num_classes,
-    )

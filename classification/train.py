@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from .signals import LostContactError, StoppedError, interrupted_at_once
 
 if TYPE_CHECKING:
     from .config import Config
@@ -27,9 +26,7 @@ def run(argv: Sequence[str] | None) -> int:
     from hvt_backbones.processes import leave_processes
 
     from .command_line import parse_command_line
-    from .distributed import LostContactError
-    from .engine import DivergedError
-    from .signals import StoppedError
+    from .trainer import DivergedError
 
     try:
         train(parse_command_line(argv))
@@ -57,24 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import benchmark  # noqa: F401  and all that it imports
 
     return exit_on_input_error(run)(argv)
-
-
-@contextlib.contextmanager
-def interrupted_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process within: the packages that take seconds to import do not all bear an exception there."""
-
-    def leave(*_: object) -> None:
-        os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from hvt_backbones import InputError
@@ -21,15 +23,111 @@ from . import distributed
 from .checkpoint import files
 from .checkpoint.manager import Saver, on_main
 from .config import Config
-from .data import Batch, Unreadable, batches, eval_loader, open_data, train_loader
-from .engine import DivergedError, Outcome, evaluate
-from .progress import Progress
+from .data.loading import Batch, Loader, batches, eval_loader, open_data, train_loader
+from .data.pictures import Unreadable
+from .progress import Evaluation, Progress
 from .reporting.journal import Journal
-from .signals import StoppedError, StopRequest
-from .state import Learner, build_model
+from .reporting.log import listed, peak_memory
+from .signals import StoppedError, StopRequest, contact
+from .state import Learner, Outcome, build_model, describe_model
 
 SEED_STRIDE = 100_003  # between the seeds of two runs; ranks count upward from each
-NAMES_SHOWN = 4
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    accelerator: Accelerator,
+    *,
+    stop: StopRequest | None = None,
+    unreadable: Unreadable | None = None,
+) -> Evaluation:
+    """Cross-entropy, top-1 and top-5 over all ranks' loaders.
+
+    Args:
+        model: not wrapped by DDP: the ranks' numbers of batches may differ. One that is sharded gathers its weights
+            with every batch, so the ranks that have fewer repeat their last one without counting it.
+        stop: looked at before each batch; all processes end where one has got a signal.
+        unreadable: counts the pictures that are passed over.
+
+    Raises:
+        StoppedError: a signal came to one of the processes.
+    """
+    stop = stop or StopRequest()
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    sums = torch.zeros(5, device=accelerator.device)  # float32 counts exactly up to 2**24 images
+    sharded = hasattr(model, "unshard") or hasattr(model, "zero_optimization_stage")
+    for batch in tqdm(
+        _padded(loader, accelerator) if sharded else batches(loader, accelerator.device),
+        total=len(loader),
+        desc="evaluate",
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=None if accelerator.is_main_process else True,
+    ):
+        if _asked_to_stop(stop, accelerator, agree=sharded):
+            sums[4] = 1
+            break
+        with accelerator.autocast():
+            logits = model(batch.images)
+        if len(batch.targets):
+            sums[:4] += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
+        if unreadable is not None:
+            unreadable.add(batch.unreadable)
+    for module in training:
+        module.training = True
+    images, correct1, correct5, loss, stops = accelerator.reduce(sums, "sum").tolist()
+    if stops:
+        raise StoppedError(stop.number or signal.SIGTERM)
+    return Evaluation(
+        images=round(images),
+        correct=round(correct1),
+        top1=100 * correct1 / images,
+        top5=100 * correct5 / images,
+        loss=loss / images,
+    )
+
+
+def _asked_to_stop(stop: StopRequest, accelerator: Accelerator, *, agree: bool) -> bool:
+    """Whether a signal has come: to this process, or, where they have to `agree`, to any."""
+    if not agree:
+        return stop.number > 0
+    asked = torch.tensor(float(stop.number > 0), device=accelerator.device)
+    torch.distributed.all_reduce(asked)
+    return bool(asked)
+
+
+def _padded(loader: Loader, accelerator: Accelerator) -> Iterator[Batch]:
+    """This rank's batches, the last one repeated without its targets until the longest rank is through."""
+    most = torch.tensor(len(loader), device=accelerator.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    count, batch = 0, None
+    for count, batch in enumerate(batches(loader, accelerator.device), start=1):  # noqa: B007
+        yield batch
+    if batch is None:  # fewer pictures than ranks: this one borrows the first
+        batch = loader.collate_fn([loader.dataset[0]])
+        batch = batch._replace(images=batch.images.to(accelerator.device), targets=batch.targets.to(accelerator.device))
+    for _ in range(int(most) - count):
+        yield batch._replace(targets=batch.targets[:0], unreadable=[])
+
+
+def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    return torch.stack(
+        [
+            torch.tensor(float(len(targets)), device=logits.device),
+            best[:, 0].sum().float(),
+            best.any(1).sum().float(),
+            F.cross_entropy(logits, targets, reduction="sum"),
+        ]
+    )
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer a number."""
 
 
 class Trainer:
@@ -54,24 +152,17 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         files.check_output(config.output, benchmark=bool(config.train.benchmark_steps))
-        self.folder = Path(config.output.dir)
+        self.folder = files.run_folder(config.output)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)
         model = build_model(config.model, config.data.input_size[0], len(self.train_data.class_names))
-        self.description = files.describe_model(config.model, config.data, self.train_data.class_names)
+        self.description = describe_model(config.model, config.data, self.train_data.class_names)
         self.accelerator = accelerator = distributed.build_accelerator(
-            config.train.device,
-            config.train.amp,
-            accumulation=config.train.accumulation,
-            mode=config.parallel.mode,
-            timeout=config.parallel.timeout,
-            batch_size=config.data.batch_size,
-            clip_grad=config.optimizer.clip_grad,
+            config.train, config.parallel, batch_size=config.data.batch_size, clip_grad=config.optimizer.clip_grad
         )
-        self._build_loaders()
-        self.progress = self._begin()
+        self.progress = self._load_data()
         self.learner = Learner(
             model,
             accelerator,
@@ -87,30 +178,32 @@ class Trainer:
         self.stop = StopRequest()
         set_seed(config.train.seed + SEED_STRIDE * (1 + accelerator.process_index))
         parts = accelerator, self.learner, self.progress
-        told = {"settings": config.as_dict(), "description": self.description}
-        self.saver = Saver(config.output, *parts, pictures=len(self.train_data), **told)
+        self.saver = Saver(
+            config.output,
+            *parts,
+            settings=config.as_dict(),
+            description=self.description,
+            pictures=len(self.train_data),
+        )
         if not config.train.benchmark_steps:
             self.saver.restore()
-        pictures = {"train_data": self.train_data, "val_data": self.val_data}
-        self.journal = Journal(config, *parts, description=self.description, **pictures)
-
-    def _build_loaders(self) -> None:
-        config, accelerator = self.config, self.accelerator
-        ranks = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        pin = accelerator.device.type != "cpu"
-        self.train_loader = train_loader(
-            self.train_data,
-            config.data,
-            seed=config.train.seed,
-            accumulation=config.train.accumulation,
-            pin=pin,
-            **ranks,
+        self.journal = Journal(
+            config, *parts, description=self.description, train_data=self.train_data, val_data=self.val_data
         )
-        self.val_loader = eval_loader(self.val_data, config.data.batch_size, config.data.workers, pin=pin, **ranks)
 
-    def _begin(self) -> Progress:
-        train = self.config.train
-        global_batch = self.config.data.batch_size * train.accumulation * self.accelerator.num_processes
+    def _load_data(self) -> Progress:
+        """Build the loaders; how far a run over them is at its begin."""
+        train, data, accelerator = self.config.train, self.config.data, self.accelerator
+        here = {
+            "rank": accelerator.process_index,
+            "world": accelerator.num_processes,
+            "pin": accelerator.device.type != "cpu",
+        }
+        self.train_loader = train_loader(
+            self.train_data, data, seed=train.seed, accumulation=train.accumulation, **here
+        )
+        self.val_loader = eval_loader(self.val_data, data.batch_size, data.workers, **here)
+        global_batch = data.batch_size * train.accumulation * accelerator.num_processes
         steps_per_epoch = len(self.train_loader) // train.accumulation
         if steps_per_epoch == 0:
             raise InputError(
@@ -142,7 +235,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 files.remove_leftovers(self.folder)
             try:
-                with distributed.contact(
+                with contact(
                     lambda: f"at step {self.progress.step}; the last checkpoint is {self.saver.checkpoint or 'none'}"
                 ):
                     return self._run()
@@ -163,7 +256,13 @@ class Trainer:
                 stop=self.stop,
                 unreadable=self.progress.unreadable_held_out,
             )
-            self.journal.end_epoch(result, time.perf_counter() - begin)
+            improved = self.progress.end_epoch(
+                result,
+                val_seconds=time.perf_counter() - begin,
+                lr=self.learner.learning_rate,
+                peak_memory_gib=peak_memory(self.accelerator.device),
+            )
+            self.journal.end_epoch(improved=improved)
         return self.journal.finish(time.perf_counter() - start)
 
     def _train_epoch(self, epoch: int) -> None:
@@ -188,11 +287,8 @@ class Trainer:
             for group in islice(groups, progress.steps_per_epoch - done):
                 for batch in group:
                     progress.unreadable.add(batch.unreadable)
-                outcome = learner.train_step(group, self.stop)
+                outcome = learner.step(group, progress.step + 1, self.stop)
                 progress.step += 1
-                learner.scheduler.step_update(progress.step)
-                if outcome.applied and learner.ema is not None:
-                    learner.ema.update(learner.model, step=progress.step)
                 now = time.perf_counter()
                 self._count(outcome, group, now - begin)
                 begin = now
@@ -231,11 +327,10 @@ class Trainer:
             text = "\n".join(suspects) + "\n"
             with whole_file(listing) as path:
                 path.write_text(text)
-        more = f" and {len(suspects) - NAMES_SHOWN} more" if len(suspects) > NAMES_SHOWN else ""
         epoch = (progress.step - 1) // progress.steps_per_epoch + 1
         raise DivergedError(
             f"training diverged at {where} (epoch {epoch}): {what}, {progress.bad_steps} bad steps in a row. "
-            f"The last batch: {', '.join(suspects[:NAMES_SHOWN])}{more} (listed in {listing}). "
+            f"The last batch: {listed(suspects)} (listed in {listing}). "
             f"The last good checkpoint is {self.saver.checkpoint or 'none yet'}; "
             "lower optimizer.lr, set optimizer.clip_grad, or look at these pictures."
         )

@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
@@ -22,9 +20,10 @@ from hvt_backbones.processes import leave_processes
 
 from . import distributed
 from .checkpoint import files
-from .data import eval_loader, open_pictures
+from .config import DataConfig, ParallelConfig, TrainConfig
+from .data.loading import eval_loader, open_pictures
 from .data.pictures import Pictures, Unreadable, wordnet_ids
-from .engine import evaluate
+from .trainer import evaluate
 
 # The settings that messages of the trainer's parts name -> our options
 OPTIONS = {
@@ -109,9 +108,8 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     if path.is_dir() and source not in list_models():
         if (path / files.BEST_WEIGHTS).is_file():
             return open_model(str(path / files.BEST_WEIGHTS), model)
-        if files.list_checkpoints(path):
-            path = files.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr))
-        elif not (path / files.MANIFEST).is_file():
+        path = files.newest_sound(path, lambda message: print(f"warning: {message}", file=sys.stderr)) or path
+        if not (path / files.MANIFEST).is_file():
             raise InputError(
                 f"{source} is a folder without {files.BEST_WEIGHTS} or checkpoints of the trainer; "
                 "expected a run's folder, a checkpoint's, or a file."
@@ -126,27 +124,14 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     return describe_weights(str(path), state["ema"] or state["model"], state["description"], model)
 
 
-def open_split(args: argparse.Namespace, model_file: ModelFile, transform: Any) -> Pictures:
-    """The pictures that the command line names, their classes numbered as the model's."""
-    split = args.split if args.split is not None else _default_split(args.kind, Path(args.data_dir))
-    data = open_pictures(
-        args.data_dir,
-        split=split,
-        kind=args.kind,
-        channels=model_file.preprocessing.input_size[0],
-        transform=transform,
-        on_error=args.on_error,
-        max_errors=args.max_errors,
-        class_order=args.class_order or "natural",
-    )
+def number_classes(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
+    """Number the classes of the pictures as the model's, by what it or the command line says of them."""
     if args.class_map is not None:
         data.use_numbers(_read_class_map(args.class_map), model_file.num_classes, f"--class-map: {args.class_map}")
     elif model_file.class_names is not None:
         data.use_classes(model_file.class_names, args.checkpoint)
     else:
-        _number_for_nameless_head(data, model_file, args, _where(args, split))
-    args.split = split
-    return data
+        _number_for_nameless_head(data, model_file, args, where)
 
 
 def _number_for_nameless_head(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
@@ -196,10 +181,6 @@ def _default_split(kind: str, root: Path) -> str | None:
     return "val" if there["tar" if kind == "wds" else kind] else None
 
 
-def _where(args: argparse.Namespace, split: str | None) -> str:
-    return args.data_dir if split is None else str(Path(args.data_dir) / split)
-
-
 def validate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate as the parsed command line says; returns what `--json` writes."""
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
@@ -212,9 +193,19 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "interpolation": args.interpolation,
     }
     preprocessing = replace(preprocessing, **{name: value for name, value in given.items() if value})
-    data = open_split(args, model_file, preprocessing.transform())
+    config = DataConfig(
+        kind=args.kind,
+        class_order=args.class_order or "natural",
+        on_error=args.on_error,
+        max_errors=args.max_errors,
+    )
+    root = Path(args.data_dir)
+    split = args.split if args.split is not None else _default_split(args.kind, root)
+    where = args.data_dir if split is None else str(root / split)
+    data = open_pictures(root, split, config, preprocessing.transform(), channels=preprocessing.input_size[0])
+    number_classes(data, model_file, args, where)
     model = model_file.classifier()
-    accelerator = distributed.build_accelerator(args.device, args.amp)
+    accelerator = distributed.build_accelerator(TrainConfig(device=args.device, amp=args.amp), ParallelConfig())
     loader = eval_loader(
         data,
         args.batch_size,
@@ -227,11 +218,11 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     result = evaluate(model.to(accelerator.device), loader, accelerator, unreadable=unreadable)
     seconds = time.perf_counter() - start
-    unreadable.add(gather_object(sorted(unreadable.names)))
+    passed_over = unreadable.gather()
     report = {
         "checkpoint": model_file.source,
         "model": model_file.name,
-        "data": _where(args, args.split),
+        "data": where,
         "classes": len(data.class_names),
         "classes_with_pictures": len(data.class_names) - len(data.classes_without_pictures()),
         "input_size": list(preprocessing.input_size),
@@ -244,8 +235,8 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "top5": result.top5,
         "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN
         "images": result.images,
-        "correct": result.correct1,
-        "unreadable": sorted(unreadable.names),
+        "correct": result.correct,
+        "unreadable": passed_over,
         "seconds": seconds,
         "images_per_second": result.images / seconds,
     }

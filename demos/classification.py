@@ -15,7 +15,7 @@ from PIL import Image
 from classification import validate
 from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
-from classification.data import data_root
+from classification.data.loading import data_root
 from classification.train import train
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import exit_on_input_error

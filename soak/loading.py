@@ -38,15 +38,15 @@ def load(config: Any, samples: int) -> tuple[int, list[str]]:
     """
     import torch
 
-    from classification import data
+    from classification.data import loading
 
     torch.set_num_threads(1)
     amount, series, epoch, me, faults = 0, [], 0, psutil.Process(), []
-    training, held_out = data.open_data(config.data, config.augmentation)
-    loader = data.train_loader(training, config.data, seed=0, rank=0, world=1, pin=False)
+    training, held_out = loading.open_data(config.data, config.augmentation)
+    loader = loading.train_loader(training, config.data, seed=0, rank=0, world=1, pin=False)
     while amount < samples:
         loader.batch_sampler.set_position(epoch, 0)
-        for batch in data.batches(loader, torch.device("cpu")):
+        for batch in loading.batches(loader, torch.device("cpu")):
             amount += len(batch.images)
             if not batch.images.sum().isfinite():
                 faults.append(f"a batch after {amount} pictures holds numbers that are not finite")
@@ -54,8 +54,8 @@ def load(config: Any, samples: int) -> tuple[int, list[str]]:
             if amount >= samples:
                 break
         epoch += 1
-    loader = data.eval_loader(held_out, 32, 1, rank=0, world=1, pin=False)
-    seen = sorted(index for batch in data.batches(loader, torch.device("cpu")) for index in batch.indices.tolist())
+    loader = loading.eval_loader(held_out, 32, 1, rank=0, world=1, pin=False)
+    seen = sorted(index for batch in loading.batches(loader, torch.device("cpu")) for index in batch.indices.tolist())
     if seen != list(range(len(held_out))):
         faults.append(f"evaluation saw {len(seen)} pictures of {len(held_out)}, or some twice")
     if samples >= 1000 and (growth := growth_of(series)) > GROWTH:

@@ -20,16 +20,11 @@ from typing import Any
 
 import filelock
 import torch
-from torch import Tensor
 
 from hvt_backbones import InputError
-from hvt_backbones.model_file import metadata_of
-from hvt_backbones.variants import find_variant
 from hvt_backbones.weights.download import sha256_of
-from hvt_backbones.weights.files import save_state_dict
 
-from ..config import DataConfig, ModelConfig, OutputConfig
-from ..data import preprocessing
+from ..config import OutputConfig
 
 LAST_WEIGHTS = "model_last.safetensors"
 BEST_WEIGHTS = "model_best.safetensors"
@@ -47,20 +42,9 @@ TENSORBOARD = "tensorboard"
 RUN_FILES = (LAST_WEIGHTS, BEST_WEIGHTS, CHECKPOINTS, LOG, CONFIG, METRICS, CURVES, REPORT)
 
 
-def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:
-    """The constructor arguments of the run's model: those of the recipe, and `in_chans` of its pictures."""
-    return model.overrides | ({} if channels == 3 else {"in_chans": channels})
-
-
-def describe_model(model: ModelConfig, data: DataConfig, class_names: Sequence[str]) -> dict[str, str]:
-    """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
-    overrides = model_overrides(model, data.input_size[0])
-    return metadata_of(find_variant(model.name)[0].name, overrides, class_names, preprocessing(data))
-
-
-def save_weights(folder: Path, name: str, state_dict: Mapping[str, Tensor], description: Mapping[str, str]) -> None:
-    weights = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    save_state_dict(weights, folder / name, metadata=dict(description))
+def run_folder(output: OutputConfig) -> Path:
+    assert output.dir is not None  # the command line has named it after the recipe
+    return Path(output.dir)
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -172,7 +156,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def prune(folder: Path, history: Sequence[Mapping[str, float]], *, keep_last: int, keep_best: int) -> None:
+def prune(folder: Path, history: Sequence[Mapping[str, Any]], *, keep_last: int, keep_best: int) -> None:
     """Remove all checkpoints but the newest, and those at the end of the epochs with the best top-1."""
     checkpoints = list_checkpoints(folder)
     best = sorted(history, key=lambda row: -row["top1"])[:keep_best]
@@ -207,7 +191,7 @@ def check_output(output: OutputConfig, *, benchmark: bool) -> None:
     Raises:
         InputError: see above.
     """
-    folder = Path(output.dir)
+    folder = run_folder(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output.dir: {folder} is a file; give a folder with --output-dir.")
     if held_run(folder) and not (benchmark or output.resume or output.overwrite):

@@ -6,18 +6,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import psutil
 import torch
 from timm.data import create_transform
 from torch import Tensor
@@ -27,10 +21,11 @@ from hvt_backbones import InputError
 from hvt_backbones.model_file import Preprocessing
 
 from ..config import AugmentationConfig, DataConfig
+from ..signals import leave_signals_to_the_parent, sigterm_later
 from .digits import lay_out_digits
-from .pictures import Noise, OnError, Pictures, Sample
-from .readers import open_reader
-from .sampler import RankSlice, TrainSampler
+from .pictures import Noise, Pictures, Sample
+from .readers import Reader, ReaderFolder, ReaderHuggingFace, ReaderShards, find_shards
+from .sampler import TrainSampler
 
 
 class Batch(NamedTuple):
@@ -47,28 +42,30 @@ def data_root(config: DataConfig) -> Path:
     return Path(config.dir or f"outputs/data/{config.kind}")
 
 
-def open_pictures(
-    path: str | Path,
-    *,
-    split: str | None = None,
-    kind: str = "imagefolder",
-    channels: int,
-    transform: Any,
-    on_error: OnError = "fail",
-    max_errors: float = DataConfig.max_errors,
-    class_order: Literal["natural", "text"] = DataConfig.class_order,
-) -> Pictures:
-    """The pictures of one split: `path` itself, or the `split` of it.
+def open_pictures(root: Path, split: str | None, config: DataConfig, transform: Any, *, channels: int) -> Pictures:
+    """The pictures of one split of a folder, or of that itself, with so many channels.
 
     Raises:
-        InputError: nothing there, or not of this `kind` (see readers.py); with `on_error="fail"` also a file of zero
-            bytes.
+        InputError: nothing there, or not of this kind (see readers.py); with `on_error="fail"` also a file of zero
+            bytes, where that is known before it is read.
     """
-    reader = open_reader("imagefolder" if kind == "digits" else kind, Path(path), split)
-    if on_error == "fail" and hasattr(reader, "check_sizes"):
+    reader: Reader
+    if config.kind == "hfds":
+        reader = ReaderHuggingFace(str(root), split)
+    elif config.kind in ("tar", "wds"):
+        reader = ReaderShards(find_shards(root, split), webdataset=config.kind == "wds")
+    else:
+        reader = ReaderFolder(root if split is None else root / split)
+    if config.on_error == "fail":
         reader.check_sizes()
-    pictures = Pictures(reader, channels=channels, transform=transform, on_error=on_error, max_errors=max_errors)
-    if class_order == "text" and kind in ("imagefolder", "tar"):
+    pictures = Pictures(
+        reader,
+        channels=channels,
+        transform=transform,
+        on_error=config.on_error,
+        max_errors=config.max_errors,
+    )
+    if config.class_order == "text" and config.kind in ("imagefolder", "tar"):
         pictures.sort_as_text()
     return pictures
 
@@ -80,30 +77,15 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
         InputError: see `open_pictures`; or the two have different classes.
     """
     if config.kind == "synthetic":
-        counts = config.synthetic_images, max(1, config.synthetic_images // 10)
-        train, val = (Noise(count, config.synthetic_classes, config.input_size) for count in counts)
-        return train, val
+        noise = Noise(config.synthetic_images, config.synthetic_classes, config.input_size)
+        return noise, Noise(max(1, config.synthetic_images // 10), config.synthetic_classes, config.input_size)
     root = data_root(config)
     if config.kind == "digits":
         lay_out_digits(root)
-    splits = {
-        config.train_split: train_transform(config, augmentation),
-        config.val_split: preprocessing(config).transform(),
-    }
-    train, val = (
-        open_pictures(
-            root,
-            split=split,
-            kind=config.kind,
-            channels=config.input_size[0],
-            transform=transform,
-            on_error=config.on_error,
-            max_errors=config.max_errors,
-            class_order=config.class_order,
-        )
-        for split, transform in splits.items()
-    )
-    for name in getattr(train.reader, "empty", ()):
+    channels = config.input_size[0]
+    train = open_pictures(root, config.train_split, config, train_transform(config, augmentation), channels=channels)
+    val = open_pictures(root, config.val_split, config, preprocessing(config).transform(), channels=channels)
+    for name in train.reader.empty:
         raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")
     val.use_classes(train.class_names, f"{root / config.train_split}")
     return train, val
@@ -111,10 +93,10 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
 
 def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any:
     return create_transform(
-        config.input_size,
+        preprocessing(config).input_size,
         is_training=True,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
+        scale=(augmentation.scale[0], augmentation.scale[1]),
+        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
         hflip=augmentation.hflip,
         color_jitter=augmentation.color_jitter,
         auto_augment=augmentation.auto_augment,
@@ -128,8 +110,9 @@ def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any
 
 def preprocessing(config: DataConfig) -> Preprocessing:
     """How a picture becomes the model's input outside of training; `hvt predict` does the same."""
+    channels, height, width = config.input_size
     return Preprocessing(
-        input_size=config.input_size,
+        input_size=(channels, height, width),
         mean=config.mean,
         std=config.std,
         interpolation=config.interpolation,
@@ -139,7 +122,7 @@ def preprocessing(config: DataConfig) -> Preprocessing:
 
 def train_loader(
     dataset: Pictures, config: DataConfig, *, seed: int, rank: int, world: int, accumulation: int = 1, pin: bool
-) -> DataLoader:
+) -> Loader:
     """Batches in the order of a `TrainSampler`, which is the loader's `batch_sampler`; whole steps only."""
     sampler = TrainSampler(
         len(dataset),
@@ -150,13 +133,12 @@ def train_loader(
         accumulation=accumulation,
         repeats=config.repeated_augmentation,
     )
-    return _Loader(dataset, batch_sampler=sampler, **_loading(dataset, config.workers, pin))
+    return Loader(dataset, batch_sampler=sampler, **_loading(dataset, config.workers, pin))
 
 
-def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, world: int, pin: bool) -> DataLoader:
+def eval_loader(dataset: Pictures, batch_size: int, workers: int, *, rank: int, world: int, pin: bool) -> Loader:
     """Every picture exactly once over all ranks."""
-    sampler = RankSlice(len(dataset), rank, world)
-    return _Loader(dataset, batch_size, sampler=sampler, **_loading(dataset, workers, pin))
+    return Loader(dataset, batch_size, sampler=range(rank, len(dataset), world), **_loading(dataset, workers, pin))
 
 
 def _loading(dataset: Pictures, workers: int, pin: bool) -> dict[str, Any]:
@@ -165,13 +147,13 @@ def _loading(dataset: Pictures, workers: int, pin: bool) -> dict[str, Any]:
         "multiprocessing_context": None if dataset.forks or not workers else "spawn",
         "pin_memory": pin,
         "collate_fn": _collate,
-        "worker_init_fn": _leave_signals_to_the_parent,
+        "worker_init_fn": leave_signals_to_the_parent,
         "persistent_workers": workers > 0,
         "generator": torch.Generator(),  # else every iterator draws from torch's own
     }
 
 
-class _Loader(DataLoader):
+class Loader(DataLoader):
     """Ends its workers at once also where it is part of a reference cycle, as in a trainer or a caught exception.
 
     The garbage collector would take the workers' queues first, so that the iterator could not tell them to end and
@@ -179,10 +161,11 @@ class _Loader(DataLoader):
     queues.
     """
 
+    batch_sampler: Any  # of training a TrainSampler
     _held: Any = None
 
     def __iter__(self) -> Any:
-        with _signals_later():
+        with sigterm_later():
             iterator = super().__iter__()
         if self.num_workers and iterator is not self._held:
             self._held = iterator
@@ -190,61 +173,21 @@ class _Loader(DataLoader):
         return iterator
 
 
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """SIGTERM waits within: a worker that is being started does not yet know what to do with it, and inherits this."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _let_go(iterator: Any) -> None:
     """The caller's reference was the point."""
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to all processes of a job is for the main one to answer: it may want to finish its step and save.
-
-    Workers end when the main process tells them to, and within seconds when it is gone.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _report_unless_left_alone
-    if hasattr(signal, "sigtimedwait"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_termination, daemon=True).start()
-
-
-def _report_unless_left_alone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    # multiprocessing's thread that hands tensors over has nobody to hand them to once the main process is interrupted
-    if not isinstance(error, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _await_termination() -> None:
-    parent = multiprocessing.parent_process().pid  # the operating system's may be a server that forks for it
-    while psutil.pid_exists(parent):  # one that was killed tells nobody
-        came = signal.sigtimedwait({signal.SIGTERM}, 5)
-        if came is not None and came.si_pid == parent:
-            break
-    os._exit(0)
-
-
 def _collate(samples: Sequence[Sample]) -> Batch:
-    kept = [sample for sample in samples if sample.image is not None]
+    kept = [(sample.image, sample.target, sample.index) for sample in samples if sample.image is not None]
     return Batch(
-        images=torch.stack([sample.image for sample in kept]) if kept else torch.empty(0),
-        targets=torch.tensor([sample.target for sample in kept], dtype=torch.int64),
-        indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
+        images=torch.stack([image for image, _, _ in kept]) if kept else torch.empty(0),
+        targets=torch.tensor([target for _, target, _ in kept], dtype=torch.int64),
+        indices=torch.tensor([index for _, _, index in kept], dtype=torch.int64),
         unreadable=[name for sample in samples for name in sample.unreadable],
     )
 
 
-def batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
+def batches(loader: Loader, device: torch.device) -> Iterator[Batch]:
     """The loader's batches on `device`, none of them empty.
 
     Raises:
@@ -265,12 +208,22 @@ def batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
         yield _to_device(held, device)
 
 
+def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
+    """The batches of epoch after epoch, to measure how fast they come."""
+
+    def of_epoch(number: int) -> Iterator[Batch]:
+        loader.batch_sampler.set_position(number, 0)
+        return batches(loader, device)
+
+    return chain.from_iterable(map(of_epoch, count()))
+
+
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    *tensors, unreadable = batch
-    return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), unreadable)
+    images, targets, indices = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
+    return Batch(images, targets, indices, batch.unreadable)
 
 
-def _errors_in_one_line(loader: DataLoader) -> Iterator[Batch]:
+def _errors_in_one_line(loader: Loader) -> Iterator[Batch]:
     try:
         yield from loader
     except InputError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from timm.data import ImageNetInfo
-from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +21,8 @@ from hvt_backbones.images import bearable
 from hvt_backbones.images import decode as _decode
 from hvt_backbones.predict import class_names as imagenet_names
 
-from .. import upstream as upstream  # a worker that starts afresh unpickles the data set, hence imports this module
+from . import patches as patches  # a worker that starts afresh unpickles the data set, hence imports this module
+from .readers import Reader
 
 OnError = Literal["fail", "skip"]
 
@@ -28,7 +31,8 @@ class PictureError(InputError):
     """A picture that cannot be read; the message names it."""
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """One picture: its tensor (None where it is left out), class, index, and the pictures passed over for it."""
 
     image: Tensor | None
@@ -60,26 +64,20 @@ class Pictures(Dataset):
         self.transform = transform
         self.on_error = on_error
         self.max_unreadable = bearable(max_errors, len(reader))
-        self.class_names: list[str] = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-        self.class_order: list[int] | None = None
+        self.class_names = list(reader.class_to_idx)
+        self.class_order = list(range(len(self.class_names)))  # class of the reader -> class of the model
+        self.forks = reader.forks
 
     def __len__(self) -> int:
         return len(self.reader)
-
-    @property
-    def forks(self) -> bool:
-        """Whether forked workers may read the pictures."""
-        return getattr(self.reader, "forks", True)  # timm's readers do not say so, and may
 
     def filename(self, index: int) -> str:
         """How a message names the picture: its path, or its shard and the name therein."""
         return self.reader.filename(index)
 
-    def class_counts(self) -> np.ndarray:
+    def class_counts(self) -> NDArray[np.int64]:
         """Pictures of each class, (number of classes,)."""
-        targets = np.asarray(self.reader.targets, dtype=np.int64)
-        if self.class_order is not None:
-            targets = np.asarray(self.class_order)[targets]
+        targets = np.asarray(self.class_order)[np.asarray(self.reader.targets, dtype=np.int64)]
         return np.bincount(targets, minlength=len(self.class_names))
 
     def classes_without_pictures(self) -> list[str]:
@@ -98,7 +96,7 @@ class Pictures(Dataset):
         Raises:
             InputError: the data has pictures of other classes; `where` says whose names they are.
         """
-        own = sorted(self.reader.class_to_idx, key=self.reader.class_to_idx.__getitem__)
+        own = list(self.reader.class_to_idx)
         used = set(np.unique(self.reader.targets).tolist())  # a class without pictures may be called as it likes
         position = class_positions(names, [name for index, name in enumerate(own) if index in used], where)
         self.class_order = [position.get(name, -1) for name in own]
@@ -119,8 +117,7 @@ class Pictures(Dataset):
             if not 0 <= number < num_classes or numbers.count(number) > 1:
                 problem = "more than once" if 0 <= number < num_classes else f"of a model with {num_classes} classes"
                 raise InputError(f"{where} has class {number} {problem}; expected different ones from 0.")
-        order = range(len(numbers)) if self.class_order is None else self.class_order
-        self.class_order = [numbers[index] for index in order]
+        self.class_order = [numbers[index] for index in self.class_order]
         names = dict(zip(numbers, self.class_names, strict=True))
         self.class_names = [names.get(index, str(index)) for index in range(num_classes)]
 
@@ -128,16 +125,11 @@ class Pictures(Dataset):
         if isinstance(key, tuple):
             index, seed = key
             with seeded_generators(seed):
-                return self._load_from(index)
-        try:
-            image, target = self.load(key)
-        except PictureError:
-            if self.on_error == "fail":
-                raise
-            return Sample(None, -1, key, [self.filename(key)])
-        return Sample(image, target, key, [])
+                return self._load(index, replace=True)
+        return self._load(key, replace=False)
 
-    def _load_from(self, index: int) -> Sample:
+    def _load(self, index: int, *, replace: bool) -> Sample:
+        """The sample of a picture, or, if that cannot be read and is to be replaced, of the next one that can."""
         unreadable: list[str] = []
         while True:
             try:
@@ -146,6 +138,8 @@ class Pictures(Dataset):
                 if self.on_error == "fail":
                     raise
                 unreadable.append(self.filename(index))
+                if not replace:
+                    return Sample(None, -1, index, unreadable)
                 if len(unreadable) > self.max_unreadable:
                     raise too_many_unreadable(unreadable, len(self), self.max_unreadable) from error
                 index = (index + 1) % len(self)
@@ -170,7 +164,7 @@ class Pictures(Dataset):
                 f"picture {self.filename(index)} cannot be read ({reason}): replace it or leave it out, or set "
                 "data.on_error = skip"
             ) from None
-        return self.transform(picture), target if self.class_order is None else self.class_order[target]
+        return self.transform(picture), self.class_order[target]
 
 
 @contextmanager
@@ -194,13 +188,13 @@ class Noise(Pictures):
     forks = True
     POOL = 4096  # different pictures: windows at successive offsets into one piece of noise
 
-    def __init__(self, images: int, classes: int, input_size: tuple[int, ...], seed: int = 0) -> None:
+    def __init__(self, images: int, classes: int, input_size: tuple[int, ...]) -> None:
         self.images = images
         self.input_size = input_size
         self.on_error, self.max_unreadable = "fail", 0
         self.class_names = [str(index) for index in range(classes)]
         size = int(np.prod(input_size)) + self.POOL
-        self.noise = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        self.noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
         return self.images
@@ -208,7 +202,7 @@ class Noise(Pictures):
     def classes_without_pictures(self) -> list[str]:
         return []
 
-    def class_counts(self) -> np.ndarray:
+    def class_counts(self) -> NDArray[np.int64]:
         return np.bincount(np.arange(self.images) % len(self.class_names), minlength=len(self.class_names))
 
     def filename(self, index: int) -> str:
@@ -244,6 +238,11 @@ class Unreadable:
         self.names.update(names)
         if len(self.names) > self.limit:
             raise too_many_unreadable(sorted(self.names), self.length, self.limit)
+
+    def gather(self) -> list[str]:
+        """The names that any process has passed over, which then all count; a collective call."""
+        self.add(gather_object(sorted(self.names)))
+        return sorted(self.names)
 
 
 def too_many_unreadable(names: Sequence[str], length: int, limit: int) -> InputError:

@@ -1,8 +1,6 @@
-"""Where pictures lie: class folders, tar files, WebDataset shards, Hugging Face datasets; all of timm's `Reader` kind.
+"""Where pictures lie: class folders, tar files, WebDataset shards, Hugging Face datasets.
 
-A reader gives `reader[index] -> (open binary file, class index)`, `len(reader)`, `reader.targets`,
-`reader.class_to_idx`, and `reader.filename(index)` for messages. Every one is random access: that is what an exact
-resume without a replay needs.
+Every reader is random access: that is what an exact resume without a replay needs.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from numpy.typing import NDArray
+from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
 
 from hvt_backbones import InputError
@@ -33,13 +31,40 @@ def index_classes(names: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(sorted(set(names), key=lambda name: (natural_key(name), name)))}
 
 
-class ReaderFolder(ReaderImageFolder):
-    """timm's reader of `folder/CLASS/**/*.jpg`, where the class is the first folder and not the last.
-
-    Pictures are in the order of their paths, the same on every machine; hidden files and folders are none.
+class Reader:
+    """Pictures by index.
 
     Attributes:
+        class_to_idx: names of the classes, in the order of their indices.
+        targets: the class of each picture.
         empty: the class folders without pictures, which count as classes all the same.
+        forks: whether forked workers may read them.
+    """
+
+    class_to_idx: dict[str, int]
+    targets: Sequence[int] | NDArray[np.int64]
+    empty: Sequence[str] = ()
+    forks = True
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        """The open file and the class of a picture."""
+        raise NotImplementedError
+
+    def filename(self, index: int) -> str:
+        """How a message names the picture: its path, or its shard and the name therein."""
+        raise NotImplementedError
+
+    def check_sizes(self) -> None:
+        """`InputError` for the first picture of zero bytes, where that is known without a look at each file."""
+
+
+class ReaderFolder(Reader):
+    """`folder/CLASS/**/*.jpg`, links followed, where the class is the first folder and not, as timm has it, the last.
+
+    Pictures are in the order of their paths, the same on every machine; hidden files and folders are none.
 
     Raises:
         InputError: no such folder; no pictures at all; or pictures outside of a class.
@@ -48,28 +73,25 @@ class ReaderFolder(ReaderImageFolder):
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise InputError(f"data folder {folder} does not exist or is not a folder; {EXPECTED_FOLDERS}.")
-        try:
-            super().__init__(str(folder), input_key=";".join(IMAGE_SUFFIXES))
-        except RuntimeError:
-            raise InputError(f"data folder {folder} holds no pictures; {EXPECTED_FOLDERS}.") from None
+        found, _ = find_images_and_targets(str(folder), types=IMAGE_SUFFIXES, sort=False)
+        if not found:
+            raise InputError(f"data folder {folder} holds no pictures; {EXPECTED_FOLDERS}.")
         prefix = len(os.path.join(str(folder), ""))
-        paths = sorted(path for path, _ in self.samples if not _is_hidden(path[prefix:]))
-        labels = [path[prefix:].partition(os.sep) for path in paths]
+        self.paths = sorted(path for path, _ in found if not _is_hidden(path[prefix:]))
+        labels = [path[prefix:].partition(os.sep) for path in self.paths]
         if any(not separator for _, separator, _ in labels):
             raise InputError(f"data folder {folder} has pictures that lie in no class; {EXPECTED_FOLDERS}.")
         named = {name for name, _, _ in labels}
         children = (child for child in sorted(folder.iterdir()) if not child.name.startswith("."))
         self.empty = [child.name for child in children if child.is_dir() and child.name not in named]
         self.class_to_idx = index_classes([*named, *self.empty])
-        self.samples = [(path, self.class_to_idx[name]) for path, (name, _, _) in zip(paths, labels, strict=True)]
+        self.targets = [self.class_to_idx[name] for name, _, _ in labels]
 
-    @property
-    def targets(self) -> list[int]:
-        """The class of each picture."""
-        return [target for _, target in self.samples]
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        return open(self.paths[index], "rb"), self.targets[index]
 
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        return self.samples[index][0]
+    def filename(self, index: int) -> str:
+        return self.paths[index]
 
 
 def _is_hidden(path: str) -> bool:
@@ -101,7 +123,6 @@ class ReaderShards(Reader):
     MAX_LABEL = 10**6
 
     def __init__(self, shards: Sequence[Path], *, webdataset: bool) -> None:
-        super().__init__()
         self.shards = [str(shard) for shard in shards]
         self._open: dict[int, int] = {}
         find = self._find_samples if webdataset else self._find_pictures
@@ -114,18 +135,14 @@ class ReaderShards(Reader):
         self.numbers, self.offsets, self.sizes = np.array(numbers), np.array(offsets), np.array(sizes)
         self.targets = np.array([self.class_to_idx[str(label)] for label in labels])
 
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         number, offset, size = int(self.numbers[index]), int(self.offsets[index]), int(self.sizes[index])
         return io.BytesIO(self._read(number, offset, size)), int(self.targets[index])
 
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         return f"{self.shards[self.numbers[index]]}: {self.members[index]}"
 
     def check_sizes(self) -> None:
-        """`InputError` for the first picture of zero bytes."""
         if len(empty := np.flatnonzero(self.sizes == 0)):
             raise InputError(f"picture {self.filename(empty[0])} is empty (0 bytes); replace or delete it.")
 
@@ -186,12 +203,12 @@ class ReaderShards(Reader):
 
     @staticmethod
     def _number_labels(labels: Sequence[str | int]) -> dict[str, int]:
-        distinct = set(labels)
-        kinds = {type(label) for label in distinct}
-        if kinds == {int}:  # indices as they are; one that no picture has still counts
-            return {str(index): index for index in range(max(distinct) + 1)}
-        if kinds == {str}:
-            return index_classes(distinct)
+        indices = {label for label in labels if isinstance(label, int)}
+        names = {label for label in labels if isinstance(label, str)}
+        if not names:  # indices as they are; one that no picture has still counts
+            return {str(index): index for index in range(max(indices) + 1)}
+        if not indices:
+            return index_classes(names)
         raise InputError("data.dir: some samples give their class as an index, others as a name; use one way.")
 
     def _list(self, number: int, nested: bool) -> Iterator[tuple[str, int, int]]:
@@ -208,7 +225,7 @@ class ReaderShards(Reader):
 
 def _list_archive(archive: tarfile.TarFile, folder: str, start: int, nested: bool) -> Iterator[tuple[str, int, int]]:
     while (member := archive.next()) is not None:
-        archive.members.clear()  # else it keeps them all: gigabytes for a million
+        archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all: gigabytes for a million
         base = os.path.basename(member.name)
         if not member.isreg() or member.issparse() or base.startswith("."):
             continue
@@ -250,16 +267,13 @@ class ReaderHuggingFace(Reader):
 
     Raises:
         InputError: `datasets` is missing; no such dataset or split; it has no picture or class column; no labels.
-
-    Attributes:
-        forks: whether forked workers may read it. Arrow's threads do not outlive a fork, and now and then the worker
-            does not either; one that is started afresh maps the same files.
     """
 
+    # Arrow's threads do not outlive a fork, and now and then the worker does not either; one that is started afresh
+    # maps the same files
     forks = False
 
     def __init__(self, name: str, split: str | None) -> None:
-        super().__init__()
         try:
             import datasets
         except ImportError:
@@ -271,11 +285,12 @@ class ReaderHuggingFace(Reader):
         self.image_key = self._column(dataset, datasets.Image, ("image", "img", "jpg", "png"), "pictures")
         label_key = self._column(dataset, datasets.ClassLabel, ("label", "labels", "cls"), "class labels")
         self.class_to_idx = {name: index for index, name in enumerate(dataset.features[label_key].names)}
-        self.targets = dataset.select_columns([label_key]).with_format("numpy")[:][label_key]
-        if len(dataset) == 0 or self.targets.min() < 0:
+        targets = dataset.select_columns([label_key]).with_format("numpy")[:][label_key]
+        if len(dataset) == 0 or targets.min() < 0:
             raise InputError(
                 f"data.dir: {self.where} has {'pictures without labels' if len(dataset) else 'no pictures'}."
             )
+        self.targets = targets
         self.dataset = dataset.select_columns([self.image_key]).cast_column(
             self.image_key, datasets.Image(decode=False)
         )
@@ -290,16 +305,13 @@ class ReaderHuggingFace(Reader):
             )
         return named[0]
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         picture = self.dataset[int(index)][self.image_key]
         if picture["bytes"] is not None:
             return io.BytesIO(picture["bytes"]), int(self.targets[index])
         return open(picture["path"], "rb"), int(self.targets[index])
 
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+    def filename(self, index: int) -> str:
         path = (self.dataset[int(index)][self.image_key] or {}).get("path")
         if path and os.path.isfile(path):
             return path
@@ -326,16 +338,3 @@ def _open_hugging_face(datasets: Any, name: str, split: str | None) -> Any:
 
 def _is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def open_reader(kind: str, root: Path, split: str | None = None) -> Reader:
-    """The reader of a `data.kind` with files, for `root` itself or for the split of it.
-
-    Raises:
-        InputError: nothing there, or not of this kind.
-    """
-    if kind == "hfds":
-        return ReaderHuggingFace(str(root), split)
-    if kind in ("tar", "wds"):
-        return ReaderShards(find_shards(root, split), webdataset=kind == "wds")
-    return ReaderFolder(root if split is None else root / split)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import torch
@@ -23,10 +22,9 @@ from hvt_backbones.errors import exit_on_input_error
 
 from ..command_line import parse_command_line
 from ..config import Config
-from .loading import Batch, batches, eval_loader, open_data, train_loader
+from .loading import endless, eval_loader, open_data, train_loader
 from .pictures import Pictures
 
-CPU = torch.device("cpu")
 ENOUGH = 1.1  # times the device's rate: what leaves some air for a slow disk
 USAGE = """usage: python -m classification.data [RECIPE] [--check | --benchmark] [--key value ...]
 
@@ -106,19 +104,13 @@ def loader_rate(config: Config, pictures: Pictures, workers: int, seconds: float
             f"data.batch_size: {len(pictures)} training pictures do not fill one batch of {config.data.batch_size}; "
             "lower it."
         )
-    stream = _endless(loader)
+    stream = endless(loader, torch.device("cpu"))
     for _ in range(2 * workers + 1):  # the workers start, and their first batches arrive together
         next(stream)
     images, start = 0, time.perf_counter()
     while images < 2 * config.data.batch_size * max(workers, 1) or time.perf_counter() - start < seconds:
         images += len(next(stream).images)
     return images / (time.perf_counter() - start)
-
-
-def _endless(loader: Any) -> Iterator[Batch]:
-    for epoch in count():
-        loader.batch_sampler.set_position(epoch, 0)
-        yield from batches(loader, CPU)
 
 
 def benchmark(config: Config) -> None:

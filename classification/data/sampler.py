@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
+@dataclass(eq=False)
 class TrainSampler(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of (picture, seed of its augmentation) for one rank; starts anywhere at once.
 
@@ -26,25 +28,15 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         repeats: times that an epoch shows a picture.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        *,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        accumulation: int = 1,
-        repeats: int = 1,
-    ) -> None:
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.accumulation = accumulation
-        self.repeats = repeats
-        self.set_position(0, 0)
+    length: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    accumulation: int = 1
+    repeats: int = 1
+    epoch: int = field(default=0, init=False)
+    batch: int = field(default=0, init=False)
 
     def set_position(self, epoch: int, batch: int) -> None:
         """Where the next `iter()` begins; it ends with the epoch."""
@@ -67,16 +59,3 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         for start in range(first * step, len(self) * step, step):
             positions = np.arange(start + self.rank, start + step, self.world)
             yield list(zip(permutation[positions // self.repeats].tolist(), seeds[positions].tolist(), strict=True))
-
-
-class RankSlice(Sampler[int]):
-    """Every `world`-th picture from `rank` on: all ranks together see each exactly once, none twice."""
-
-    def __init__(self, length: int, rank: int, world: int) -> None:
-        self.indices = range(rank, length, world)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,19 +15,17 @@ from tqdm import tqdm
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.model_file import entry, epoch_metadata
+from hvt_backbones.weights.files import save_state_dict
 
 from .. import distributed
 from ..checkpoint import files
 from ..config import Config
 from ..data.pictures import Pictures
-from ..engine import Evaluation, Outcome
-from ..progress import Progress, count_unreadable
-from ..state import Learner, lr_scale, warmup_epochs
+from ..progress import Progress
+from ..state import Learner, Outcome, lr_scale, warmup_epochs
 from .curves import plot_curves
-from .log import EventWriter, duration, peak_memory, write_log
+from .log import EventWriter, duration, listed, peak_memory
 from .page import write_report
-
-NAMES_SHOWN = 4
 
 
 class Journal:
@@ -49,7 +47,7 @@ class Journal:
         self.learner, self.progress = learner, progress
         self.description = description
         self.train_data, self.val_data = train_data, val_data
-        self.folder = Path(config.output.dir)
+        self.folder = files.run_folder(config.output)
         wanted = accelerator.is_main_process and config.output.tensorboard
         self.events = EventWriter(self.folder, wanted=wanted, step=progress.step)
 
@@ -71,10 +69,8 @@ class Journal:
         )
         for pictures, what in ((self.train_data, "training"), (self.val_data, "held-out")):
             if absent := pictures.classes_without_pictures():
-                more = f" and {len(absent) - NAMES_SHOWN} more" if len(absent) > NAMES_SHOWN else ""
                 accelerator.print(
-                    f"{len(absent)} of {len(pictures.class_names)} classes have no {what} pictures: "
-                    f"{', '.join(absent[:NAMES_SHOWN])}{more}"
+                    f"{len(absent)} of {len(pictures.class_names)} classes have no {what} pictures: {listed(absent)}"
                 )
         if config.data.on_error == "skip":
             accelerator.print(
@@ -111,60 +107,42 @@ class Journal:
             }
         )  # fmt: skip
 
-    def end_epoch(self, result: Evaluation, val_seconds: float) -> None:
-        """Close an epoch of the progress: its row, its weights, its line; a collective call.
+    def end_epoch(self, *, improved: bool) -> None:
+        """The last row of the history: its weights, its line; a collective call.
 
         Args:
-            result: of the evaluation.
-            val_seconds: what that took.
+            improved: whether it is the best of this run.
         """
-        progress, trained = self.progress, self.progress.epoch
-        passed_over = [count_unreadable(part) for part in (progress.unreadable, progress.unreadable_held_out)]
-        row = {
-            "epoch": len(progress.history) + 1,
-            "step": progress.step,
-            "train_loss": trained["loss"] / max(trained["steps"], 1),
-            "lr": self.learner.learning_rate,
-            **progress.speed(),
-            "peak_memory_gib": peak_memory(self.accelerator.device),
-            "val_loss": result.loss,
-            "top1": result.top1,
-            "top5": result.top5,
-            "val_images": result.images,
-            "val_correct": result.correct1,
-            "val_seconds": val_seconds,
-            "seconds": trained["seconds"] + val_seconds,
-            "skipped_steps": progress.skipped_steps,
-            "unreadable": sum(map(len, passed_over)),
-        }
-        improved = all(row["top1"] > earlier["top1"] for earlier in progress.own)
-        progress.end_epoch(row)
-        weights = self.learner.weights(self.learner.evaluated)
+        progress = self.progress
+        row = progress.history[-1]
+        weights = self.learner.weights(averaged=True)
         if self.accelerator.is_main_process:
             self._write(weights, row, improved)
         width = len(str(progress.epochs))
         passed = f"  {row['unreadable']} unreadable pictures" if row["unreadable"] else ""
         self.accelerator.print(
             f"epoch {row['epoch']:{width}}/{progress.epochs}  loss {row['train_loss']:.4f}  lr {row['lr']:.2e}  "
-            f"held-out loss {result.loss:.4f}  top-1 {result.top1:.2f}  top-5 {result.top5:.2f}  "
+            f"held-out loss {row['val_loss']:.4f}  top-1 {row['top1']:.2f}  top-5 {row['top5']:.2f}  "
             f"{row['images_per_second']:.0f} images/s  {row['ms_per_step']:.0f} ms/step  "
             f"{row['peak_memory_gib']:.1f} GiB  ETA {self._remaining(row['ms_per_step'])}{passed}"
             f"{'  *' if improved else ''}",
             flush=True,
         )
         self.events.add(
-            progress.step, train__epoch_loss=row["train_loss"], val__loss=result.loss, val__top1=result.top1,
-            val__top5=result.top5,
+            progress.step, train__epoch_loss=row["train_loss"], val__loss=row["val_loss"], val__top1=row["top1"],
+            val__top5=row["top5"],
         )  # fmt: skip
-        self.events.flush()
 
-    def _write(self, weights: Mapping[str, Tensor], row: Mapping[str, float], improved: bool) -> None:
+    def _write(self, weights: Mapping[str, Tensor], row: Mapping[str, Any], improved: bool) -> None:
         """What an epoch leaves beside its checkpoint."""
         described = {**self.description, **epoch_metadata(row["epoch"], row["top1"])}
         if improved:
-            files.save_weights(self.folder, files.BEST_WEIGHTS, weights, described)
-        files.save_weights(self.folder, files.LAST_WEIGHTS, weights, described)
-        write_log(self.folder, self.progress.history)
+            save_state_dict(weights, self.folder / files.BEST_WEIGHTS, described)
+        save_state_dict(weights, self.folder / files.LAST_WEIGHTS, described)
+        with whole_file(self.folder / files.LOG) as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row), restval="")
+            writer.writeheader()
+            writer.writerows(self.progress.history)
         described_run = self.config.as_dict()
         # a recipe that replaces a run without being asked would be a trap
         described_run["output"] |= {"resume": None, "overwrite": False, "allow_changes": False}

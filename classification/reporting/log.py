@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hvt_backbones.atomic import whole_file
-
-from ..checkpoint.files import LOG, TENSORBOARD
+from ..checkpoint.files import TENSORBOARD
 
 
 def peak_memory(device: torch.device) -> float:
@@ -30,7 +27,7 @@ def duration(seconds: float) -> str:
     """`2 d 3 h`, `3 h 12 min`, `4 min 5 s`, `6 s`."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     whole = round(seconds)
-    parts = []
+    parts: list[str] = []
     for name, size in units:
         if whole >= size or (name == "s" and not parts):
             parts.append(f"{whole // size} {name}")
@@ -38,12 +35,9 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def write_log(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """`log.csv`: one row per epoch."""
-    with whole_file(folder / LOG) as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[-1]), restval="")
-        writer.writeheader()
-        writer.writerows(history)
+def listed(names: Sequence[str], shown: int = 4) -> str:
+    """`a, b, c, d and 3 more`."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 class EventWriter:
@@ -70,11 +64,7 @@ class EventWriter:
         with self._expendable():
             for name, value in values.items():
                 self._writer.add_scalar(name.replace("__", "/"), value, step)
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            with self._expendable():
-                self._writer.flush()
+            self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:

@@ -17,7 +17,7 @@ from hvt_backbones.atomic import whole_file
 from hvt_backbones.doctor import installed_version
 
 from ..checkpoint.files import CURVES, REPORT
-from ..checkpoint.resume import revision
+from ..checkpoint.manager import revision
 from ..config import Config
 from .log import duration
 

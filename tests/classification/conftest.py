@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from classification.config import DataConfig
 from classification.data.digits import lay_out_digits
+from classification.data.loading import open_pictures
+from classification.data.pictures import Pictures
 from classification.train import main
 
 TINY = (
@@ -22,6 +26,11 @@ QUICK = (
     TINY, "--data.kind", "imagefolder", "--epochs", "2", "--schedule.warmup_epochs", "0", "--batch-size", "4",
     "--data.workers", "0", "--device", "cpu",
 )  # fmt: skip
+
+
+def open_at(path: Path, transform: Any, *, channels: int = 3, split: str | None = None, **settings: Any) -> Pictures:
+    """The pictures in a folder; `settings` are of `DataConfig`."""
+    return open_pictures(path, split, DataConfig(**settings), transform, channels=channels)
 
 
 @pytest.fixture(autouse=True)

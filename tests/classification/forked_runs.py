@@ -26,7 +26,8 @@ from classification import trainer
 from classification.checkpoint import files as checkpoint
 from classification.checkpoint import manager as saver
 from classification.data.pictures import Pictures
-from classification.engine import TrainStep
+from classification.reporting import journal
+from classification.state import TrainStep
 from classification.train import main
 from tests.ports import free_port
 
@@ -43,7 +44,7 @@ PHASES = {
     "save": (saver.Saver, "save"),
     "seal": (checkpoint, "seal_checkpoint"),
     "validation": (trainer, "evaluate"),
-    "weights": (checkpoint, "save_weights"),
+    "weights": (journal, "save_state_dict"),
 }
 NUMBERS = {phase: number for number, phase in enumerate(["none", *PHASES])}
 Prepare = Callable[["Phases"], None]

@@ -98,7 +98,7 @@ def as_from_a_shell() -> None:
 def trained(*options: str) -> Curve:
     """Train as the command line does."""
     from classification.command_line import parse_command_line
-    from classification.engine import TrainStep
+    from classification.state import TrainStep
     from classification.trainer import Trainer
 
     outcomes = []
@@ -118,7 +118,7 @@ def trained(*options: str) -> Curve:
 
 def die_at(last: int, how: str, *options: str) -> None:
     """The training command, whose rank 1 is killed or raises after its step `last`."""
-    from classification.engine import TrainStep
+    from classification.state import TrainStep
     from classification.train import main
 
     as_from_a_shell()

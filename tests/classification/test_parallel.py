@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
+from classification.config import ParallelConfig, TrainConfig
 from classification.distributed import build_accelerator
 from hvt_backbones import InputError, load_weights
 from hvt_backbones.device import DeviceType
@@ -164,12 +165,11 @@ def test_a_checkpoint_fits_any_layout(
 
 def held_out(*options: str) -> tuple[int, int, float]:
     """Images, right ones and loss of an untrained model."""
-    from classification.engine import evaluate
-    from classification.trainer import Trainer
+    from classification.trainer import Trainer, evaluate
 
     trainer = Trainer(parse_command_line(options))
     result = evaluate(trainer.learner.evaluated, trainer.val_loader, trainer.accelerator)
-    return result.images, result.correct1, result.loss
+    return result.images, result.correct, result.loss
 
 
 @pytest.mark.slow
@@ -251,8 +251,8 @@ def test_an_unreadable_picture_ends_the_job_by_name(pictures: Path, tmp_path: Pa
 
 def stopped(*options: str) -> str:
     """Rank 1 stops, as a process that hangs does; what the others say of it."""
-    from classification.distributed import LostContactError
-    from classification.engine import TrainStep
+    from classification.signals import LostContactError
+    from classification.state import TrainStep
 
     step = TrainStep.__call__
 
@@ -407,7 +407,7 @@ def test_modes_that_do_not_go_together(options: tuple[str, ...], message: str) -
 
 def test_deepspeed_on_the_cpu_is_refused() -> None:
     with pytest.raises(InputError, match="parallel.mode: zero2 needs an accelerator"):
-        build_accelerator("cpu", "fp32", mode="zero2")
+        build_accelerator(TrainConfig(device="cpu"), ParallelConfig(mode="zero2"))
 
 
 @pytest.mark.slow

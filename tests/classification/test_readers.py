@@ -19,17 +19,20 @@ import torch
 from PIL import Image
 
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import Pictures, Unreadable, batches, eval_loader, open_data, open_pictures, train_loader
+from classification.data.loading import batches, eval_loader, open_data, train_loader
+from classification.data.pictures import Pictures, Unreadable
 from classification.data.readers import ReaderShards, index_classes
 from hvt_backbones import InputError
 from hvt_backbones.model_file import Preprocessing
+
+from .conftest import open_at
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(input_size=(3, 24, 24), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0).transform()
 
 
 def pictures(path: str | Path, **settings: object) -> Pictures:
-    return open_pictures(path, **{"channels": 3, "transform": PLAIN} | settings)
+    return open_at(path, settings.pop("transform", PLAIN), **settings)
 
 
 def contents(data: Pictures) -> set[tuple[str, bytes]]:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import batches, open_data, train_loader
-from classification.data.sampler import RankSlice, TrainSampler
+from classification.data.loading import batches, eval_loader, open_data, train_loader
+from classification.data.pictures import Noise
+from classification.data.sampler import TrainSampler
 
 SHAPES = {
     "length": st.integers(0, 300),
@@ -150,6 +151,8 @@ def test_a_loader_can_be_left_in_the_middle_and_moved() -> None:
 
 @pytest.mark.parametrize(("length", "world"), [(10, 1), (10, 3), (2, 4), (0, 2)])
 def test_evaluation_shares_are_exact(length: int, world: int) -> None:
-    shares = [list(RankSlice(length, rank, world)) for rank in range(world)]
+    data = Noise(length, 3, (3, 4, 4))
+    loaders = [eval_loader(data, 2, 0, rank=rank, world=world, pin=False) for rank in range(world)]
+    shares = [[index for batch in loader for index in batch.indices.tolist()] for loader in loaders]
     assert sorted(index for share in shares for index in share) == list(range(length))
-    assert [len(RankSlice(length, rank, world)) for rank in range(world)] == [len(share) for share in shares]
+    assert [len(loader) for loader in loaders] == [(len(share) + 1) // 2 for share in shares]

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 from classification import distributed as parallel
 from classification.checkpoint import files as checkpoint
-from classification.checkpoint import resume
+from classification.checkpoint import manager
 from classification.command_line import parse_command_line
 from classification.trainer import Trainer
 
@@ -56,7 +56,7 @@ def test_what_a_checkpoint_holds(quick_run: Run, tmp_path: Path) -> None:
     assert [row["epoch"] for row in state["history"]] == [1]  # the second one's evaluation comes after it
     assert state["config"] == trainer.config.as_dict() | {"output": state["config"]["output"]}
     assert state["description"] == trainer.description
-    assert state["revision"] == resume.revision()
+    assert state["revision"] == manager.revision()
     assert re.fullmatch(r"[0-9a-f]{40}\+?", state["revision"]), "the tests run in a checkout"
     generators = torch.load(folder / "rank_00000.pt", weights_only=True)
     assert_same(generators["torch"], torch.get_rng_state())

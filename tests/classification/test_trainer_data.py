@@ -23,21 +23,13 @@ from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import (
-    Batch,
-    Pictures,
-    Unreadable,
-    batches,
-    eval_loader,
-    open_data,
-    open_pictures,
-    preprocessing,
-    train_loader,
-)
 from classification.data.digits import lay_out_digits
-from classification.data.pictures import class_positions
+from classification.data.loading import Batch, batches, eval_loader, open_data, preprocessing, train_loader
+from classification.data.pictures import Pictures, Unreadable, class_positions
 from hvt_backbones import InputError
 from hvt_backbones.predict import class_names as imagenet_names
+
+from .conftest import open_at
 
 CPU = torch.device("cpu")
 STRONG = AugmentationConfig(auto_augment="rand-m9-n3-mstd0.5-inc1", random_erasing=0.6)  # draws from all generators
@@ -56,8 +48,8 @@ def tree_hash(folder: Path) -> dict[str, str]:
 
 
 def test_digits_are_complete_stratified_and_always_the_same(digits: Path, tmp_path: Path) -> None:
-    train = open_pictures(digits / "train", channels=3, transform=as_tensor())
-    val = open_pictures(digits / "val", channels=3, transform=as_tensor())
+    train = open_at(digits / "train", as_tensor())
+    val = open_at(digits / "val", as_tensor())
     assert (len(train), len(val)) == (1198, 599)
     assert train.class_names == val.class_names == [str(digit) for digit in range(10)]
     for label in range(10):
@@ -67,10 +59,10 @@ def test_digits_are_complete_stratified_and_always_the_same(digits: Path, tmp_pa
     names = {path.name for path in digits.rglob("*.png")}
     assert len(names) == 1797  # a scan's number: no scan is in both parts
     assert tree_hash(lay_out_digits(tmp_path / "again")) == tree_hash(digits)
-    image, target, index, unreadable = train[0]
-    assert (index, unreadable) == (0, [])
-    assert image.shape == (3, 32, 32)
-    assert (target, image.min().item()) == (0, 0.0)
+    first = train[0]
+    assert (first.index, first.unreadable) == (0, [])
+    assert first.image.shape == (3, 32, 32)
+    assert (first.target, first.image.min().item()) == (0, 0.0)
 
 
 def test_digits_show_the_scan(digits: Path) -> None:
@@ -132,7 +124,7 @@ def loader_of(config: DataConfig, seed: int = 0, rank: int = 0, world: int = 1) 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_picture_is_named_and_never_replaced(damaged: Path, workers: int) -> None:
     (damaged / "train" / "dark" / "0.png").unlink()
-    data = open_pictures(damaged / "train", channels=3, transform=as_tensor())
+    data = open_at(damaged / "train", as_tensor())
     with pytest.raises(InputError) as error:
         list(batches(eval_loader(data, 4, workers, rank=0, world=1, pin=False), CPU))
     victim = damaged / "train" / "dark" / "3.png"
@@ -141,14 +133,14 @@ def test_unreadable_picture_is_named_and_never_replaced(damaged: Path, workers: 
 
 
 def test_an_empty_file_is_named(damaged: Path) -> None:
-    pictures = open_pictures(damaged / "train", channels=3, transform=as_tensor())
+    pictures = open_at(damaged / "train", as_tensor())
     with pytest.raises(InputError, match=r"0\.png cannot be read \(it is empty \(0 bytes\)\)"):
         [pictures[index] for index in range(len(pictures)) if pictures.filename(index).endswith("0.png")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_pictures_are_counted_and_left_out_of_evaluation(damaged: Path, workers: int) -> None:
-    data = open_pictures(damaged / "train", channels=3, transform=as_tensor(), on_error="skip", max_errors=0.2)
+    data = open_at(damaged / "train", as_tensor(), on_error="skip", max_errors=0.2)
     for world in (1, 2, 5):
         shares = [
             list(batches(eval_loader(data, 1, workers, rank=rank, world=world, pin=False), CPU))
@@ -173,14 +165,14 @@ def test_a_skipped_training_picture_gives_way_to_the_next_readable_one(damaged: 
 
 
 def test_more_unreadable_pictures_than_the_stated_share_end_the_run(damaged: Path) -> None:
-    data = open_pictures(damaged / "train", channels=3, transform=as_tensor(), on_error="skip", max_errors=0.1)
+    data = open_at(damaged / "train", as_tensor(), on_error="skip", max_errors=0.1)
     unreadable = Unreadable(data)  # 12 pictures: 1 is allowed
     unreadable.add(["a.png"])
     unreadable.add(["a.png"])
     assert unreadable.names == {"a.png"}
     with pytest.raises(InputError, match=r"data\.max_errors: 2 of 12 pictures cannot be read, 1 are allowed.*b\.png"):
         unreadable.add(["b.png"])
-    data.reader.samples *= 25
+    data.reader.targets *= 25
     assert Pictures(data.reader, channels=3, transform=None, max_errors=0.29).max_unreadable == 87  # of 300
 
 
@@ -202,7 +194,7 @@ def test_half_a_jpeg_is_an_error_and_not_a_grey_picture(
     path = small_data / "val" / "dark" / "0.jpg"
     photo().save(path, quality=90)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    data = open_pictures(small_data / "val", channels=3, transform=as_tensor())
+    data = open_at(small_data / "val", as_tensor())
     index = [data.filename(index) for index in range(len(data))].index(str(path))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some libraries do when they are imported
     with pytest.raises(InputError, match=r"0\.jpg cannot be read"):
@@ -210,7 +202,7 @@ def test_half_a_jpeg_is_an_error_and_not_a_grey_picture(
 
 
 def test_grey_models_read_grey(small_data: Path) -> None:
-    data = open_pictures(small_data / "val", channels=1, transform=as_tensor((1, 16, 16)))
+    data = open_at(small_data / "val", as_tensor((1, 16, 16)), channels=1)
     assert data[0].image.shape == (1, 16, 16)
 
 
@@ -253,9 +245,7 @@ def levels(data: Pictures) -> dict[int, int]:
 
 def test_numeric_folders_are_classes_in_numeric_order(tmp_path: Path) -> None:
     """ImageNet-V2's folders: 10 is class 10, not the one after 1; and it stands for the model's class 10."""
-    data = open_pictures(
-        numbered(tmp_path, [str(index) for index in range(12)]), channels=3, transform=as_tensor((3, 8, 8))
-    )
+    data = open_at(numbered(tmp_path, [str(index) for index in range(12)]), as_tensor((3, 8, 8)))
     assert data.class_names == [str(index) for index in range(12)]
     synsets = [f"n{1000 + index}" for index in range(12)]
     data.use_classes(synsets, "the model")
@@ -263,14 +253,14 @@ def test_numeric_folders_are_classes_in_numeric_order(tmp_path: Path) -> None:
     assert levels(data) == {index: index for index in range(12)}
     data.use_classes([f"m{index}" for index in range(13)], "the model")
     assert data.classes_without_pictures() == ["m12"]
-    as_text = open_pictures(tmp_path, channels=3, transform=as_tensor((3, 8, 8)), class_order="text")
+    as_text = open_at(tmp_path, as_tensor((3, 8, 8)), class_order="text")
     assert as_text.class_names[:4] == ["0", "1", "10", "11"]
     assert levels(as_text) == {index: int(name) for index, name in enumerate(as_text.class_names)}
 
 
 def test_classes_follow_the_names_of_a_model_with_another_order(tmp_path: Path) -> None:
     names = [str(index) for index in range(12)]
-    data = open_pictures(numbered(tmp_path, names), channels=3, transform=as_tensor((3, 8, 8)))
+    data = open_at(numbered(tmp_path, names), as_tensor((3, 8, 8)))
     data.use_classes(sorted(names), "a model trained by a tool that sorts as text")
     assert levels(data) == {sorted(names).index(name): int(name) for name in names}
     assert data.class_counts().tolist() == [1] * 12
@@ -380,7 +370,7 @@ def test_a_forgotten_loader_ends_its_workers_at_once(monkeypatch: pytest.MonkeyP
 LOAD_FOREVER = """
 import signal, sys, torch
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import batches, open_data, train_loader
+from classification.data.loading import batches, open_data, train_loader
 
 config = DataConfig(kind="synthetic", synthetic_images=10**6, input_size=(3, 8, 8), batch_size=4, workers=2)
 train, _ = open_data(config, AugmentationConfig())
@@ -473,6 +463,6 @@ def test_workers_do_not_outlive_a_killed_process(loading: Callable) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_reported_in_one_line(small_data: Path) -> None:
-    data = open_pictures(small_data / "train", channels=3, transform=lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    data = open_at(small_data / "train", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(InputError, match=r"^data\.workers: a process that decodes pictures died .*shared memory"):
         list(batches(eval_loader(data, 4, 1, rank=0, world=1, pin=False), CPU))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from classification.checkpoint import files as checkpoint
-from classification.checkpoint import resume
+from classification.checkpoint import manager
 from classification.command_line import parse_command_line
 from classification.reporting.log import EventWriter
 from classification.trainer import Trainer
@@ -152,8 +152,8 @@ def test_a_damaged_checkpoint_is_left_out(
 ) -> None:
     reason = damage(newest(finished))
     warnings = []
-    choose = resume.newest_sound
-    monkeypatch.setattr(resume, "newest_sound", lambda folder, warn: choose(folder, warnings.append))
+    choose = manager.newest_sound
+    monkeypatch.setattr(manager, "newest_sound", lambda folder, warn: choose(folder, warnings.append))
     assert quick_run(*RANDOM, "--resume", "auto") == (0, "")
     assert len(warnings) == 1
     assert warnings[0].startswith(f"{finished / 'checkpoints' / 'step_00000006'} is damaged ({reason}")
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_left_out(
 def test_the_warning_is_seen(finished: Path, capsys: pytest.CaptureFixture) -> None:
     damage_truncated(newest(finished))
     capsys.readouterr()
-    assert resume.choose_checkpoint(finished, "auto") == checkpoint.step_folder(finished, 4)
+    assert manager.choose_checkpoint(finished, "auto") == checkpoint.step_folder(finished, 4)
     assert capsys.readouterr().out.startswith(f"warning: {finished / 'checkpoints' / 'step_00000006'} is damaged")
 
 
@@ -199,6 +199,5 @@ def test_events_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys: 
     events._wanted, events._writer = True, Full()
     events.add(1, loss=1.0)
     events.add(2, loss=1.0)
-    events.flush()
     events.close()
     assert capsys.readouterr().out.count("warning: no more TensorBoard events in") == 1

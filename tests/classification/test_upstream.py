@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageOps
 from timm.data import auto_augment
 
-from classification import upstream
 from classification.command_line import load_recipe
 from classification.config import AugmentationConfig, DataConfig
-from classification.data import train_transform
+from classification.data import patches
+from classification.data.loading import train_transform
 from classification.data.pictures import seeded_generators
 
 RECIPES = Path("classification/recipes")
@@ -56,9 +56,9 @@ def test_every_operation_at_every_magnitude(mode: str, size: tuple[int, int]) ->
 def test_no_bits_are_black(mode: str) -> None:
     picture = noise(mode, (8, 8))
     for bits in (0, -3):
-        assert not np.asarray(upstream.posterize(picture, bits)).any()
+        assert not np.asarray(patches.posterize(picture, bits)).any()
     for bits in range(1, 8):
-        assert upstream.posterize(picture, bits).tobytes() == ImageOps.posterize(picture, bits).tobytes()
+        assert patches.posterize(picture, bits).tobytes() == ImageOps.posterize(picture, bits).tobytes()
 
 
 @pytest.mark.parametrize("recipe", pipelines().values())
@@ -80,7 +80,7 @@ def test_pictures_with_harmless_faults_say_nothing() -> None:
     Image.new("P", (4, 4)).save(palette, "png", transparency=bytes([0, 128]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        upstream.silence_false_alarms()
+        patches.silence_false_alarms()
         with Image.open(palette) as picture:
             picture.convert("RGB")
         exif = Image.Exif()

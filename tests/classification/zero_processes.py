@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from classification.checkpoint import files as checkpoint
-from classification.engine import TrainStep
+from classification.state import TrainStep
 from hvt_backbones import InputError
 from hvt_backbones.processes import leave_processes
 from tests.classification.conftest import QUICK

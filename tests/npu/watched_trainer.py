@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from unittest import mock
 
-from classification.data import Batch
-from classification.engine import Outcome, TrainStep
+from classification.data.loading import Batch
+from classification.state import Outcome, TrainStep
 from classification.train import main
 from tests.npu.only_on import OnlyOn
 

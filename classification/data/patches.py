@@ -1,4 +1,4 @@
-"""What other people's code does that a run must not meet, each with its reason: this is the one place for it.
+"""What timm does that a run must not meet, with its reason: this is the one place for it.
 
 Importing this module changes timm and the filters of warnings for the process; worker processes that start afresh
 import it with the data set.
@@ -27,12 +27,7 @@ def posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.I
     return _posterize(image, bits_to_keep, **settings)
 
 
-def mend_timm() -> None:
-    """Let the policies that timm builds from now on use our `posterize`."""
-    for name, operation in auto_augment.NAME_TO_OP.items():
-        if operation is _posterize:
-            auto_augment.NAME_TO_OP[name] = posterize
-
-
-mend_timm()
+for _name, _operation in auto_augment.NAME_TO_OP.items():
+    if _operation is _posterize:
+        auto_augment.NAME_TO_OP[_name] = posterize  # in the policies that timm builds from now on
 silence_false_alarms()
