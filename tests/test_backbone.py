@@ -225,6 +225,25 @@ def test_stochastic_depth_grows_over_all_blocks(family: str) -> None:
     assert [block.drop_path.drop_prob for block in short.stages[0].blocks] == pytest.approx(rates[:2])
 
 
+@families
+@pytest.mark.parametrize("kind", ["drop_rate", "attn_drop_rate"])
+def test_dropout_acts_in_training_only(family: str, kind: str) -> None:
+    model, x = tiny(family, **{kind: 0.5}), images(family, 40, 40)
+    assert not torch.allclose(model(x)[-1], model(x)[-1])
+    model.eval()
+    torch.testing.assert_close(model(x)[-1], model(x)[-1])
+
+
+@families
+def test_bias_and_dropout_reach_every_block(family: str) -> None:
+    model = tiny(family, qkv_bias=False, drop_rate=0.2, attn_drop_rate=0.3)
+    names = {name.rpartition("attn.")[2] for name, _ in model.named_parameters() if "attn." in name}
+    assert "proj.bias" in names
+    assert not names & {"q.bias", "kv.bias", "qkv.bias", "q_bias", "v_bias"}
+    for block in (block for stage in model.stages for block in stage.blocks):
+        assert (block.attn.attn_drop_rate, block.attn.proj_drop.p, block.mlp.drop.p) == (0.3, 0.2, 0.2)
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
     from hvt_backbones.layers.block import DropPath
 
