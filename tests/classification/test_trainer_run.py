@@ -28,31 +28,19 @@ def newest_state(folder: Path) -> dict:
     return checkpoint.load_state(checkpoint.list_checkpoints(folder)[-1])
 
 
+# Of all families the gradients are the official ones: two show that the trainer uses them.
 # Two stages over 32x32 pictures, patches of four pixels, a few thousand parameters.
 FAMILIES = {
     "SwinTransformer": ("swin_tiny", {"patch_size": 4, "window_size": 4, "embed_dim": 32, "num_heads": [2, 4]}),
-    "SwinTransformerV2": (
-        "swinv2_tiny_window8", {"patch_size": 4, "window_size": 4, "embed_dim": 32, "num_heads": [2, 4]}
-    ),
     "PyramidVisionTransformerV2": (
         "pvt_v2_b0", {"embed_dims": [32, 64], "num_heads": [2, 4], "mlp_ratios": [4, 4], "sr_ratios": [2, 1]}
-    ),
-    "TwinsPCPVT": (
-        "twins_pcpvt_small", {"embed_dims": [32, 64], "num_heads": [2, 4], "mlp_ratios": [4, 4], "sr_ratios": [2, 1]}
-    ),
-    "TwinsSVT": (
-        "twins_svt_small",
-        {
-            "embed_dims": [32, 64], "num_heads": [2, 4], "mlp_ratios": [4, 4], "sr_ratios": [2, 1],
-            "window_sizes": [4, 4],
-        },
     ),
 }  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("class_name", FAMILIES)
-def test_every_family_learns_the_digits(class_name: str, digits: Path, tmp_path: Path) -> None:
+def test_it_learns_the_digits(class_name: str, digits: Path, tmp_path: Path) -> None:
     name, overrides = FAMILIES[class_name]
     epochs = "8" if name.startswith("swin") else "4"  # the others' convolutions know that neighbours matter
     config = parse_command_line(

@@ -52,7 +52,7 @@ def test_it_trains_as_on_the_cpu(small_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("class_name", FAMILIES)
-def test_every_family_trains_and_validates(
+def test_it_trains_and_validates(
     class_name: str, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     name, overrides = FAMILIES[class_name]

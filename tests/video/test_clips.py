@@ -155,7 +155,7 @@ def test_a_clip_that_cannot_be_read_is_named(make: Any, decoder: str, tmp_path: 
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("make", [*BAD, missing])
+@pytest.mark.parametrize("make", [damaged, missing])
 def test_skip_takes_the_next_clip_and_names_what_it_passed_over(make: Any, decoder: str, tmp_path: Path) -> None:
     make(tmp_path / "bad.mp4")
     write_clip(tmp_path / "last.mp4")
