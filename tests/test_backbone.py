@@ -17,7 +17,7 @@ families = pytest.mark.parametrize("family", TINY)
 
 
 @families
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (33, 47), (32, 129), (75, 50)])
+@pytest.mark.parametrize("size", [(32, 129), (75, 50)])
 def test_maps_have_the_stated_channels_and_strides(family: str, size: tuple[int, int]) -> None:
     model = tiny(family).eval()
     assert model.strides == (4, 8, 16, 32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import subprocess
@@ -13,9 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from hvt_backbones.device import select_device
@@ -157,54 +154,6 @@ def test_views_share_memory_and_versions() -> None:
         root.sum().backward()
 
 
-def test_results_are_resized() -> None:
-    x, out = on_npu(3, 5), torch.empty(0, device=NPU)
-    assert torch.mm(x, x.T, out=out) is out
-    assert out.shape == (3, 3)
-    torch.testing.assert_close(out.cpu(), x.cpu() @ x.cpu().T)
-    values, indices = torch.empty(0, device=NPU), torch.empty(0, dtype=torch.long, device=NPU)
-    torch.topk(x, 2, out=(values, indices))
-    assert torch.equal(values.cpu(), x.cpu().topk(2).values)
-    kept = x.flatten()[:2].clone()
-    x.resize_(50)
-    assert torch.equal(x[:2], kept)
-    x.set_()
-    assert x.numel() == 0
-    storage = kept.untyped_storage()
-    storage.resize_(0)
-    assert storage.nbytes() == 0
-
-
-# autograd
-
-DIFFERENTIABLE: dict[str, Callable[..., Tensor]] = {
-    "conv2d": lambda x, w: F.conv2d(x.view(1, 2, 3, 4), w.view(2, 2, 1, 3), x.flatten()[:2]),
-    "conv_transpose2d": lambda x, w: F.conv_transpose2d(x.view(1, 2, 3, 4), w.view(2, 2, 1, 3), x.flatten()[:2]),
-    "index": lambda x, w: x[torch.tensor([0, 3, 3])] * w[:3],
-    "views": lambda x, w: (x.view(4, 6).T[1:3] * w[:4]).roll(1, 0),
-}
-
-
-@pytest.mark.parametrize("function", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE.keys())
-def test_gradients(function: Callable[..., Tensor]) -> None:
-    inputs = [on_npu(size, dtype=torch.float64).requires_grad_() for size in (24, 12)]
-    assert torch.autograd.gradcheck(function, inputs)
-
-
-def test_modules_move_in_place() -> None:
-    module = nn.Linear(3, 3)
-    weight, bias = module.weight, module.bias
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    module.to(NPU)
-    assert module.weight is weight
-    assert weight.device.type == bias.device.type == "npu"
-    module(on_npu(2, 3)).sum().backward()
-    before = weight.detach().clone()
-    optimizer.step()
-    assert not torch.equal(weight, before)
-    assert torch.equal(copy.deepcopy(module).weight, weight)
-
-
 # random numbers
 
 
@@ -242,13 +191,6 @@ def test_generator_argument() -> None:
         torch.rand(4, device=NPU, generator=torch.Generator())
 
 
-def test_checkpointing_draws_the_same_again() -> None:
-    x = on_npu(50).requires_grad_()
-    y = checkpoint(lambda x: F.dropout(x, 0.5), x, use_reentrant=False)
-    y.sum().backward()
-    assert torch.equal(x.grad != 0, y != 0)
-
-
 # autocast
 
 CAST: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
@@ -280,20 +222,6 @@ def test_autocast_of_torch_npu() -> None:
 
 
 # optimisers
-
-
-@pytest.mark.parametrize("arguments", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
-def test_adamw(arguments: dict[str, bool]) -> None:
-    results = []
-    for device, kind in [("cpu", {}), ("npu", arguments)]:
-        parameters = [nn.Parameter(torch.linspace(-1, 1, n, device=device)) for n in (3, 70)]
-        optimizer = torch.optim.AdamW(parameters, lr=0.1, **kind)
-        for _ in range(4):
-            optimizer.zero_grad()
-            sum((p**3).sum() for p in parameters).backward()
-            optimizer.step()
-        results.append([p.detach().cpu() for p in parameters])
-    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -387,16 +315,6 @@ def test_forked_process_cannot_use_the_device() -> None:
             os._exit("Cannot re-initialize NPU in forked subprocess" not in str(error))
         os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
-
-
-def test_files(tmp_path: Path) -> None:
-    tensor = on_npu(3, 4).T
-    torch.save({"x": tensor}, tmp_path / "x.pt")
-    assert torch.load(tmp_path / "x.pt")["x"].device == torch.device("npu:0")
-    assert torch.load(tmp_path / "x.pt", map_location="npu:1")["x"].device == torch.device("npu:1")
-    assert torch.equal(torch.load(tmp_path / "x.pt", map_location="cpu")["x"], tensor.cpu())
-    save_file({"x": tensor.contiguous()}, tmp_path / "x.safetensors")
-    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], tensor.cpu())
 
 
 # the check that nothing is on the host
