@@ -10,9 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -353,33 +351,19 @@ def test_a_forgotten_loader_ends_its_workers_at_once(monkeypatch: pytest.MonkeyP
     assert gone(workers)
 
 
-# A process that loads, says which workers it has, and goes on until it is stopped.
+# A process without handlers of its own, as the commands that only read: it says which workers it has, and goes on.
 LOAD_FOREVER = """
-import signal, sys, torch
+import sys, torch
 from classification.config import AugmentationConfig, DataConfig
 from classification.data import batches, open_data, train_loader
 
 config = DataConfig(kind="synthetic", synthetic_images=10**6, input_size=(3, 8, 8), batch_size=4, workers=2)
 train, _ = open_data(config, AugmentationConfig())
 loader = train_loader(train, config, seed=0, rank=0, world=1, pin=False)
-stop = []
-for step, batch in enumerate(batches(loader, torch.device("cpu"))):
-    if step == 3:
-        if HANDLES:  # only now: the workers must not depend on what they inherit
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: stop.append(1))
-        print(*(worker.pid for worker in loader._iterator._workers), flush=True)
-    if len(stop) == 1:  # some more steps after the signal
-        stop += [step]
-    elif stop and step == stop[1] + 50:
-        print("done", flush=True)
-        sys.exit(143)
-"""
-# One without handlers of its own, as the commands that only read.
-LOAD_UNTIL_INTERRUPTED = f"""
-import sys
 try:
-{textwrap.indent(LOAD_FOREVER.replace("HANDLES", "False"), "    ")}
+    for step, batch in enumerate(batches(loader, torch.device("cpu"))):
+        if step == 3:
+            print(*(worker.pid for worker in loader._iterator._workers), flush=True)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -399,53 +383,22 @@ def gone(pids: list[int], seconds: float = 120) -> bool:
     return not any(alive(pid) for pid in pids)
 
 
-@pytest.fixture
-def loading() -> Callable[[str], tuple[subprocess.Popen, list[int]]]:
-    processes = []
-
-    def start(script: str) -> tuple[subprocess.Popen, list[int]]:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore::UserWarning", "-c", script.replace("HANDLES", "True")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        processes.append(process)
-        return process, [int(word) for word in process.stdout.readline().split()]
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "number", "expected"),
-    [
-        (LOAD_FOREVER, signal.SIGTERM, ("done\n", "", 143)),
-        (LOAD_FOREVER, signal.SIGINT, ("done\n", "", 143)),
-        (LOAD_UNTIL_INTERRUPTED, signal.SIGINT, ("", "", 130)),
-    ],
-    ids=["SIGTERM", "SIGINT", "no handler"],
-)
-def test_workers_leave_a_signal_to_the_main_process(
-    loading: Callable, script: str, number: signal.Signals, expected: tuple[str, str, int]
-) -> None:
-    """As torchrun, a terminal and a batch system send it, to all processes: one answers, and may finish its step."""
-    process, workers = loading(script)
-    assert len(workers) == 2
-    os.killpg(process.pid, number)
-    assert (*process.communicate(timeout=900), process.returncode) == expected
-    assert gone(workers)
-
-
-@pytest.mark.slow
-def test_workers_do_not_outlive_a_killed_process(loading: Callable) -> None:
-    process, workers = loading(LOAD_FOREVER)
-    process.kill()
-    assert gone(workers)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_leave_a_signal_to_the_main_process_and_do_not_outlive_it(number: signal.Signals, status: int) -> None:
+    """Ctrl-C goes to all processes of a terminal, of which one answers; what kills, kills one."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore::UserWarning", "-c", LOAD_FOREVER], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 2
+        (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
+        assert (*process.communicate(timeout=900), process.returncode) == ("", "", status)
+        assert gone(workers)
+    finally:
+        process.kill()
 
 
 @pytest.mark.slow

@@ -187,36 +187,6 @@ def test_a_state_of_another_model_is_refused(quick_run: Run, tmp_path: Path) -> 
     assert not (tmp_path / "other").exists()
 
 
-def test_weights_of_another_family_are_refused(quick_run: Run, tmp_path: Path) -> None:
-    assert quick_run()[0] == 0
-    status, error = quick_run(
-        "--model.name", "swin_tiny", "--model.pretrained", str(tmp_path / "run" / checkpoint.LAST_WEIGHTS),
-        "--output-dir", str(tmp_path / "other"),
-    )  # fmt: skip
-    assert status == 2
-    assert "swinv2" in error
-    assert not (tmp_path / "other").exists()
-
-
-def test_finetuning_starts_from_given_weights(
-    quick_run: Run, tmp_path: Path, small_data: Path, quick: tuple[str, ...]
-) -> None:
-    assert quick_run()[0] == 0
-    weights = tmp_path / "run" / checkpoint.LAST_WEIGHTS
-    options = (
-        "--model.pretrained",
-        str(weights),
-        "--output-dir",
-        str(tmp_path / "fine"),
-        "--data-dir",
-        str(small_data),
-    )
-    config = parse_command_line(["digits", *quick, *options])
-    trainer = Trainer(config)
-    for key, value in load_file(weights).items():
-        assert torch.equal(trainer.learner.model.state_dict()[key], value), key
-
-
 def test_mixing_and_erasing_run(quick_run: Run) -> None:
     status, _ = quick_run(
         "--augmentation.mixup", "0.8", "--augmentation.cutmix", "1.0", "--augmentation.random_erasing", "1.0",
@@ -224,13 +194,6 @@ def test_mixing_and_erasing_run(quick_run: Run) -> None:
         "--model.grad_checkpointing", "--model.freeze_stages", "1",
     )  # fmt: skip
     assert status == 0
-
-
-def test_the_rate_follows_the_global_batch(quick_run: Run, tmp_path: Path) -> None:
-    options = ("--lr", "8e-3", "--optimizer.lr_batch_size", "16", "--schedule.name", "constant", "--epochs", "1")
-    assert quick_run(*options)[0] == 0
-    row = next(csv.DictReader((tmp_path / "run" / checkpoint.LOG).open()))
-    assert float(row["lr"]) == pytest.approx(8e-3 * 4 / 16)
 
 
 def test_train_returns_what_it_wrote(small_data: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
