@@ -6,8 +6,6 @@ import contextlib
 import functools
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hvt_backbones import InputError, WeightsError, create_backbone, create_classifier, list_models
 from hvt_backbones.variants import VARIANTS, Variant, find_variant
 
-REFERENCE = Path(os.environ.get("HVT_REFERENCE_DIR", Path(__file__).parents[1] / ".." / "shared" / "reference"))
+from .conftest import reference_dir
+
 NAMED = [
     *(f"swin_{size}" for size in ("tiny", "small", "base", "large", "base_384", "large_384")),
     *(f"swinv2_{size}_window{window}" for size in ("tiny", "small", "base") for window in (8, 16)),
@@ -51,7 +50,7 @@ def test_published_parameters_are_those_of_the_model(variant: Variant) -> None:
 
 @pytest.fixture(scope="module")
 def official() -> dict[str, dict]:
-    file = REFERENCE / "variants.json.gz"
+    file = reference_dir() / "variants.json.gz"
     if not file.is_file():
         pytest.skip(f"the official codes' variants are not here: {file} (HVT_REFERENCE_DIR names their folder)")
     with gzip.open(file, "rt") as stream:
@@ -128,7 +127,7 @@ def test_top1_is_the_published_one(variant: Variant) -> None:
 
 
 # The published numbers by the papers' names: model, resolution, window, pre-training.
-NUMBERS = REFERENCE.parent / "NUMBERS.json"
+NUMBERS = reference_dir().parent / "NUMBERS.json"
 SWIN_LETTERS = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 
 

@@ -356,8 +356,10 @@ def test_shard_faults(small_data: Path, tmp_path: Path) -> None:
     refused(r"a\.tar cannot be read as a tar file")
 
 
-@pytest.mark.parametrize("kind", ["imagefolder", "tar", "wds"])
-@pytest.mark.parametrize("fault", ["zero bytes", "half a jpeg", "no picture"])
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("imagefolder", "zero bytes"), ("tar", "half a jpeg"), ("wds", "no picture"), ("wds", "zero bytes")],
+)
 def test_damaged_pictures_are_named_or_counted_wherever_they_lie(
     small_data: Path, tmp_path: Path, kind: str, fault: str
 ) -> None:
