@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from hvt_backbones.device import select_device
@@ -154,6 +156,24 @@ def test_views_share_memory_and_versions() -> None:
         root.sum().backward()
 
 
+def test_results_are_resized() -> None:
+    x, out = on_npu(3, 5), torch.empty(0, device=NPU)
+    assert torch.mm(x, x.T, out=out) is out
+    assert out.shape == (3, 3)
+    torch.testing.assert_close(out.cpu(), x.cpu() @ x.cpu().T)
+    values, indices = torch.empty(0, device=NPU), torch.empty(0, dtype=torch.long, device=NPU)
+    torch.topk(x, 2, out=(values, indices))
+    assert torch.equal(values.cpu(), x.cpu().topk(2).values)
+    kept = x.flatten()[:2].clone()
+    x.resize_(50)
+    assert torch.equal(x[:2], kept)
+    x.set_()
+    assert x.numel() == 0
+    storage = kept.untyped_storage()
+    storage.resize_(0)
+    assert storage.nbytes() == 0
+
+
 # random numbers
 
 
@@ -189,6 +209,13 @@ def test_generator_argument() -> None:
     assert torch.equal(torch.npu.get_rng_state(), default)
     with pytest.raises(RuntimeError, match="Expected a 'npu' device type for generator"):
         torch.rand(4, device=NPU, generator=torch.Generator())
+
+
+def test_checkpointing_draws_the_same_again() -> None:
+    x = on_npu(50).requires_grad_()
+    y = checkpoint(lambda x: F.dropout(x, 0.5), x, use_reentrant=False)
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, y != 0)
 
 
 # autocast
@@ -315,6 +342,16 @@ def test_forked_process_cannot_use_the_device() -> None:
             os._exit("Cannot re-initialize NPU in forked subprocess" not in str(error))
         os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_files(tmp_path: Path) -> None:
+    tensor = on_npu(3, 4).T
+    torch.save({"x": tensor}, tmp_path / "x.pt")
+    assert torch.load(tmp_path / "x.pt")["x"].device == torch.device("npu:0")
+    assert torch.load(tmp_path / "x.pt", map_location="npu:1")["x"].device == torch.device("npu:1")
+    assert torch.equal(torch.load(tmp_path / "x.pt", map_location="cpu")["x"], tensor.cpu())
+    save_file({"x": tensor.contiguous()}, tmp_path / "x.safetensors")
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], tensor.cpu())
 
 
 # the check that nothing is on the host
