@@ -242,6 +242,7 @@ def test_bias_and_dropout_reach_every_block(family: str) -> None:
     assert not names & {"q.bias", "kv.bias", "qkv.bias", "q_bias", "v_bias"}
     for block in (block for stage in model.stages for block in stage.blocks):
         assert (block.attn.attn_drop_rate, block.attn.proj_drop.p, block.mlp.drop.p) == (0.3, 0.2, 0.2)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.2}
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:

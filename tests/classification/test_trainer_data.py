@@ -261,6 +261,14 @@ def test_numeric_folders_are_classes_in_numeric_order(tmp_path: Path) -> None:
     assert levels(as_text) == {index: int(name) for index, name in enumerate(as_text.class_names)}
 
 
+def test_classes_follow_the_names_of_a_model_with_another_order(tmp_path: Path) -> None:
+    names = [str(index) for index in range(12)]
+    data = open_pictures(numbered(tmp_path, names), channels=3, transform=as_tensor((3, 8, 8)))
+    data.use_classes(sorted(names), "a model trained by a tool that sorts as text")
+    assert levels(data) == {sorted(names).index(name): int(name) for name in names}
+    assert data.class_counts().tolist() == [1] * 12
+
+
 def test_training_and_evaluation_number_the_classes_alike(tmp_path: Path) -> None:
     numbered(tmp_path / "train", ["ant", "Bee", "cat", "bee"])
     numbered(tmp_path / "val", ["0", "1", "2", "3"])

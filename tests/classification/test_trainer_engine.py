@@ -200,6 +200,11 @@ def test_each_run_has_its_own_precision() -> None:
     assert [build_accelerator("cpu", amp).mixed_precision for amp in ("bf16", "fp32", "auto")] == ["bf16", "no", "no"]
 
 
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="npu"):
+        build_accelerator("npu", "fp32")
+
+
 @pytest.mark.slow
 def test_compiled_blocks_train_as_plain_ones(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: tuple[str, ...]

@@ -196,6 +196,13 @@ def test_mixing_and_erasing_run(quick_run: Run) -> None:
     assert status == 0
 
 
+def test_the_rate_follows_the_global_batch(quick_run: Run, tmp_path: Path) -> None:
+    options = ("--lr", "8e-3", "--optimizer.lr_batch_size", "16", "--schedule.name", "constant", "--epochs", "1")
+    assert quick_run(*options)[0] == 0
+    row = next(csv.DictReader((tmp_path / "run" / checkpoint.LOG).open()))
+    assert float(row["lr"]) == pytest.approx(8e-3 * 4 / 16)
+
+
 def test_train_returns_what_it_wrote(small_data: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
     config = parse_command_line(
         ["digits", *quick, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "run"), "--epochs", "1"]

@@ -48,6 +48,14 @@ def test_traces_pass_their_own_check_and_are_right_or_refuse(family: str, size: 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @families
+def test_classifiers_are_traced(family: str) -> None:
+    model, x = tiny_classifier(family).eval(), images(family, 45, 70)
+    same([torch.jit.trace(model, x)(x)], [model(x)])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@families
 @sizes
 def test_onnx_runtime_and_openvino_run_what_was_traced(family: str, size: tuple[int, int], tmp_path: Path) -> None:
     model, x = two_stages(family), images(family, *size)
