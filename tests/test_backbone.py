@@ -14,6 +14,7 @@ import hvt_backbones as hvt
 from .families import FRAMES, TINY, images, tiny, tiny_classifier
 
 families = pytest.mark.parametrize("family", TINY)
+attending = pytest.mark.parametrize("family", [name for name in TINY if "qkv_bias" in TINY[name].func.arguments()])
 
 
 @families
@@ -225,7 +226,7 @@ def test_stochastic_depth_grows_over_all_blocks(family: str) -> None:
     assert [block.drop_path.drop_prob for block in short.stages[0].blocks] == pytest.approx(rates[:2])
 
 
-@families
+@attending
 @pytest.mark.parametrize("kind", ["drop_rate", "attn_drop_rate"])
 def test_dropout_acts_in_training_only(family: str, kind: str) -> None:
     model, x = tiny(family, **{kind: 0.5}), images(family, 40, 40)
@@ -234,7 +235,7 @@ def test_dropout_acts_in_training_only(family: str, kind: str) -> None:
     torch.testing.assert_close(model(x)[-1], model(x)[-1])
 
 
-@families
+@attending
 def test_bias_and_dropout_reach_every_block(family: str) -> None:
     model = tiny(family, qkv_bias=False, drop_rate=0.2, attn_drop_rate=0.3)
     names = {name.rpartition("attn.")[2] for name, _ in model.named_parameters() if "attn." in name}
