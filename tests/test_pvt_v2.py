@@ -13,19 +13,7 @@ from torch import Tensor, nn
 import hvt_backbones as hvt
 from hvt_backbones.layers.attention import SpatialReductionAttention
 
-from .families import randomise
-
-TINY = {
-    "embed_dims": (8, 16, 20, 32),
-    "depths": (1, 2, 1, 1),
-    "num_heads": (1, 2, 5, 8),
-    "mlp_ratios": (4, 4, 2, 2),
-    "sr_ratios": (8, 4, 2, 1),
-}
-
-
-def tiny(**arguments) -> hvt.PyramidVisionTransformerV2:
-    return randomise(hvt.PyramidVisionTransformerV2(**{"drop_path_rate": 0.0, **TINY, **arguments})).double()
+from .families import PYRAMID, randomise, tiny
 
 
 @pytest.mark.parametrize("size", [(2, 9), (8, 3)])
@@ -38,7 +26,7 @@ def test_a_map_shorter_than_a_square_is_padded_to_it(size: tuple[int, int]) -> N
 
 
 def test_training_keeps_no_more_activations_than_timm() -> None:
-    arguments = {**TINY, "depths": (2, 2, 2, 2)}
+    arguments = {**PYRAMID, "depths": (2, 2, 2, 2), "mlp_ratios": (4, 4, 2, 2)}
     theirs = timm.models.pvt_v2.PyramidVisionTransformerV2(**arguments, num_classes=0)
     ours = hvt.PyramidVisionTransformerV2(**arguments, drop_path_rate=0.0, out_indices=(3,))
     x = torch.randn(1, 3, 96, 96)
@@ -59,7 +47,7 @@ def test_state_dict_keys(linear: bool) -> None:
         "blocks.0.attn.proj", "blocks.0.attn.sr", "blocks.0.attn.norm", "blocks.0.mlp.fc1", "blocks.0.mlp.dwconv",
         "blocks.0.mlp.fc2", "norm",
     ) for leaf in ("weight", "bias")}  # fmt: skip
-    state = tiny(linear=linear).state_dict()
+    state = tiny("pvt_v2", linear=linear, depths=(1, 1, 1, 1)).state_dict()
     assert {key.removeprefix("stages.0.") for key in state if key.startswith("stages.0.")} == keys
     reduces = {key for key in keys if "attn.sr" in key or "attn.norm" in key}
     last = keys if linear else keys - reduces  # only the linear variant reduces where sr_ratio is 1
@@ -88,4 +76,4 @@ def test_initial_values() -> None:
 )
 def test_arguments_that_do_not_fit(arguments: dict, message: str) -> None:
     with pytest.raises(hvt.InputError, match=message):
-        tiny(**arguments)
+        tiny("pvt_v2", **arguments)
