@@ -140,7 +140,7 @@ def test_two_steps_with_a_small_model(name: str, pictures: Path, tmp_path: Path,
     weights = "false"
     if recipe.model.pretrained:
         source, _ = source_weights(recipe)
-        torch.manual_seed(0)
+        torch.manual_seed(1)  # not the run's own seed, with which it would draw the same values
         given = create_classifier(source.name, num_classes=5, **small).state_dict()
         save_state_dict(given, tmp_path / "weights.safetensors")
         weights = str(tmp_path / "weights.safetensors")
