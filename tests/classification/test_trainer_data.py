@@ -403,7 +403,9 @@ def test_workers_leave_a_signal_to_the_main_process_and_do_not_outlive_it(number
         workers = [int(word) for word in process.stdout.readline().split()]
         assert len(workers) == 2
         (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)
-        assert (*process.communicate(timeout=900), process.returncode) == ("", "", status)
+        said = process.communicate(timeout=900)
+        assert process.returncode == status
+        assert said == ("", "") or number == signal.SIGKILL
         assert gone(workers)
     finally:
         process.kill()
