@@ -16,7 +16,7 @@ def gloo_threads() -> int:
     return sum("gloo" in name for name in names)
 
 
-def gloo_threads_are_gone(within: float = 10) -> bool:
+def gloo_threads_are_gone(within: float = 60) -> bool:
     """Whether this process is without threads of gloo, so that Python shuts down safely. For some time (seconds), as
     one that was joined may be listed still.
     """

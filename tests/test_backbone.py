@@ -14,10 +14,11 @@ import hvt_backbones as hvt
 from .families import FRAMES, TINY, images, tiny, tiny_classifier
 
 families = pytest.mark.parametrize("family", TINY)
+attending = pytest.mark.parametrize("family", [name for name in TINY if "qkv_bias" in TINY[name].func.arguments()])
 
 
 @families
-@pytest.mark.parametrize("size", [(32, 32), (64, 64), (33, 47), (32, 129), (75, 50)])
+@pytest.mark.parametrize("size", [(32, 129), (75, 50)])
 def test_maps_have_the_stated_channels_and_strides(family: str, size: tuple[int, int]) -> None:
     model = tiny(family).eval()
     assert model.strides == (4, 8, 16, 32)
@@ -223,6 +224,26 @@ def test_stochastic_depth_grows_over_all_blocks(family: str) -> None:
     assert rates == pytest.approx([0.1 * i for i in range(7)])
     short = tiny(family, drop_path_rate=0.6, out_indices=(0,))
     assert [block.drop_path.drop_prob for block in short.stages[0].blocks] == pytest.approx(rates[:2])
+
+
+@attending
+@pytest.mark.parametrize("kind", ["drop_rate", "attn_drop_rate"])
+def test_dropout_acts_in_training_only(family: str, kind: str) -> None:
+    model, x = tiny(family, **{kind: 0.5}), images(family, 40, 40)
+    assert not torch.allclose(model(x)[-1], model(x)[-1])
+    model.eval()
+    torch.testing.assert_close(model(x)[-1], model(x)[-1])
+
+
+@attending
+def test_bias_and_dropout_reach_every_block(family: str) -> None:
+    model = tiny(family, qkv_bias=False, drop_rate=0.2, attn_drop_rate=0.3)
+    names = {name.rpartition("attn.")[2] for name, _ in model.named_parameters() if "attn." in name}
+    assert "proj.bias" in names
+    assert not names & {"q.bias", "kv.bias", "qkv.bias", "q_bias", "v_bias"}
+    for block in (block for stage in model.stages for block in stage.blocks):
+        assert (block.attn.attn_drop_rate, block.attn.proj_drop.p, block.mlp.drop.p) == (0.3, 0.2, 0.2)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.2}
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:

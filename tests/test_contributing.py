@@ -208,10 +208,8 @@ def test_the_code_of_the_document_is_clean(followed: Followed) -> None:
 
 
 BREAKS = {
-    "sign": ("channels_last(mean)) - x", "channels_last(mean)) + x"),
     "border": ("count_include_pad=False", "count_include_pad=True"),
     "eps": ("norm_eps: float = 1e-6", "norm_eps: float = 1e-5"),
-    "missing norm": ("self.mixer(self.norm1(x))", "self.mixer(x)"),
 }
 
 

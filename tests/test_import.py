@@ -54,16 +54,19 @@ print(json.dumps([imported, torch.cuda.is_initialized()]))
 
 def test_import_costs_little_more_than_torch() -> None:
     code = """
-import time, torch
-start = time.process_time()
+import time
+times = [time.process_time()]
+import torch
+times.append(time.process_time())
 import hvt_backbones
-print(time.process_time() - start)
+times.append(time.process_time())
+print((times[2] - times[1]) / (times[1] - times[0]))
 """
-    # processor time, and the least of a few: other work on the machine does not count
+    # processor time, as a share of torch's, and the least of a few: a slow machine and other work on it do not count
     costs = []
-    while len(costs) < 4 and min(costs, default=1.0) > 0.3:
+    while len(costs) < 4 and min(costs, default=1.0) > 0.15:
         costs.append(float(in_new_process(code)))
-    assert min(costs) <= 0.3, costs
+    assert min(costs) <= 0.15, costs
 
 
 def test_public_names_are_there() -> None:

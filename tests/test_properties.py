@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvt_backbones.ops import IMPLEMENTATIONS, use_attention, window_attention
+from hvt_backbones.ops import IMPLEMENTATIONS, use_attention
 
 from .families import TINY, images, tiny, tiny_classifier
 
@@ -49,39 +49,6 @@ def test_any_window_fits_any_map(family: str, height: int, width: int, windows: 
     model = tiny(family, **{name: tuple(windows)}, **options).eval()
     with torch.inference_mode():
         assert all(x.isfinite().all() for x in model(torch.randn(1, 3, height, width)))
-
-
-@given(
-    spatial=st.lists(st.integers(1, 9), min_size=2, max_size=3),
-    data=st.data(),
-    heads=st.integers(1, 3),
-    cosine=st.booleans(),
-    mask_padding=st.booleans(),
-)
-@settings(max_examples=60)
-def test_implementations_agree_on_any_map(
-    spatial: list[int], data, heads: int, cosine: bool, mask_padding: bool
-) -> None:
-    window = tuple(data.draw(st.integers(1, 5), label="window side") for _ in spatial)
-    shift = tuple(data.draw(st.integers(0, w - 1), label="shift") for w in window)
-    tokens = torch.Size(window).numel()
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    qkv, bias, pad = random(2, *spatial, 6 * heads), random(heads, tokens, tokens), random(6 * heads)
-    scale = torch.rand(heads, dtype=torch.float64, requires_grad=True) if cosine else None
-    leaves = [qkv, bias, pad] + ([scale] if cosine else [])
-    results = []
-    for implementation in IMPLEMENTATIONS:
-        with use_attention(implementation):
-            out = window_attention(
-                qkv, bias, window, shift, heads, logit_scale=scale, pad_value=pad, mask_padding=mask_padding
-            )
-        grads = torch.autograd.grad(out.pow(3).sum(), leaves, allow_unused=True)
-        results.append([out, *(torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True))])
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", TINY)

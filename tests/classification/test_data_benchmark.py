@@ -112,7 +112,7 @@ def test_the_command_measures_a_real_device(digits: Path) -> None:
     """As a user starts it, training step included."""
     words = ["--benchmark", "--data-dir", str(digits), "--data.workers", "1", "--device", "cpu"]
     result = subprocess.run(
-        [sys.executable, "-m", "classification.data", *words], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "classification.data", *words], capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr
     assert re.search(r"^    cpu  +\d+  \(training steps", result.stdout, re.MULTILINE)

@@ -92,11 +92,6 @@ def test_every_script_is_tested() -> None:
         assert f"`{script}`" in README, script
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "environment.sh"])
-def test_bash_can_read_it(script: str) -> None:
-    subprocess.run(["bash", "-n", FOLDER / script], check=True)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_it_starts_the_trainer(script: str, shell: Shell) -> None:
     launcher, rest = STARTS[script][:-1], STARTS[script][-1:]

@@ -130,7 +130,7 @@ def test_many_processes_train_as_one(layout: str, alone: tuple[Curve, Path], tra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ddp-1", "ddp-2", "fsdp2-2"])
+@pytest.mark.parametrize("layout", ["ddp-2", "fsdp2-2"])
 def test_accumulation_is_a_larger_batch(layout: str, alone_briefly: Curve, train: Run) -> None:
     assert_same(train(layout, accumulation=2), alone_briefly)
 
@@ -271,8 +271,8 @@ def stopped(*options: str) -> str:
 def test_a_process_that_does_not_answer(pictures: Path, tmp_path: Path) -> None:
     options = ("digits", *SETTINGS, "--data-dir", str(pictures), "--output-dir", str(tmp_path / "run"))
     begin = time.monotonic()
-    said = in_processes(2, stopped, *options, "--parallel.timeout", "15", only=[0])
-    assert 15 < time.monotonic() - begin < 300
+    said = in_processes(2, stopped, *options, "--parallel.timeout", "30", only=[0])
+    assert time.monotonic() - begin > 30
     assert "at step 0" in said[0]
     assert "rank 1 (pid" in said[0]
     assert "was stopped" in said[0]
@@ -311,11 +311,11 @@ def test_torchrun_then_accelerate(pictures: Path, tmp_path: Path) -> None:
         victim = [child for child in _children(process.pid) if _rank(child) == "1"]
         begin = time.monotonic()
         os.kill(victim[0], signal.SIGKILL)
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode not in (0, None)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 300  # the other rank would wait for 600 s
     assert "lost contact with another process at step" in said
     assert f"rank 1 (pid {victim[0]}) ended" in said
     assert "[rank 0] error: " in said
@@ -330,7 +330,7 @@ def test_torchrun_then_accelerate(pictures: Path, tmp_path: Path) -> None:
     process = start(
         [*accelerate, "--output.save_steps", "1", "--epochs", epochs, "--resume", "auto", "--allow-changes"]
     )
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert "on 2 x cpu, ddp" in said
     assert f"resumed after step {done}" in said
@@ -363,7 +363,7 @@ def test_two_nodes(pictures: Path, tmp_path: Path, alone_briefly: Curve) -> None
         for node in range(2)
     ]  # fmt: skip
     try:
-        said = [node.communicate(timeout=300)[0] for node in nodes]
+        said = [node.communicate(timeout=900)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
@@ -394,10 +394,8 @@ def test_backends_are_those_of_accelerate(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--parallel.mode", "zero1", "--device", "cpu"), "parallel.mode: zero1 needs an accelerator"),
         (("--parallel.mode", "zero3", "--device", "npu"), "train.ema_decay: "),
         (("--parallel.mode", "zero2", "--device", "npu", "--train.amp", "fp16"), "train.amp: fp16 does not go with"),
-        (("--parallel.mode", "fsdp2", "--device", "npu", "--train.amp", "fp16"), "train.amp: fp16 does not go with"),
     ],
 )
 def test_modes_that_do_not_go_together(options: tuple[str, ...], message: str) -> None:
@@ -417,7 +415,7 @@ def test_deepspeed_trains_as_ddp(pictures: Path, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
          "tests.classification.zero_processes", str(pictures), str(tmp_path)],
-        cwd=ROOT, env={"ASCEND_HOME_PATH": str(tmp_path)} | standin_environment(), text=True, timeout=300, check=False,
+        cwd=ROOT, env={"ASCEND_HOME_PATH": str(tmp_path)} | standin_environment(), text=True, timeout=900, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-6000:]

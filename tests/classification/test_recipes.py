@@ -93,7 +93,11 @@ def test_every_model_has_a_recipe_of_its_name() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_header_and_settings_agree(name: str, pictures: Path) -> None:
-    (config, _), text = parse_whole(name, pictures), header(name)
+    (config, model), text = parse_whole(name, pictures), header(name)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    if config.model.pretrained:
+        source, tag = source_weights(config)
+        assert tag is None or tag in source.tags
     assert config.output.dir == f"outputs/{name}"
     assert f"-m classification.train {name}" in text
     assert "\nSource: " in text
@@ -115,24 +119,28 @@ def test_header_and_settings_agree(name: str, pictures: Path) -> None:
         assert f"\nTop-1: {variant.top1[tag]:.1f} % published" in text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])  # whose model is its own
-def test_real_model_has_the_published_size(name: str, pictures: Path) -> None:
-    config, model = parse_whole(name, pictures)
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    classes = (1000 - model.num_classes) * (model.num_features + 1)
-    parameters = sum(parameter.numel() for parameter in model.parameters()) + classes
-    assert parameters / 1e6 == pytest.approx(find_variant(config.model.name)[0].params_m, rel=0.02)
+def different() -> list[str]:
+    """One recipe of each family and of each way of training it: the others are of another size."""
+    found: dict[tuple[str, ...], str] = {}
+    for name in NAMES:
+        settings = load_recipe(RECIPES / f"{name}.yaml")
+        size = ("model.name", "model.overrides", "data.input_size", "data.batch_size", "output.dir")
+        weights = bool(settings.pop("model.pretrained", False))
+        way = {key: value for key, value in settings.items() if key not in size}
+        found.setdefault(
+            (find_variant(settings["model.name"])[0].family, repr(sorted(way.items())), str(weights)), name
+        )
+    return list(found.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", different())
 def test_two_steps_with_a_small_model(name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe, _ = parse_whole(name, pictures)
     small = SHRUNKEN[find_variant(recipe.model.name)[0].family]
     weights = "false"
     if recipe.model.pretrained:
-        source, tag = source_weights(recipe)
-        assert tag is None or tag in source.tags
-        torch.manual_seed(0)
+        source, _ = source_weights(recipe)
+        torch.manual_seed(1)  # not the run's own seed, with which it would draw the same values
         given = create_classifier(source.name, num_classes=5, **small).state_dict()
         save_state_dict(given, tmp_path / "weights.safetensors")
         weights = str(tmp_path / "weights.safetensors")
@@ -185,11 +193,7 @@ def test_base_lies_below_a_recipe(tmp_path: Path, pictures: Path) -> None:
 
 
 BROKEN_BASES = {
-    "itself": ("base: mine.yaml", "lead in a circle, mine -> mine"),
     "circle": ("base: other.yaml", "lead in a circle, mine -> other -> mine"),
-    "unknown": ("base: swin_tny", "base: recipe 'swin_tny' is neither a file nor a shipped recipe; did you mean swin"),
-    "no name": ("base: [swin_tiny]", "base: expected the name or file of another recipe, got ['swin_tiny']"),
-    "nothing": ("base:", "base: expected the name or file of another recipe, got None"),
     "broken itself": ("base: broken.yaml", "broken.yaml: modle: unknown section; did you mean model?"),
     "misspelt": ("bsae: swin_tiny", "bsae: unknown section; did you mean base?"),
 }

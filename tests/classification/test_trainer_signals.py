@@ -31,7 +31,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(pictures: Path,
             ("while loading", "while seal", "while writing", "both")
         )
         assert stopped["statuses"] == [130 if keyboard else 143] * world, stopped
-        assert stopped["seconds"] < 30, stopped
+        assert stopped["seconds"] < 300, stopped
         said = stopped["said"]
         assert "Traceback" not in said, said
         assert "Warning" not in said, said
@@ -45,17 +45,25 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_from_there(pictures: Path,
     assert (early["statuses"], early["said"], early["end"]) == ([130], "interrupted\n", [0])
 
 
+def maps_of(pid: int) -> str:
+    """The files that a process has opened as programs: what it has imported so far."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_an_interrupt_while_the_imports_run_is_one_line(seconds: float, pictures: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore::UserWarning", "-m", "classification.train", "digits", "--epochs", "1000",
                "--data-dir", str(pictures),
                "--data.kind", "imagefolder", "--batch-size", "4", "--output-dir", str(tmp_path / "run")]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
+        end = time.monotonic() + 300
+        while "libtorch" not in maps_of(process.pid) and time.monotonic() < end:
+            time.sleep(0.01)
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 130, error
@@ -79,7 +87,7 @@ def test_the_command_stops_with_its_workers(pictures: Path, tmp_path: Path) -> N
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        output, error = process.communicate(timeout=300)
+        output, error = process.communicate(timeout=900)
     finally:
         process.kill()
     assert (process.returncode, error) == (143, "stopped by SIGTERM; --resume auto goes on\n"), output

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from ..families import TINY, tiny, tiny_classifier
 
-# every model of these tests: (family, how it is built)
+# every model of these tests: (family, how it is built); of classifiers, one for each thing that they have beside a
+# backbone: windows that shrink, norms that are not there, the head
 MODELS = [
-    pytest.param(family, make, id=f"{family}-{make.__name__}") for family in TINY for make in (tiny, tiny_classifier)
+    pytest.param(family, make, id=f"{family}-{make.__name__}")
+    for make, chosen in ((tiny, TINY), (tiny_classifier, ("swinv2", "twins_svt")))
+    for family in chosen
 ]
 every_model = pytest.mark.parametrize(("family", "make"), MODELS)
 families = pytest.mark.parametrize("family", TINY)

@@ -57,8 +57,7 @@ def test_another_schedule_is_told_refused_or_holds(
                   "--resume", str(tmp_path / "run" / "epoch_2.pth"), *free]) == 0  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(("loss", "accumulated"), [(float("nan"), 1), (float("inf"), 2)])
 def test_bad_steps_are_left_out_and_end_a_run(
     loss: float, accumulated: int, monkeypatch: pytest.MonkeyPatch, scheduled: Path, tmp_path: Path,
     capfd: pytest.CaptureFixture,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import subprocess
@@ -75,28 +74,12 @@ def test_streams_and_events() -> None:
 
 MIXED: dict[str, Callable[[Tensor, Tensor], object]] = {
     "mm": lambda npu, cpu: npu @ cpu,
-    "mm_reversed": lambda npu, cpu: cpu @ npu,
-    "add": lambda npu, cpu: npu + cpu,
-    "add_reversed": lambda npu, cpu: cpu + npu,
-    "add_": lambda npu, cpu: npu.add_(cpu),
     "add_to_cpu": lambda npu, cpu: cpu.add_(npu),
     "add_to_cpu_number": lambda npu, cpu: cpu.sum().add_(npu.sum()),
-    "out": lambda npu, cpu: torch.add(npu, npu, out=cpu),
     "cat": lambda npu, cpu: torch.cat([npu, cpu]),
-    "stack": lambda npu, cpu: torch.stack([npu, cpu]),
-    "where": lambda npu, cpu: torch.where(npu > 0, npu, cpu),
-    "masked_fill": lambda npu, cpu: npu.masked_fill(cpu > 0, 0.0),
-    "gather": lambda npu, cpu: npu.gather(0, cpu.long()),
-    "embedding": lambda npu, cpu: F.embedding(cpu[0].long().abs(), npu),
     "index_cpu_by_npu": lambda npu, cpu: cpu[npu[0].long()],
     "index_put": lambda npu, cpu: npu.index_put_((torch.tensor([0], device=NPU),), cpu[0]),
-    "index_copy": lambda npu, cpu: npu.index_copy_(0, torch.tensor([0]), npu[:1] * 1),
-    "linear_bias": lambda npu, cpu: F.linear(npu, npu, cpu[0]),
     "conv_weight": lambda npu, cpu: F.conv1d(npu[None], cpu[..., None]),
-    "layer_norm_weight": lambda npu, cpu: F.layer_norm(npu, (4,), weight=cpu[0]),
-    "attention_mask": lambda npu, cpu: F.scaled_dot_product_attention(npu, npu, npu, attn_mask=cpu),
-    "cross_entropy_target": lambda npu, cpu: F.cross_entropy(npu, cpu[0].long().abs()),
-    "foreach": lambda npu, cpu: torch._foreach_add_([npu], [cpu]),
     "two_npus": lambda npu, cpu: npu + cpu.to("npu:1"),
 }
 
@@ -127,38 +110,19 @@ def test_what_accelerators_allow() -> None:
 
 OPERATIONS: dict[str, Callable[[Tensor], object]] = {
     "arithmetic": lambda x: (x * 2 + x.exp()) / 3,
-    "matmul": lambda x: x @ x.mT,
-    "sum_dims": lambda x: x.sum((0, -1), keepdim=True),
-    "softmax": lambda x: x.softmax(-2),
     "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:]),
-    "group_norm": lambda x: F.group_norm(x, 2),
-    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
     "conv2d": lambda x: F.conv2d(x[None], torch.ones(2, 2, 3, 3, device=x.device), stride=2, padding=1, groups=2),
     "conv_transpose2d": lambda x: F.conv_transpose2d(x[None], torch.ones(4, 3, 2, 2, device=x.device), stride=2),
-    "interpolate": lambda x: F.interpolate(x[None], size=(9, 5), mode="bicubic"),
-    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
-    "pad": lambda x: F.pad(x, (1, 2, 0, 3)),
-    "roll": lambda x: x.roll((1, -2), (0, 1)),
     "several_results": lambda x: x.sort(dim=1),
     "size_from_values": lambda x: x[x > 0],
     "list_of_results": lambda x: x.split([1, 3], dim=0),
     "as_strided": lambda x: x.as_strided((2, 2), (3, 1), 1),
-    "unfold": lambda x: x.unfold(1, 2, 1),
-    "contiguous": lambda x: x.contiguous(),
     "view_as_other_type": lambda x: x.contiguous().view(torch.int32),
-    "complex": lambda x: torch.fft.fft2(x).abs(),
-    "cumsum": lambda x: x.cumsum(1),
-    "linalg": lambda x: torch.linalg.svd(x)[1],
-    "einsum": lambda x: torch.einsum("bij,bkj->bik", x, x),
-    "histogram": lambda x: torch.bincount((x.flatten() * 10).long().abs()),
-    "scatter": lambda x: torch.zeros_like(x).scatter_add_(0, torch.zeros_like(x).long(), x),
     "new": lambda x: (x.new_zeros(2), torch.arange(3, device=x.device), torch.eye(2, device=x.device)),
     "numbers": lambda x: torch.tensor([x.max().item(), float(x.mean()), len(x)]),
 }
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x,
     "transposed": lambda x: x.mT.contiguous().mT,
-    "strided": lambda x: x.repeat_interleave(2, -1)[..., ::2],
     "expanded": lambda x: x[:1].expand(4, -1, -1),
 }
 
@@ -210,51 +174,6 @@ def test_results_are_resized() -> None:
     assert storage.nbytes() == 0
 
 
-PROMOTED = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-@pytest.mark.parametrize("left", PROMOTED, ids=str)
-def test_type_promotion(left: torch.dtype) -> None:
-    for right in PROMOTED:
-        for shape in [(2,), ()]:
-            cpu = torch.ones(2, dtype=left) + torch.ones(shape, dtype=right)
-            npu = torch.ones(2, dtype=left, device=NPU) + torch.ones(shape, dtype=right, device=NPU)
-            assert npu.dtype == cpu.dtype
-    assert (torch.ones(2, dtype=left, device=NPU) * 1.5).dtype == (torch.ones(2, dtype=left) * 1.5).dtype
-
-
-# autograd
-
-DIFFERENTIABLE: dict[str, Callable[..., Tensor]] = {
-    "conv2d": lambda x, w: F.conv2d(x.view(1, 2, 3, 4), w.view(2, 2, 1, 3), x.flatten()[:2]),
-    "conv_transpose2d": lambda x, w: F.conv_transpose2d(x.view(1, 2, 3, 4), w.view(2, 2, 1, 3), x.flatten()[:2]),
-    "layer_norm": lambda x, w: F.layer_norm(x.view(2, 12), (12,), w, w * 2),
-    "attention": lambda x, w: F.scaled_dot_product_attention(x.view(2, 3, 4), w.view(1, 3, 4), x.view(2, 3, 4)),
-    "index": lambda x, w: x[torch.tensor([0, 3, 3])] * w[:3],
-    "views": lambda x, w: (x.view(4, 6).T[1:3] * w[:4]).roll(1, 0),
-}
-
-
-@pytest.mark.parametrize("function", DIFFERENTIABLE.values(), ids=DIFFERENTIABLE.keys())
-def test_gradients(function: Callable[..., Tensor]) -> None:
-    inputs = [on_npu(size, dtype=torch.float64).requires_grad_() for size in (24, 12)]
-    assert torch.autograd.gradcheck(function, inputs)
-
-
-def test_modules_move_in_place() -> None:
-    module = nn.Linear(3, 3)
-    weight, bias = module.weight, module.bias
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    module.to(NPU)
-    assert module.weight is weight
-    assert weight.device.type == bias.device.type == "npu"
-    module(on_npu(2, 3)).sum().backward()
-    before = weight.detach().clone()
-    optimizer.step()
-    assert not torch.equal(weight, before)
-    assert torch.equal(copy.deepcopy(module).weight, weight)
-
-
 # random numbers
 
 
@@ -303,17 +222,11 @@ def test_checkpointing_draws_the_same_again() -> None:
 
 CAST: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
     "matmul": (lambda x: x @ x, torch.bfloat16),
-    "linear": (lambda x: F.linear(x, x, x[0]), torch.bfloat16),
-    "conv2d": (lambda x: F.conv2d(x[None, None], x[None, None]), torch.bfloat16),
-    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), torch.bfloat16),
     "add": (lambda x: x + x, torch.float32),
-    "gelu_of_linear": (lambda x: F.gelu(F.linear(x, x)), torch.bfloat16),
     "sum_of_types": (lambda x: F.linear(x, x) + x, torch.float32),
     "softmax": (lambda x: F.linear(x, x).softmax(-1), torch.float32),
     "layer_norm": (lambda x: F.layer_norm(F.linear(x, x), (4,)), torch.float32),
-    "cross_entropy": (lambda x: F.cross_entropy(F.linear(x, x), x.softmax(-1)), torch.float32),
     "norm": (lambda x: F.linear(x, x).norm(), torch.float32),
-    "sum": (lambda x: F.linear(x, x).sum(), torch.float32),
     "float64": (lambda x: x.double() @ x.double(), torch.float64),
 }
 
@@ -336,20 +249,6 @@ def test_autocast_of_torch_npu() -> None:
 
 
 # optimisers
-
-
-@pytest.mark.parametrize("arguments", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
-def test_adamw(arguments: dict[str, bool]) -> None:
-    results = []
-    for device, kind in [("cpu", {}), ("npu", arguments)]:
-        parameters = [nn.Parameter(torch.linspace(-1, 1, n, device=device)) for n in (3, 70)]
-        optimizer = torch.optim.AdamW(parameters, lr=0.1, **kind)
-        for _ in range(4):
-            optimizer.zero_grad()
-            sum((p**3).sum() for p in parameters).backward()
-            optimizer.step()
-        results.append([p.detach().cpu() for p in parameters])
-    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -480,6 +379,6 @@ def test_two_processes() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*command, str(Path(__file__).with_name("two_processes.py"))],
-        cwd=ROOT, env=standin_environment(), capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=standin_environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-6000:]

@@ -22,7 +22,6 @@ from torch import nn
 
 from runner.checkpoints import read_checkpoint
 from runner.devices import Bf16OptimWrapper
-from segmentation.info import main as info
 from segmentation.predict import main as predict
 from segmentation.test import main as evaluate
 from segmentation.train import main as train
@@ -157,14 +156,6 @@ def test_predict_writes_overlays_labels_and_shares(config: Path, trained: Path, 
         picture = np.asarray(Image.open(pictures / result["file_name"]), dtype=int)
         overlay = np.asarray(Image.open(tmp_path / "overlays" / result["file_name"]), dtype=int)
         assert np.abs(overlay - (picture + colours) / 2).mean() < 12  # JPEG
-
-
-def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> None:
-    assert info([str(config), "--shape", "64", "64", "--json", *CPU]) == 0
-    parts = json.loads(capsys.readouterr().out)["parts"]
-    assert list(parts) == ["backbone", "neck", "decode_head", "total"]
-    assert all(figures["params"] > 0 and figures["flops"] > 0 for figures in parts.values())
-    assert parts["total"]["flops"] == sum(part["flops"] for name, part in parts.items() if name != "total")
 
 
 def test_each_picture_needs_its_map(config: Path, ade: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -86,12 +86,9 @@ def test_operations_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "smal"], "'smal': did you mean small"),
         (["--sizes", "224x224"], "must be FRAMESxHEIGHTxWIDTH"),
         (["--sizes", "31x224x224"], "frames a multiple of 2"),
         (["--sizes", "0x224x224"], "must be FRAMESxHEIGHTxWIDTH"),
-        (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--out", "no/such/folder/video.json"], "cannot be written"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys) -> None:
