@@ -150,7 +150,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from .model_file import image_variant, open_model
 
     silence_false_alarms()
-    images, reading = find_images(args.images), Reading(args.on_error)
+    images, reading = find_images(args.images), Reading[Path](args.on_error)
     device = select_device(args.device)
     opened = open_model(args.source, args.model, args.weights_key)
     image_variant(opened.name)
@@ -159,7 +159,7 @@ def run_predict(args: argparse.Namespace) -> int:
     probabilities = predict.predict(model, batches)
     names = opened.class_names or predict.class_names(opened.num_classes)
     top = probabilities.topk(min(args.top_k, opened.num_classes))
-    results = []
+    results: list[dict[str, Any]] = []
     for image, values, indices in zip(reading.done, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [
             {"class": index, "name": names[index] if names else f"class {index}", "probability": value}
@@ -190,9 +190,9 @@ def run_features(args: argparse.Namespace) -> int:
     _check_writable(args.output)
     if args.size and len(args.size) > 2:
         raise InputError(f"--size takes HEIGHT WIDTH or one side, got {len(args.size)} numbers")
-    images, reading = find_images(args.images), Reading(args.on_error)
+    images, reading = find_images(args.images), Reading[Path](args.on_error)
     device = select_device(args.device)
-    stages = {"out_indices": tuple(args.stages)} if args.stages else {}
+    stages: dict[str, Any] = {"out_indices": tuple(args.stages)} if args.stages else {}
     if args.random_weights:
         if is_file_or_url(args.source):
             raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")

@@ -147,7 +147,7 @@ def _num_stages(arguments: dict[str, Any]) -> int:
 def is_file_or_url(source: str | Path) -> bool:
     """Whether `source` leads to a file, here or elsewhere, rather than being a model's name or a weight tag."""
     path = Path(source)
-    there = str(source).startswith("hf-hub:") or "://" in str(source)
+    there = isinstance(source, Path) or source.startswith("hf-hub:") or "://" in source
     return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
 
 
@@ -188,7 +188,7 @@ def _load(
     if pretrained is not True and is_file_or_url(pretrained):
         report = load_weights(model, pretrained, **choices)
     else:
-        published = published_weights(variant, tag if pretrained is True else pretrained)
+        published = published_weights(variant, tag if pretrained is True else str(pretrained))
         path = fetch(published.source, filename=published.filename)
         report = load_weights(model, path, **choices)
     logger.info("%s: %s", variant.name, report)

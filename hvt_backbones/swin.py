@@ -119,9 +119,9 @@ class CosineWindowAttention(WindowAttention):
         *,
         qkv_bias: bool,
         pretrained_window_size: tuple[int, ...],
-        **kwargs,
+        **arguments: Any,
     ) -> None:
-        super().__init__(dim, num_heads, window_size, qkv_bias=False, **kwargs)
+        super().__init__(dim, num_heads, window_size, qkv_bias=False, **arguments)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
@@ -129,7 +129,7 @@ class CosineWindowAttention(WindowAttention):
 
     def project(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
-        if self.q_bias is None:
+        if self.q_bias is None or self.v_bias is None:
             return qkv
         return qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(qkv.dtype)
 
@@ -150,8 +150,9 @@ def windows_per_stage(
     window_size: Window | Sequence[Window], stages: int, axes: int, *, name: str = "window_size", least: int = 1
 ) -> list[tuple[int, ...]]:
     """Read windows: one side, one side per axis, or one of these per stage."""
-    one = not isinstance(window_size, Sequence) or isinstance(window_size, str)
-    if one or (len(window_size) == axes and not any(isinstance(window, Sequence) for window in window_size)):
+    if not isinstance(window_size, Sequence) or isinstance(window_size, str):
+        return [sides(window_size, axes, name, least)] * stages
+    if len(window_size) == axes and not any(isinstance(window, Sequence) for window in window_size):
         return [sides(window_size, axes, name, least)] * stages
     if len(window_size) != stages:
         raise InputError(f"{name} {window_size!r} has {len(window_size)} entries for {stages} stages")
@@ -296,7 +297,7 @@ class SwinTransformer(ShiftedWindowBackbone):
         return {"small_map": "shrink"}
 
     @classmethod
-    def attention_options(
+    def attention_options(  # type: ignore[override] # each class takes its own
         cls, stages: int, *, qk_scale: float | None = None, small_map: str = "pad"
     ) -> list[dict[str, Any]]:
         return [{"qk_scale": qk_scale, "small_map": small_map}] * stages
@@ -310,15 +311,15 @@ class SwinTransformer(ShiftedWindowBackbone):
         **arguments: Any,
     ) -> None:
         super().__init__(patch_size=patch_size, window_size=window_size, **arguments)
-        self.absolute_pos_embed = None
+        self.absolute_pos_embed: nn.Parameter | None = None
         if ape_size is not None:
-            grid, dim = sides(ape_size, self.axes, "ape_size"), self.stages[0].downsample.proj.out_channels
+            grid, dim = sides(ape_size, self.axes, "ape_size"), len(next(self.stages[0].downsample.parameters()))
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *grid, dim))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def embed(self, x: Tensor) -> Tensor:
         if self.absolute_pos_embed is not None:
-            position = self.absolute_pos_embed
+            position: Tensor = self.absolute_pos_embed
             if position.shape[1:-1] != x.shape[1:-1]:
                 resized = F.interpolate(channels_first(position), size=x.shape[1:-1], mode="bicubic")
                 position = channels_last(resized)
@@ -342,7 +343,7 @@ class SwinTransformerV2(SwinTransformer):
     post_norm = True
 
     @classmethod
-    def attention_options(
+    def attention_options(  # type: ignore[override] # each class takes its own
         cls, stages: int, *, pretrained_window_size: Window | Sequence[Window] = 0, small_map: str = "pad"
     ) -> list[dict[str, Any]]:
         name = "pretrained_window_size"

@@ -133,7 +133,7 @@ class Twins(Backbone):
         rates = drop_path_rates(drop_path_rate, tuple(depths))
 
         def attention(i: int, j: int) -> nn.Module:
-            given = {"qkv_bias": qkv_bias, "attn_drop_rate": attn_drop_rate, "drop_rate": drop_rate}
+            given: dict[str, Any] = {"qkv_bias": qkv_bias, "attn_drop_rate": attn_drop_rate, "drop_rate": drop_rate}
             if local is not None and j % 2 == 0:
                 return local(i, embed_dims[i], num_heads[i], **given)
             return SpatialReductionAttention(
@@ -147,8 +147,9 @@ class Twins(Backbone):
             return Block(dim, attention(i, j), mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
 
         def downsample(i: int) -> PatchEmbed:
-            dims, size = ((in_chans, embed_dims[0]), patch) if i == 0 else (embed_dims[i - 1 : i + 1], (2, 2))
-            return PatchEmbed(*dims, size) if pad_patches else FlooringPatchEmbed(*dims, size, pad=False)
+            before, size = (in_chans, patch) if i == 0 else (embed_dims[i - 1], (2, 2))
+            kind = PatchEmbed if pad_patches else FlooringPatchEmbed
+            return kind(before, embed_dims[i], size, pad=pad_patches)
 
         stages = [
             Stage(
@@ -200,8 +201,15 @@ class TwinsPCPVT(Twins):
         norm_after_stage: bool | Sequence[bool] = False,
         **arguments: Any,
     ) -> None:
-        given = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-        super().__init__(None, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **given, **arguments)
+        super().__init__(
+            None,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            norm_after_stage=norm_after_stage,
+            **arguments,
+        )
 
 
 class TwinsSVT(Twins):
@@ -237,5 +245,12 @@ class TwinsSVT(Twins):
         def local(stage: int, dim: int, num_heads: int, **options: Any) -> nn.Module:
             return LocalAttention(dim, num_heads, windows[stage], mask_padding=mask_padding, **options)
 
-        given = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-        super().__init__(local, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **given, **arguments)
+        super().__init__(
+            local,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            norm_after_stage=norm_after_stage,
+            **arguments,
+        )

@@ -13,12 +13,30 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from .errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from .weights.published import PublishedWeights
+
+
+PerStage = tuple[int, ...]
+
+
+class Arch(TypedDict, total=False):
+    """Constructor arguments of the families' classes that the papers fix."""
+
+    embed_dim: int
+    embed_dims: PerStage
+    depths: PerStage
+    num_heads: PerStage
+    mlp_ratios: PerStage
+    sr_ratios: PerStage
+    linear: bool
+    window_size: int | PerStage | tuple[tuple[int, int, int], ...]
+    window_sizes: PerStage
+    pretrained_window_size: PerStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +46,7 @@ class Variant:
     Attributes:
         name: as users write it.
         family: `family` of the class that builds it.
-        arch: constructor arguments of that class; only what the paper fixes. Tuples have one entry per stage.
+        arch: constructor arguments of that class.
         input_size: side of the square images it was trained on, in pixels.
         frames: of the clips it was trained on; None for images.
         params_m: published parameters with 1000 classes (of video models with theirs), in millions.
@@ -43,7 +61,7 @@ class Variant:
 
     name: str
     family: str
-    arch: Mapping[str, Any]
+    arch: Arch
     input_size: int
     frames: int | None = None
     params_m: float
@@ -81,10 +99,10 @@ SWIN_SIZES = {"tiny": (96, 6, "t"), "small": (96, 18, "s"), "base": (128, 18, "b
 SWIN_PARAMS = {"tiny": 28, "small": 50, "base": 88, "large": 197}
 
 
-def swin_arch(size: str, **windows: Any) -> dict[str, Any]:
+def swin_arch(size: str, window_size: int | PerStage | tuple[tuple[int, int, int], ...]) -> Arch:
     embed_dim, depth, _ = SWIN_SIZES[size]
     num_heads = tuple(embed_dim * 2**stage // 32 for stage in range(4))
-    return {"embed_dim": embed_dim, "depths": (2, 2, depth, 2), "num_heads": num_heads, **windows}
+    return {"embed_dim": embed_dim, "depths": (2, 2, depth, 2), "num_heads": num_heads, "window_size": window_size}
 
 
 def swin(
@@ -105,7 +123,7 @@ def swin(
     return Variant(
         name=f"swin_{size}" if resolution == 224 else f"swin_{size}_{resolution}",
         family="swin",
-        arch=swin_arch(size, window_size=window),
+        arch=swin_arch(size, window),
         input_size=resolution,
         params_m=SWIN_PARAMS[size],
         flops_g=flops_g,
@@ -128,7 +146,7 @@ def swinv2(size: str, window: int, *, flops_g: float, top1: float, torchvision: 
     return Variant(
         name=name,
         family="swinv2",
-        arch=swin_arch(size, window_size=8 if window == 8 else (window, window, window, 8)),
+        arch=swin_arch(size, 8 if window == 8 else (window, window, window, 8)),
         input_size=256,
         params_m=SWIN_PARAMS[size],
         flops_g=flops_g,
@@ -145,7 +163,7 @@ def swinv2_22k(size: str) -> Variant:
     return Variant(
         name=stem,
         family="swinv2",
-        arch=swin_arch(size, window_size=(12, 12, 12, 6)),
+        arch=swin_arch(size, (12, 12, 12, 6)),
         input_size=192,
         params_m=SWIN_PARAMS[size],
         weights={"in22k": f"timm:{stem}.ms_in22k"},
@@ -157,11 +175,11 @@ def swinv2_finetuned(size: str, window: int, resolution: int, *, flops_g: float,
     """SwinV2 fine-tuned on ImageNet-1K with a larger window than the (12, 12, 12, 6) of its pre-training."""
     stem = f"swinv2_{size}_window12to{window}_192to{resolution}"
     official = f"swinv2_{size}_patch4_window12to{window}_192to{resolution}"
-    windows = {"window_size": (window, window, window, window // 2), "pretrained_window_size": (12, 12, 12, 6)}
+    arch = swin_arch(size, (window, window, window, window // 2))
     return Variant(
         name=f"swinv2_{size}_window12to{window}_{resolution}",
         family="swinv2",
-        arch=swin_arch(size, **windows),
+        arch={**arch, "pretrained_window_size": (12, 12, 12, 6)},
         input_size=resolution,
         params_m=SWIN_PARAMS[size],
         flops_g=flops_g,
@@ -173,24 +191,27 @@ def swinv2_finetuned(size: str, window: int, resolution: int, *, flops_g: float,
 
 def pvt_v2(
     size: str,
-    depths: tuple[int, ...],
+    depths: PerStage,
     *,
     params_m: float,
     flops_g: float,
     top1: float,
     aliases: tuple[str, ...] = (),
-    **arch: Any,
+    embed_dims: PerStage = (64, 128, 320, 512),
+    mlp_ratios: PerStage = (8, 8, 4, 4),
+    linear: bool = False,
 ) -> Variant:
     """PVTv2 (arXiv:2106.13797, Table 1)."""
     name = f"pvt_v2_{size}"
-    arch = {
-        "embed_dims": (64, 128, 320, 512),
+    arch: Arch = {
+        "embed_dims": embed_dims,
         "depths": depths,
         "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": (8, 8, 4, 4),
+        "mlp_ratios": mlp_ratios,
         "sr_ratios": (8, 4, 2, 1),
-        **arch,
     }
+    if linear:
+        arch["linear"] = True
     return Variant(
         name=name,
         family="pvt_v2",
@@ -204,7 +225,7 @@ def pvt_v2(
     )
 
 
-def twins(kind: str, size: str, *, params_m: float, flops_g: float, top1: float, **arch: Any) -> Variant:
+def twins(kind: str, size: str, arch: Arch, *, params_m: float, flops_g: float, top1: float) -> Variant:
     """Twins (arXiv:2104.13840, Tables 8 and 9)."""
     name = f"twins_{kind}_{size}"
     official = {"pcpvt": (f"pcpvt_{size}", f"pcpvt_{size}_v0"), "svt": (f"alt_gvt_{size}",)}[kind]
@@ -221,20 +242,24 @@ def twins(kind: str, size: str, *, params_m: float, flops_g: float, top1: float,
     )
 
 
-def twins_pcpvt(size: str, depths: tuple[int, ...], **figures: float) -> Variant:
-    arch = {"embed_dims": (64, 128, 320, 512), "num_heads": (1, 2, 5, 8), "mlp_ratios": (8, 8, 4, 4)}
-    return twins("pcpvt", size, depths=depths, **arch, **figures)
+def pcpvt_arch(depths: PerStage) -> Arch:
+    return {
+        "embed_dims": (64, 128, 320, 512),
+        "depths": depths,
+        "num_heads": (1, 2, 5, 8),
+        "mlp_ratios": (8, 8, 4, 4),
+    }
 
 
-def twins_svt(size: str, embed_dim: int, depths: tuple[int, ...], **figures: float) -> Variant:
+def svt_arch(embed_dim: int, depths: PerStage) -> Arch:
     embed_dims = tuple(embed_dim * 2**stage for stage in range(4))
-    arch = {
+    return {
         "embed_dims": embed_dims,
+        "depths": depths,
         "num_heads": tuple(dim // 32 for dim in embed_dims),
         "mlp_ratios": (4, 4, 4, 4),
         "window_sizes": (7, 7, 7, 7),
     }
-    return twins("svt", size, depths=depths, **arch, **figures)
 
 
 Published = Mapping[str, tuple[str, float | None]]  # tag -> (entry of a publisher, top-1)
@@ -265,7 +290,7 @@ def video_swin(
     return Variant(
         name=f"video_swin_{size}" + ("" if usual else f"_window{window}"),
         family="video_swin",
-        arch=swin_arch(size, window_size=((window, 7, 7),) * 4),
+        arch=swin_arch(size, ((window, 7, 7),) * 4),
         input_size=224,
         frames=32,
         params_m=params_m,
@@ -316,12 +341,12 @@ VARIANTS: dict[str, Variant] = {
         pvt_v2("b3", (3, 4, 18, 3), params_m=45.2, flops_g=6.9, top1=83.1),
         pvt_v2("b4", (3, 8, 27, 3), params_m=62.6, flops_g=10.1, top1=83.6),
         pvt_v2("b5", (3, 6, 40, 3), params_m=82.0, flops_g=11.8, top1=83.8, mlp_ratios=(4, 4, 4, 4)),
-        twins_pcpvt("small", (3, 4, 6, 3), params_m=24.1, flops_g=3.7, top1=81.2),
-        twins_pcpvt("base", (3, 4, 18, 3), params_m=43.8, flops_g=6.4, top1=82.7),
-        twins_pcpvt("large", (3, 8, 27, 3), params_m=60.9, flops_g=9.5, top1=83.1),
-        twins_svt("small", 64, (2, 2, 10, 4), params_m=24.0, flops_g=2.8, top1=81.7),
-        twins_svt("base", 96, (2, 2, 18, 2), params_m=56.0, flops_g=8.3, top1=83.2),
-        twins_svt("large", 128, (2, 2, 18, 2), params_m=99.2, flops_g=14.8, top1=83.7),
+        twins("pcpvt", "small", pcpvt_arch((3, 4, 6, 3)), params_m=24.1, flops_g=3.7, top1=81.2),
+        twins("pcpvt", "base", pcpvt_arch((3, 4, 18, 3)), params_m=43.8, flops_g=6.4, top1=82.7),
+        twins("pcpvt", "large", pcpvt_arch((3, 8, 27, 3)), params_m=60.9, flops_g=9.5, top1=83.1),
+        twins("svt", "small", svt_arch(64, (2, 2, 10, 4)), params_m=24.0, flops_g=2.8, top1=81.7),
+        twins("svt", "base", svt_arch(96, (2, 2, 18, 2)), params_m=56.0, flops_g=8.3, top1=83.2),
+        twins("svt", "large", svt_arch(128, (2, 2, 18, 2)), params_m=99.2, flops_g=14.8, top1=83.7),
         video_swin(
             "tiny",
             params_m=28,

@@ -24,7 +24,7 @@ def depthwise_conv(dim: int) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
 
-def pool(x: Tensor, size: Sequence[int]) -> Tensor:
+def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Average a map (B, H, W, C) to (B, *size, C) cells."""
     if not torch.jit.is_tracing():
         return channels_last(F.adaptive_avg_pool2d(channels_first(x), size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -27,8 +27,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.pad = pad
-        conv = nn.Conv3d if len(self.patch_size) == 3 else nn.Conv2d
-        self.proj: nn.Module = conv(in_dim, dim, self.patch_size, self.patch_size)
+        conv: Callable[..., nn.Module] = nn.Conv3d if len(self.patch_size) == 3 else nn.Conv2d
+        self.proj = conv(in_dim, dim, self.patch_size, self.patch_size)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -198,7 +198,7 @@ class HVTBackbone(BaseModule):
             return
         whole, given = self.init_cfg, self._init_cfgs()
         # MMEngine's own initialiser of "Pretrained" would unpickle whatever the file holds
-        self.init_cfg = [config for config in given if not _is_pretrained(config)]
+        self.init_cfg: Any = [config for config in given if not _is_pretrained(config)]
         try:
             super().init_weights()
         finally:
@@ -210,10 +210,11 @@ class HVTBackbone(BaseModule):
             report = self._load(config["checkpoint"], config.get("prefix"), config.get("weights_key"))
             print_log(f"{self.name}: {report}", logger="current")
 
-    def _init_cfgs(self) -> list[dict[str, Any]]:
-        return [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
+    def _init_cfgs(self) -> list[Mapping[str, Any]]:
+        given: Any = self.init_cfg
+        return [given] if isinstance(given, Mapping) else list(given or ())
 
-    def _load(self, source: bool | str | Path, prefix: str | None, weights_key: str | None) -> LoadReport:
+    def _load(self, source: str | Path | Literal[True], prefix: str | None, weights_key: str | None) -> LoadReport:
         if source is True or not is_file_or_url(source):
             published = _published(self.name, source)
             path = fetch(published.source, filename=published.filename)
@@ -282,7 +283,7 @@ def _check_init_cfg(init_cfg: Any) -> None:
                 raise InputError(f"{key} of init_cfg is {config[key]!r}: give a string, or leave it out")
 
 
-def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> bool | str | Path | None:
+def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> str | Path | Literal[True] | None:
     """What to load later; a model or tag that is not published is refused at once."""
     if pretrained is None or pretrained is False:
         return None
@@ -293,9 +294,9 @@ def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> bool 
     return pretrained
 
 
-def _published(name: str, pretrained: bool | str) -> PublishedWeights:
+def _published(name: str, pretrained: str | Path | Literal[True]) -> PublishedWeights:
     variant, tag = find_variant(name)
-    return published_weights(variant, tag if pretrained is True else pretrained)
+    return published_weights(variant, tag if pretrained is True else str(pretrained))
 
 
 def check_checkpoint(source: str | Path) -> Path:
@@ -390,7 +391,8 @@ class HVTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             name = names.get(group["params"][0])
             if name is None:
                 continue
-            group["lr"] = group.get("lr", self.base_lr) * self.layer_decay_rate ** (last - layers[name])
+            group.setdefault("lr", self.base_lr)
+            group["lr"] *= self.layer_decay_rate ** (last - layers[name])
             if any(word in name.split(".") for word in NO_DECAY_NAMES):
                 group.setdefault("weight_decay", 0.0)
 

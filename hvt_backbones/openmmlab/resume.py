@@ -45,7 +45,7 @@ def translate_training_state(
         )
     number_of = dict(zip(theirs, numbers, strict=True))
     group_of = {number: i for i, group in enumerate(old["param_groups"]) for number in group["params"]}
-    sources = {name: (name,) for name in theirs if name in own}
+    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in theirs if name in own}
     fields: dict[str, dict[str, Any]] = {name: dict(old["state"].get(number_of[name], {})) for name in sources}
     for prefix, start in backbones.items():
         inner = {name.removeprefix(prefix): name for name in theirs if name.startswith(prefix)}

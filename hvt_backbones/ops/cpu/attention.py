@@ -13,7 +13,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,14 @@ LEAST = -80.0
 KEPT = 4  # weights are kept for backward in windows of up to so many tokens for each channel of a head
 
 
-def refuses(*tensors: Tensor | None) -> str | None:
+def refuses(qkv: Tensor, *others: Tensor | None) -> str | None:
     """Why it cannot take these: it is for the CPU, and nothing can look into its autograd functions."""
-    device = tensors[0].device.type
+    device = qkv.device.type
     if device != "cpu":
         return f"it is for the CPU, and the map is on {device}"
     if not plain_eager():
         return "something compiles, traces, transforms or watches the operations, and cannot look into it"
-    if has_tangent(*tensors):
+    if has_tangent(qkv, *others):
         return "it has no derivative forward"
     return None
 
@@ -107,7 +107,7 @@ class Plan:
     Attributes:
         wide: type of logits and weights, float32 at least.
         shape: of all logits, (B * windows * heads, N, N).
-        masks, runs: `distinct_masks` and `masked_runs`; None and none without a mask.
+        masks, runs: `distinct_masks` and `masked_runs`; none without a mask.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Plan:
         self.grid, self.scale = grid, scale
         self.wide = torch.promote_types(dtype, torch.float32)
         self.shape = (grid.batch * grid.windows * grid.num_heads, grid.tokens, grid.tokens)
-        self.masks: Tensor | None = None
+        self.masks = torch.empty(0)
         self.runs: tuple[tuple[int, int, int], ...] = ()
         if any(grid.shift) or mask_padding:
             where = (grid.spatial, grid.window, grid.shift, mask_padding)
@@ -163,7 +163,7 @@ class Plan:
             masked = windows[:, max(first, part.first) - part.first : end - part.first]
             masked.add_(self.masks[number])
             masked.sub_(masked.detach().amax(dim=-1, keepdim=True))
-            F.threshold_(masked, LEAST, -math.inf)
+            F.threshold(masked, LEAST, -math.inf, inplace=True)
         return torch.softmax(logits, dim=-1, out=out)
 
     def drop(self, weights: Tensor, left: Tensor | None, part: Part) -> Tensor:
@@ -224,7 +224,7 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
+        ctx: Any, windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
     ) -> Tensor:
         most = plan.grid.tokens > KEPT * windows.shape[-1]
         kept = None if most else windows.new_empty(plan.shape, dtype=plan.wide)
@@ -233,16 +233,17 @@ class Attend(torch.autograd.Function):
         return _attend(windows, bias, logit_scale, left, plan, torch.empty_like(windows[0]), kept)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *given, left, kept = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        windows, bias, logit_scale, left, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
-            return (*_gradients(*given, left, kept, ctx.plan, grad, needed), None, None)
+            found = _gradients(windows, bias, logit_scale, left, kept, ctx.plan, grad, needed)
+            return (*found, None, None)
         # the gradients are to have gradients
-        attended = _attend_at_once(*given, left, ctx.plan)
-        wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(attended, wanted, grad, create_graph=True))
-        return (*(next(found) if need else None for need in needed), None, None)
+        attended = _attend_at_once(windows, bias, logit_scale, left, ctx.plan)
+        wanted = [tensor for tensor, need in zip((windows, bias, logit_scale), needed, strict=True) if need]
+        gradients = iter(torch.autograd.grad(attended, wanted, grad, create_graph=True))
+        return (*(next(gradients) if need else None for need in needed), None, None)
 
 
 def _gradients(
@@ -257,17 +258,17 @@ def _gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of `windows`, `bias` and `logit_scale`, part by part."""
     of_windows = torch.empty_like(windows)
-    of_bias = torch.zeros_like(bias, dtype=plan.wide) if needed[1] else None
-    of_scale = torch.zeros_like(logit_scale) if needed[2] else None
+    of_bias = torch.zeros_like(bias, dtype=plan.wide) if bias is not None and needed[1] else None
+    of_scale = torch.zeros_like(logit_scale) if logit_scale is not None and needed[2] else None
     unread = grad.new_empty(1, 1, 1)
     for part in plan.parts():
         q, k, v = windows[:, part.sequences]
         of_q, of_k, of_v = of_windows[:, part.sequences]
         above = grad[part.sequences]
         if logit_scale is not None:
-            leaves = [tensor.detach().requires_grad_() for tensor in (q, k, logit_scale)]
+            leaves = leaf_q, leaf_k, leaf_scale = [tensor.detach().requires_grad_() for tensor in (q, k, logit_scale)]
             with torch.enable_grad():
-                scaled = plan.cosine(*leaves, part)
+                scaled = plan.cosine(leaf_q, leaf_k, leaf_scale, part)
             q, k = (tensor.detach() for tensor in scaled)
         weights = plan.weights(q, k, bias, part) if kept is None else kept[part.sequences]
 
@@ -286,4 +287,4 @@ def _gradients(
             of_k.copy_(of_leaves[1])
             if of_scale is not None:
                 of_scale.add_(of_leaves[2])
-    return of_windows, None if of_bias is None else of_bias.to(bias.dtype), of_scale
+    return of_windows, None if bias is None or of_bias is None else of_bias.to(bias.dtype), of_scale
