@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def run_models(args: argparse.Namespace) -> None:
         of_family = f" of the family {args.family}" if args.family else ""
         raise InputError(f"no model{of_family} matches {args.pattern!r}: try '*{args.pattern}*', or `hvt models`")
     if args.json:
-        print(json.dumps([_as_data(variant) for variant in variants], indent=2))
+        data = [{**asdict(variant), "aliases": list(variant.aliases)} for variant in variants]
+        print(json.dumps(data, indent=2))
         return
     header = ("model", "input", "params (M)", "FLOPs (G)", "top-1 (%)", "weights")
     rows = [_as_row(variant) for variant in variants]
@@ -127,21 +129,6 @@ def _as_row(variant: Variant) -> tuple[str, ...]:
     cells = ("-" if figure is None else str(figure) for figure in figures)
     size = str(variant.input_size) if variant.frames is None else f"{variant.frames}x{variant.input_size}"
     return variant.name, size, *cells, ", ".join(variant.weights)
-
-
-def _as_data(variant: Variant) -> dict[str, Any]:
-    return {
-        "name": variant.name,
-        "family": variant.family,
-        "input_size": variant.input_size,
-        "frames": variant.frames,
-        "params_m": variant.params_m,
-        "flops_g": variant.flops_g,
-        "top1": dict(variant.top1),
-        "weights": dict(variant.weights),
-        "arch": dict(variant.arch),
-        "aliases": list(variant.aliases),
-    }
 
 
 def run_predict(args: argparse.Namespace) -> int:
@@ -177,8 +164,6 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def run_features(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from . import predict
     from .create import create_backbone, is_file_or_url
     from .device import select_device

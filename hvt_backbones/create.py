@@ -14,7 +14,7 @@ from .errors import InputError, WeightsError
 from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
-from .variants import Variant, find_variant, list_models
+from .variants import ModelName, Variant, find_variant, list_models
 from .video_swin import VideoSwinTransformer
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def create_backbone(
-    name: str,
+    name: ModelName | str,
     *,
     pretrained: bool | str | Path = False,
     weights_key: str | None = None,
@@ -72,7 +72,7 @@ def create_backbone(
 
 
 def create_classifier(
-    name: str,
+    name: ModelName | str,
     *,
     num_classes: int | None = None,
     pretrained: bool | str | Path = False,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers.position_bias import RelativePositionBias, relative_position_index
-from .swin import ShiftedWindowBackbone, Window, WindowAttention
+from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index
+from .swin import ShiftedWindowBackbone, Window
 
 
 class CornerPositionBias(RelativePositionBias):

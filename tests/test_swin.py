@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 import hvt_backbones as hvt
 from hvt_backbones.layers.patch import PatchEmbed, PatchMerging
-from hvt_backbones.layers.position_bias import LogPositionBias, RelativePositionBias
-from hvt_backbones.swin import WindowAttention
+from hvt_backbones.layers.window_attention import LogPositionBias, RelativePositionBias, WindowAttention
 
 from .families import randomise, tiny
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backbone import sides
 from ..errors import WeightsError
-from ..layers.position_bias import relative_coordinates, relative_position_index
+from ..layers.window_attention import relative_coordinates, relative_position_index
 from .files import find_tensors
 from .layouts import ALL, LAYOUTS, canonical_name, find_layout
 from .report import some

@@ -1,15 +1,21 @@
-"""Relative position biases of shifted-window attention, over any number of axes."""
+"""Attention in (shifted) windows and its relative position biases, over any number of axes."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+from ..ops import window_attention
 from ..ops.eager import constant
+from ..ops.windows import padding_value
+
+SMALL_MAP = ("pad", "shrink")
 
 
 def _offsets(window: tuple[int, ...], device: torch.device) -> Tensor:
@@ -110,3 +116,121 @@ class LogPositionBias(PositionBias):
             table = self.mlp(offsets)
         table = 16 * torch.sigmoid(table.to(torch.promote_types(dtype, torch.float32)))
         return self._gather(table, relative_position_index(window, window, device), window)
+
+
+class WindowAttention(nn.Module):
+    """Attention in (shifted) windows with a learned relative position bias (Swin, Sec. 3.2).
+
+    Args:
+        dim, num_heads: channels and heads.
+        window_size: tokens per window along each axis.
+        shifted: shift by half a window.
+        qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
+        small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
+            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code).
+            `VideoSwinTransformer` shrinks each axis by itself.
+
+    Shape: (B, *spatial, C) -> (B, *spatial, C).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, ...],
+        *,
+        shifted: bool,
+        small_map: str,
+        qkv_bias: bool,
+        qk_scale: float | None = None,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift_size = tuple(side // 2 if shifted else 0 for side in window_size)
+        if small_map not in SMALL_MAP:
+            raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
+        self.small_map = small_map
+        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.position_bias: nn.Module = RelativePositionBias(window_size, num_heads)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Window and shift for a map of this size."""
+        if self.small_map == "pad" or all(n > side for n, side in zip(spatial, self.window_size, strict=True)):
+            return self.window_size, self.shift_size
+        shortest = min(spatial)
+        return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: (..., C) -> (..., 3C)."""
+        return self.qkv(x)
+
+    def padding_value(self, x: Tensor, window: tuple[int, ...]) -> Tensor | None:
+        """Query, key and value (3C,) of the tokens with which the map is padded; None where there are none."""
+        return padding_value(x, window, self.project)
+
+    def logit_multiplier(self) -> Tensor | None:
+        """Factor on cosine logits; None for dot products."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        window, shift = self.fit_window(x.shape[1:-1])
+        pad_value = self.padding_value(x, window)
+        x = window_attention(
+            self.project(x),
+            self.position_bias(window, x.device, x.dtype),
+            window,
+            shift,
+            self.num_heads,
+            scale=self.scale,
+            logit_scale=self.logit_multiplier(),
+            pad_value=pad_value,
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(x))
+
+
+class CosineWindowAttention(WindowAttention):
+    """Scaled cosine attention with a log-spaced continuous position bias; keys have no bias (SwinV2, Sec. 3.2-3.3)."""
+
+    MAX_LOG_SCALE = 4.605170249938965  # log(100) in float32, as the official clamp has it
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, ...],
+        *,
+        qkv_bias: bool,
+        pretrained_window_size: tuple[int, ...],
+        **arguments: Any,
+    ) -> None:
+        super().__init__(dim, num_heads, window_size, qkv_bias=False, **arguments)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
+        self.position_bias = LogPositionBias(window_size, num_heads, pretrained_window_size)
+
+    def project(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        if self.q_bias is None or self.v_bias is None:
+            return qkv
+        return qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(qkv.dtype)
+
+    def padding_value(self, x: Tensor, window: tuple[int, ...]) -> Tensor | None:
+        value = super().padding_value(x, window)
+        if value is None:
+            return None
+        q, k, v = value.chunk(3)
+        # The norm of a key of zeros has a gradient of 1e12, too large for float16; times the token of zeros it is none.
+        return torch.cat([q, torch.where(k == 0, k.detach(), k), v])
+
+    def logit_multiplier(self) -> Tensor:
+        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
+        return scale.clamp(max=self.MAX_LOG_SCALE).exp()
