@@ -220,17 +220,17 @@ def run_convert(args: argparse.Namespace) -> None:
         opened = describe_weights(str(args.input), state_dict, metadata, args.model)
         _ = opened.classifier() if opened.num_classes else opened.backbone()
         name = opened.name
-    metadata = kept_metadata(metadata, name)
+    kept: dict[str, Any] = kept_metadata(metadata, name)
     named = not any(key.endswith("relative_coords_table") for key in state_dict)  # which tell the window
-    arch = recorded_arguments(args.input, metadata, named=named)
+    arch = recorded_arguments(args.input, kept, named=named)
     sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
     found, _ = recognise(state_dict, args.layout)
     if args.model and found.family == "swin" and find_variant(args.model)[0].family == "video_swin":
         state_dict, args.layout = inflate(state_dict, window_size=arch["window_size"], layout=args.layout), "hvt"
     converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
     if classes := read_classes(args.input):
-        metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
-    save_state_dict(converted, args.output, metadata)
+        kept["dataset_meta"] = classes  # by which MMEngine's tools know them
+    save_state_dict(converted, args.output, kept)
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
     place = "at its top" if weights.key is None else f"under {weights.key!r}"
     under = f" {place}, not {', '.join(weights.others)}" if weights.others else ""

@@ -10,13 +10,42 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import WeightsError
 from ..weights.convert import COMPUTED, read_checkpoint
+from .backbone import backbones_of
 
 REFUSAL = "start the run anew with load_from instead of resume, which takes the weights alone"
+
+
+@HOOKS.register_module()
+class HVTResumeHook(Hook):
+    """Lets `resume` take a run that was started with the framework's own backbone, its optimiser's state included.
+
+    For `custom_hooks` of a configuration. Loading such a model's weights does not need it, nor does resuming a run
+    that was started with `HVTBackbone`.
+
+    Raises:
+        WeightsError: when resuming, a training state whose parameters cannot be told: the optimiser froze or grouped
+            them otherwise.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume or "optimizer" not in checkpoint:  # MMEngine has no public word for it
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        names = backbones_of(model)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        if not isinstance(runner.optim_wrapper, OptimWrapperDict):
+            prefixes = {f"{name}.": f"{name}.model." for name in names}
+            translate_training_state(checkpoint, model, prefixes, runner.optim_wrapper.optimizer)
 
 
 def translate_training_state(
