@@ -91,8 +91,7 @@ def examine_npu(machine: Machine | None = None, *, wanted: bool = False) -> dict
 
 def release(version: str) -> str:
     """The numbers that a version begins with: "2.11.0" of "2.11.0.post3"; all of one that begins otherwise."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return numbers[0] if numbers else version
+    return re.split(r"[^\d.]", version)[0].rstrip(".") or version
 
 
 def _package() -> tuple[dict[str, Any], list[Problem]]:

@@ -201,15 +201,8 @@ class TwinsPCPVT(Twins):
         norm_after_stage: bool | Sequence[bool] = False,
         **arguments: Any,
     ) -> None:
-        super().__init__(
-            None,
-            embed_dims=embed_dims,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=mlp_ratios,
-            norm_after_stage=norm_after_stage,
-            **arguments,
-        )
+        arguments |= {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        super().__init__(None, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **arguments)
 
 
 class TwinsSVT(Twins):
@@ -245,12 +238,5 @@ class TwinsSVT(Twins):
         def local(stage: int, dim: int, num_heads: int, **options: Any) -> nn.Module:
             return LocalAttention(dim, num_heads, windows[stage], mask_padding=mask_padding, **options)
 
-        super().__init__(
-            local,
-            embed_dims=embed_dims,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=mlp_ratios,
-            norm_after_stage=norm_after_stage,
-            **arguments,
-        )
+        arguments |= {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        super().__init__(local, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **arguments)

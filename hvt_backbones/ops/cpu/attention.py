@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..eager import has_tangent, plain_eager
-from ..windows import WindowGrid, distinct_masks, mask_numbers
+from ..windows import WindowGrid, distinct_windows, window_mask
 from .partition import Partition, Reverse
 
 CHUNK = 2**18  # logits that each thread makes at a time: 1 MiB of float32
@@ -80,14 +80,15 @@ def bmm(
 def masked_runs(
     spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
 ) -> tuple[tuple[int, int, int], ...]:
-    """Windows that follow each other and have the same mask other than zero: (first, end, row of `distinct_masks`)."""
-    masks = distinct_masks(spatial, window, shift, mask_padding, torch.float32, torch.device("cpu"))
+    """Windows that follow each other and have the same mask other than zero: (first, end, place of the mask)."""
+    smaller, places = distinct_windows(spatial, window, shift, mask_padding)
+    masks = window_mask(smaller, window, shift, mask_padding, torch.float32, torch.device("cpu"))
     some = masks.flatten(1).any(dim=1).tolist()
     runs, first = [], 0
-    for number, same in itertools.groupby(mask_numbers(spatial, window, shift, mask_padding)):
+    for place, same in itertools.groupby(places):
         end = first + sum(1 for _ in same)
-        if some[number]:
-            runs.append((first, end, number))
+        if some[place]:
+            runs.append((first, end, place))
         first = end
     return tuple(runs)
 
@@ -107,7 +108,7 @@ class Plan:
     Attributes:
         wide: type of logits and weights, float32 at least.
         shape: of all logits, (B * windows * heads, N, N).
-        masks, runs: `distinct_masks` and `masked_runs`; none without a mask.
+        masks, runs: those of `distinct_windows`, and `masked_runs`; none without a mask.
     """
 
     def __init__(
@@ -125,8 +126,9 @@ class Plan:
         self.masks = torch.empty(0)
         self.runs: tuple[tuple[int, int, int], ...] = ()
         if any(grid.shift) or mask_padding:
-            where = (grid.spatial, grid.window, grid.shift, mask_padding)
-            self.masks, self.runs = distinct_masks(*where, self.wide, device), masked_runs(*where)
+            smaller, _ = distinct_windows(grid.spatial, grid.window, grid.shift, mask_padding)
+            self.masks = window_mask(smaller, grid.window, grid.shift, mask_padding, self.wide, device)
+            self.runs = masked_runs(grid.spatial, grid.window, grid.shift, mask_padding)
         self.factor = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
 
     def part(self, images: range, windows: range, heads: range) -> Part:
@@ -157,11 +159,11 @@ class Plan:
         windows = logits.view(-1, part.end - part.first, part.heads.stop - part.heads.start, *logits.shape[1:])
         if bias is not None:
             windows.add_(bias[part.heads])
-        for first, end, number in self.runs[bisect.bisect_right(self.runs, part.first, key=operator.itemgetter(1)) :]:
+        for first, end, place in self.runs[bisect.bisect_right(self.runs, part.first, key=operator.itemgetter(1)) :]:
             if first >= part.end:
                 break
             masked = windows[:, max(first, part.first) - part.first : end - part.first]
-            masked.add_(self.masks[number])
+            masked.add_(self.masks[place])
             masked.sub_(masked.detach().amax(dim=-1, keepdim=True))
             F.threshold(masked, LEAST, -math.inf, inplace=True)
         return torch.softmax(logits, dim=-1, out=out)
