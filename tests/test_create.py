@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hvt_backbones import InputError, create_backbone, create_classifier
-from hvt_backbones.device import DeviceType, select_device
+from hvt_backbones.device import DISTRIBUTED_BACKENDS, select_device
 
 BAD_ARGUMENTS = {
     "unknown argument": ({"widnow_size": 7}, "did you mean window_size"),
@@ -71,11 +71,9 @@ def test_fewer_stages_than_the_model_has() -> None:
 
 def test_devices() -> None:
     assert select_device("cpu") == torch.device("cpu")
-    assert DeviceType.of(select_device("auto")).distributed_backend in ("gloo", "nccl", "hccl")
+    assert select_device("auto").type in DISTRIBUTED_BACKENDS
     with pytest.raises(InputError, match="auto, cpu, cuda, npu"):
         select_device("tpu")
-    with pytest.raises(InputError, match="not supported"):
-        DeviceType.of(torch.device("meta"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
