@@ -27,11 +27,11 @@ def select_device(name: str = "auto") -> torch.device:
         # torch has loaded torch_npu by itself, unless it was told not to by TORCH_DEVICE_BACKEND_AUTOLOAD=0;
         # the CPU also where the accelerator is one that nothing here was written for
         accelerator = _accelerator()
-        return (
-            accelerator if accelerator is not None and accelerator.type in DISTRIBUTED_BACKENDS else torch.device("cpu")
-        )
+        if accelerator is not None and accelerator.type in DISTRIBUTED_BACKENDS:
+            return accelerator
+        return torch.device("cpu")
     kind, _, index = name.partition(":")
-    if kind not in DISTRIBUTED_BACKENDS or (index and not index.isdigit()):
+    if kind not in DISTRIBUTED_BACKENDS or (index and not index.isdecimal()):
         raise InputError(
             f"unknown device {name!r}: choose auto, {', '.join(DISTRIBUTED_BACKENDS)}, or for example cuda:1"
         )
@@ -49,7 +49,7 @@ def select_device(name: str = "auto") -> torch.device:
     if index and int(index) >= torch.accelerator.device_count():
         count = torch.accelerator.device_count()
         raise InputError(f"device {name!r} is not on this machine, which has {count}: {kind}:0 to {kind}:{count - 1}")
-    return torch.device(name)
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def _accelerator() -> torch.device | None:
