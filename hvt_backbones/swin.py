@@ -85,7 +85,7 @@ class ShiftedWindowBackbone(Backbone):
         check_arguments(
             counts={"in_chans": in_chans, "embed_dim": embed_dim},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            factors={"mlp_ratio": mlp_ratio, "norm_eps": norm_eps, **({} if scale is None else {"qk_scale": scale})},
+            factors={"mlp_ratio": mlp_ratio, "norm_eps": norm_eps, "qk_scale": 1.0 if scale is None else scale},
             flags={"qkv_bias": qkv_bias, "patch_norm": patch_norm, "output_norm": output_norm},
         )
         dims = [embed_dim * 2**i for i in range(len(depths))]
