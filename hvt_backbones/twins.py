@@ -12,18 +12,11 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, sides
 from .errors import InputError
-from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights, pad_to_cell
+from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights
 from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
 from .layers.patch import PatchEmbed
 from .ops import window_attention
 from .ops.windows import padding_value
-
-
-class FlooringPatchEmbed(PatchEmbed):
-    """Patch embedding that drops what fills no patch, but keeps one patch of a map that is smaller than it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pad_to_cell(x, self.patch_size))
 
 
 class LocalAttention(nn.Module):
@@ -148,8 +141,7 @@ class Twins(Backbone):
 
         def downsample(i: int) -> PatchEmbed:
             before, size = (in_chans, patch) if i == 0 else (embed_dims[i - 1], (2, 2))
-            kind = PatchEmbed if pad_patches else FlooringPatchEmbed
-            return kind(before, embed_dims[i], size, pad=pad_patches)
+            return PatchEmbed(before, embed_dims[i], size, pad=pad_patches)
 
         stages = [
             Stage(

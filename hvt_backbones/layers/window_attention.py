@@ -18,18 +18,13 @@ from ..ops.windows import padding_value
 SMALL_MAP = ("pad", "shrink")
 
 
-def _offsets(window: tuple[int, ...], device: torch.device) -> Tensor:
-    """Offsets between the tokens of a window: (N, N, axes), each from -(side - 1) to side - 1."""
-    axes = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
-    tokens = torch.stack(axes, dim=-1).flatten(0, -2)
-    return tokens[:, None] - tokens[None]
-
-
 @constant()
 def relative_position_index(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
     """Row of a table made for windows of size `table` for each pair of tokens of a window: (N * N,), int64."""
+    places = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
     index = torch.zeros((), dtype=torch.long, device=device)
-    for axis, offset in enumerate(_offsets(window, device).unbind(-1)):
+    for axis, place in enumerate(map(torch.flatten, places)):
+        offset = place[:, None] - place[None]  # from -(side - 1) to side - 1
         index = index * (2 * table[axis] - 1) + offset + table[axis] - 1
     return index.flatten()
 

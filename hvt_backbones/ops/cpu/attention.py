@@ -179,6 +179,23 @@ class Plan:
         long_q = (long_q.view(-1, *heads.shape[:1], *q.shape[1:]) * heads).view(q.shape)
         return long_q.to(q.dtype), long_k.to(k.dtype)
 
+    def attend(
+        self,
+        windows: Tensor,
+        bias: Tensor | None,
+        logit_scale: Tensor | None,
+        left: Tensor | None,
+        part: Part,
+        out: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """A part (n, N, head_dim), with its weights in `kept`; without `out` and it in operations autograd follows."""
+        q, k, v = windows[:, part.sequences]
+        if logit_scale is not None:
+            q, k = self.cosine(q, k, logit_scale, part)
+        weights = self.weights(q, k, bias, part, kept)
+        return torch.bmm(self.drop(weights, left, part).to(v.dtype), v, out=out)
+
 
 def _split(length: int, step: int) -> Iterator[range]:
     return (range(start, min(start + step, length)) for start in range(0, length, step))
@@ -194,27 +211,10 @@ def _attend(
     kept: Tensor | None = None,
 ) -> Tensor:
     """Attend part by part, with the result in `out`, which may be the queries' memory, and the weights in `kept`."""
-    queries, keys, values = windows.unbind()
     for part in plan.parts():
         here = part.sequences
-        q, k, v = queries[here], keys[here], values[here]
-        if logit_scale is not None:
-            q, k = plan.cosine(q, k, logit_scale, part)
-        weights = plan.weights(q, k, bias, part, None if kept is None else kept[here])
-        torch.bmm(plan.drop(weights, left, part).to(v.dtype), v, out=out[here])
+        plan.attend(windows, bias, logit_scale, left, part, out[here], None if kept is None else kept[here])
     return out
-
-
-def _attend_at_once(
-    windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
-) -> Tensor:
-    """`_attend` in operations that autograd follows."""
-    q, k, v = windows.unbind()
-    everything = plan.everything()
-    if logit_scale is not None:
-        q, k = plan.cosine(q, k, logit_scale, everything)
-    weights = plan.weights(q, k, bias, everything)
-    return torch.bmm(plan.drop(weights, left, everything).to(v.dtype), v)
 
 
 class Attend(torch.autograd.Function):
@@ -242,7 +242,7 @@ class Attend(torch.autograd.Function):
             found = _gradients(windows, bias, logit_scale, left, kept, ctx.plan, grad, needed)
             return (*found, None, None)
         # the gradients are to have gradients
-        attended = _attend_at_once(windows, bias, logit_scale, left, ctx.plan)
+        attended = ctx.plan.attend(windows, bias, logit_scale, left, ctx.plan.everything())
         wanted = [tensor for tensor, need in zip((windows, bias, logit_scale), needed, strict=True) if need]
         gradients = iter(torch.autograd.grad(attended, wanted, grad, create_graph=True))
         return (*(next(gradients) if need else None for need in needed), None, None)
