@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .backbone import Backbone, is_whole
 from .classifier import Classifier
@@ -18,7 +18,6 @@ from .variants import ModelName, Variant, find_variant, list_models
 from .video_swin import VideoSwinTransformer
 
 if TYPE_CHECKING:
-    from .weights import LoadReport
     from .weights.published import PublishedWeights
 
 __all__ = ["create_backbone", "create_classifier", "list_models"]
@@ -152,40 +151,22 @@ def is_file_or_url(source: str | Path) -> bool:
     return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
 
 
-def find_weights(
-    variant: Variant, tag: str | None, pretrained: str | Path | Literal[True]
-) -> PublishedWeights | str | Path:
-    """What `pretrained` names: published weights (True for those of `tag`, None for the first), or a path or a URL.
+def published_weights(variant: Variant, tag: str | None) -> PublishedWeights:
+    """The weights of a tag (None for the first), or of an image model's name where `variant` is its video model.
 
     Raises:
         InputError, WeightsError: neither is known.
     """
-    if pretrained is True:
-        return variant.published(tag)
-    if not isinstance(pretrained, str | Path):
-        raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
-    if isinstance(pretrained, Path) or is_file_or_url(pretrained):
-        return pretrained
-    if variant.family != "video_swin" or pretrained in variant.tags:
-        return variant.published(pretrained)
-    try:
-        images, tag = find_variant(pretrained)
-    except InputError as error:
-        known = f"{variant.name} has no weights {pretrained!r}; it has {', '.join(variant.tags)}"
-        raise WeightsError(f"{known}, and is inflated from a 2-D Swin, such as swin_tiny") from error
-    if images.family != "swin":
-        raise InputError(f"{variant.name} is inflated from a 2-D Swin, such as swin_tiny, not from {images.name}")
-    return images.published(tag)
-
-
-def load_found(model: Backbone | Classifier, found: PublishedWeights | str | Path, **choices: Any) -> LoadReport:
-    """Load what `find_weights` found; `choices` are those of `load_weights`."""
-    from .weights import load_weights
-    from .weights.fetch import fetch
-
-    if not isinstance(found, str | Path):
-        found = fetch(found.source, filename=found.filename)
-    return load_weights(model, found, **choices)
+    if variant.family == "video_swin" and tag is not None and tag not in variant.tags:
+        try:
+            images, tag = find_variant(tag)
+        except InputError as error:
+            known = f"{variant.name} has no weights {tag!r}; it has {', '.join(variant.tags)}"
+            raise WeightsError(f"{known}, and is inflated from a 2-D Swin, such as swin_tiny") from error
+        if images.family != "swin":
+            raise InputError(f"{variant.name} is inflated from a 2-D Swin, such as swin_tiny, not from {images.name}")
+        return images.published(tag)
+    return variant.published(tag)
 
 
 def _load(
@@ -199,8 +180,18 @@ def _load(
         if given := [name for name, value in choices.items() if value is not None]:
             raise InputError(f"{given[0]} is about pretrained weights: give `pretrained` too")
         return
-    report = load_found(model, find_weights(variant, tag, pretrained), **choices)
+    if pretrained is not True and not isinstance(pretrained, str | Path):
+        raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
+    from .weights import load_weights
+    from .weights.fetch import fetch
+
+    if pretrained is not True and is_file_or_url(pretrained):
+        report = load_weights(model, pretrained, **choices)
+    else:
+        published = published_weights(variant, tag if pretrained is True else str(pretrained))
+        path = fetch(published.source, filename=published.filename)
+        report = load_weights(model, path, **choices)
     logger.info("%s: %s", variant.name, report)
-    if isinstance(model, Classifier) and any(key.startswith("head.") for key in report.initialised):
+    if any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said
         logger.warning("%s: the weights have no head for %d classes, so it is new", variant.name, model.num_classes)

@@ -14,13 +14,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbone import Backbone, check_arguments, is_whole
-from ..create import create_backbone, find_weights, load_found
+from ..create import create_backbone, is_file_or_url, published_weights
 from ..errors import InputError, WeightsError
 from ..variants import find_variant
 from ..weights import LoadReport, load_weights
 from ..weights.fetch import fetch
 from ..weights.files import check_file, read_state_dict
 from ..weights.load import fit_tensors
+from ..weights.published import PublishedWeights
 from ..weights.report import some
 
 # Where the backbones of mmdetection 3 and mmsegmentation 1 compute otherwise than their authors' code. Swin does not.
@@ -116,10 +117,7 @@ class HVTBackbone(BaseModule):
         self.style = style
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
-        self._pretrained = None if pretrained is False else pretrained
-        self._weights_key = weights_key
-        if self._pretrained is not None:  # a model or tag that is not published is refused at once
-            find_weights(*find_variant(name), self._pretrained)
+        self._pretrained, self._weights_key = _pretrained_source(name, pretrained), weights_key
         _check_init_cfg(init_cfg)
         if self._pretrained is not None and any(_is_pretrained(config) for config in self._init_cfgs()):
             raise InputError("pretrained and init_cfg both name weights: give one of them")
@@ -186,10 +184,13 @@ class HVTBackbone(BaseModule):
         return [given] if isinstance(given, Mapping) else list(given or ())
 
     def _load(self, source: str | Path | Literal[True], prefix: str | None, weights_key: str | None) -> LoadReport:
-        found = find_weights(*find_variant(self.name), source)
-        if not prefix or not isinstance(found, str | Path):
-            return load_found(self.model, found, weights_key=weights_key)
-        state_dict = read_state_dict(fetch(found), key=weights_key)
+        if source is True or not is_file_or_url(source):
+            published = _published(self.name, source)
+            path = fetch(published.source, filename=published.filename)
+            return load_weights(self.model, path, weights_key=weights_key)
+        if not prefix:
+            return load_weights(self.model, source, weights_key=weights_key)
+        state_dict = read_state_dict(fetch(source), key=weights_key)
         start = prefix.rstrip(".") + "."
         if not any(key.startswith(start) for key in state_dict):
             raise WeightsError(f"{source} has no keys that begin with {start!r}: its keys are {some(list(state_dict))}")
@@ -249,6 +250,22 @@ def _check_init_cfg(init_cfg: Any) -> None:
         for key in ("prefix", "weights_key"):
             if not isinstance(config.get(key), str | None):
                 raise InputError(f"{key} of init_cfg is {config[key]!r}: give a string, or leave it out")
+
+
+def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> str | Path | Literal[True] | None:
+    """What to load later; a model or tag that is not published is refused at once."""
+    if pretrained is None or pretrained is False:
+        return None
+    if pretrained is not True and not isinstance(pretrained, str | Path):
+        raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
+    if pretrained is True or not is_file_or_url(pretrained):
+        _published(name, pretrained)
+    return pretrained
+
+
+def _published(name: str, pretrained: str | Path | Literal[True]) -> PublishedWeights:
+    variant, tag = find_variant(name)
+    return published_weights(variant, tag if pretrained is True else str(pretrained))
 
 
 def check_checkpoint(source: str | Path) -> Path:
