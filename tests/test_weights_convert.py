@@ -25,8 +25,8 @@ from hvt_backbones import (
 )
 from hvt_backbones.weights import LAYOUTS
 from hvt_backbones.weights.convert import read_checkpoint
+from hvt_backbones.weights.keymap import Template, template
 from hvt_backbones.weights.layouts import ALL, find_layout
-from hvt_backbones.weights.rules import Template, template
 
 SIZE = 64
 CLASSES = 5

@@ -8,27 +8,26 @@ checkpoints carry beside their weights (settings, logged numbers) are replaced b
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import pickle
 import pickletools
 import re
-import shutil
-import uuid
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from hvt_backbones.errors import InputError, WeightsError
-from hvt_backbones.weights.report import shown
+from ..atomic import whole_file
+from ..errors import InputError, WeightsError
+from .report import shown, some
 
 # Keys under which training code stores the mapping of tensors, the first found wins; tensors beside them come before
 # all. The trained weights come before their moving average, so that a checkpoint that holds both is read the same way
@@ -40,6 +39,13 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 GIT_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 HEAD_BYTES = 1024
+LEGACY_PICKLES = 5  # in a file of `torch.save` before its zip format: the content is the fourth
+GETATTR = "builtins.getattr"
+# the classes and functions that PyTorch's restricted reader knows itself
+OF_TENSORS = re.compile(
+    r"torch\.(\w+|(_utils|_tensor|storage|serialization|nn\.parameter)\.\w+|(\w+\.)+\w+(Storage|Tensor))"
+    r"|collections\.\w+|_codecs\.encode|builtins\.(bytearray|complex|set)"
+)
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +73,7 @@ class _HistoryBuffer(_Placeholder):
 def _history_method(owner: object, name: object) -> None:
     """For the `getattr` with which MMEngine's logs name their statistics, and for no other: it reaches anything."""
     if owner is not _HistoryBuffer or name not in ("mean", "max", "min", "current"):
-        raise pickle.UnpicklingError("GLOBAL builtins.getattr was not an allowed global by default")
+        raise pickle.UnpicklingError(f"{GETATTR} of {owner!r}, {name!r}")
 
 
 _PLACEHOLDERS = {
@@ -90,7 +96,7 @@ _PLACEHOLDERS = {
         "builtins.slice",
     ),
     _HistoryBuffer: ("mmengine.logging.history_buffer.HistoryBuffer",),
-    _history_method: ("builtins.getattr",),
+    _history_method: (GETATTR,),
     _PlaceholderMapping: (
         "yacs.config.CfgNode",  # Swin
         "collections.defaultdict",
@@ -103,29 +109,49 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """Weights in the content of a file.
+    """Weights in the content of a file, and what it says about them.
 
     Attributes:
         tensors: name -> tensor.
         key: the keys that lead there, with dots between; None where the tensors lay at the top.
         others: the keys that lead to the other sets.
+        meta: the text entries of a safetensors file; what a file of `torch.save` holds under `meta`.
     """
 
     tensors: dict[str, Tensor]
-    key: str | None = None
-    others: tuple[str, ...] = ()
+    key: str | None
+    others: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The text entries that `save_state_dict` stored with the weights; empty where there are none."""
+        return {name: text for name, text in self.meta.items() if isinstance(name, str) and isinstance(text, str)}
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """What OpenMMLab stored about the classes, "classes" and "palette", as far as it is plain data."""
+        # before MMEngine the names were written in capitals
+        older = {key.lower(): self.meta[key] for key in ("CLASSES", "PALETTE") if key in self.meta}
+        classes = self.meta.get("dataset_meta", older)
+        if not isinstance(classes, Mapping):
+            return {}
+        return {key: value for key, value in classes.items() if _is_plain(value)}
 
 
-def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of `read_weights`."""
-    return read_weights(path, key).tensors
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, [*value.keys(), *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)
 
 
 def read_weights(path: str | os.PathLike, key: str | None = None) -> FoundWeights:
     """Read the mapping of names to tensors from a safetensors file or from a file of `torch.save`, on the CPU.
 
-    The mapping may lie at the top of the file or, at any depth, under one of `WRAPPER_KEYS`; entries beside it
-    (optimiser, settings, epoch) are left out. Files of the zip format are mapped into memory, so that those entries
+    The mapping may lie at the top of the file or, at any depth, under one of `WRAPPER_KEYS`; of the entries beside it
+    (optimiser, settings, epoch) only `meta` is kept. Files of the zip format are mapped into memory, so that the others
     cost nothing.
 
     Args:
@@ -138,56 +164,8 @@ def read_weights(path: str | os.PathLike, key: str | None = None) -> FoundWeight
         WeightsError: the path does not lead to a file of weights, the file is damaged, needs code to be read, or
             holds no tensors.
     """
-    path = Path(path)
-    return find_weights(_read_content(path), key, str(path))
-
-
-def check_file(path: str | os.PathLike) -> None:
-    """Make sure that a file of weights, and of whatever training state is beside them, needs no code to be read.
-
-    Raises:
-        WeightsError: as `read_state_dict`, except that tensors need not be there.
-    """
-    _read_content(Path(path))
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Read the text entries that `save_state_dict` stored with the weights; empty where there are none.
-
-    Raises:
-        WeightsError: as `read_state_dict`.
-    """
-    path = Path(path)
-    if _is_safetensors(path, _read_head(path)):
-        with _open_safetensors(path) as file:
-            return dict(file.metadata() or {})
-    metadata = _read_content(path).get("meta")
-    if not isinstance(metadata, Mapping):
-        return {}
-    return {name: text for name, text in metadata.items() if isinstance(name, str) and isinstance(text, str)}
-
-
-def read_classes(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what OpenMMLab stored about the classes, "classes" and "palette", as far as it is plain data.
-
-    Raises:
-        WeightsError: as `read_state_dict`.
-    """
-    metadata = _read_content(Path(path)).get("meta")
-    if not isinstance(metadata, Mapping):
-        return {}
-    # before MMEngine the names were written in capitals
-    older = {key.lower(): metadata[key] for key in ("CLASSES", "PALETTE") if key in metadata}
-    classes = metadata.get("dataset_meta", older)
-    return {key: value for key, value in classes.items() if _is_plain(value)} if isinstance(classes, Mapping) else {}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, [*value.keys(), *value.values()]))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, str | int | float)
+    content, meta = read_content(path)
+    return find_weights(content, key, str(path), meta)
 
 
 def save_state_dict(
@@ -200,39 +178,50 @@ def save_state_dict(
     each. Missing folders are made.
 
     Raises:
-        WeightsError: unknown suffix, the folder cannot be made or written, or the disk is full.
+        InputError: unknown suffix, the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
     if path.suffix not in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES):
-        raise WeightsError(
+        raise InputError(
             f"cannot tell the format of {path} from its suffix: end the name in {SAFETENSORS_SUFFIX} "
             f"or one of {', '.join(PICKLE_SUFFIXES)}"
         )
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder: give the name of a file in it")
+        raise InputError(f"{path} is a folder: give the name of a file in it")
     tensors = _without_shared_memory(state_dict)
-    needed = sum(tensor.nbytes for tensor in tensors.values())
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch(exist_ok=False)
+    with whole_file(path, sum(tensor.nbytes for tensor in tensors.values())) as partial:
+        partial.touch()
         mode = partial.stat().st_mode  # what the umask allows; safetensors' own files are private to the user
-        if shutil.disk_usage(path.parent).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if path.suffix == SAFETENSORS_SUFFIX:
-            _write_safetensors(tensors, partial, metadata)
-        else:
-            torch.save({"meta": dict(metadata or {}), "state_dict": tensors}, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        _write(tensors, partial, metadata or {})
         partial.chmod(mode)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
-        raise WeightsError(_why_not_written(path, needed, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
+
+
+def _without_shared_memory(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors, seen = {}, set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        # a view of a larger tensor would drag all of that into a pickle
+        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        if path.suffix == SAFETENSORS_SUFFIX:
+            texts = {name: text for name, text in metadata.items() if isinstance(text, str)}
+            save_file(tensors, path, metadata=texts or None)
+        else:
+            torch.save({"meta": dict(metadata), "state_dict": tensors}, path)
+    except (SafetensorError, RuntimeError) as error:  # so either reports what the system refuses
+        raise OSError("writing stopped early") from error
 
 
 def foreign_content(head: bytes) -> str | None:
@@ -273,31 +262,34 @@ def _read_head(path: Path) -> bytes:
     return head
 
 
-def _read_content(path: Path) -> Mapping[str, Any]:
+def read_content(path: str | os.PathLike) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """All that a file of weights holds, and of that what is said about them; no code is needed to read it.
+
+    Raises:
+        WeightsError: as `read_weights`, except that tensors need not be there.
+    """
+    path = Path(path)
     head = _read_head(path)
-    if _is_safetensors(path, head):
-        with _open_safetensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    # the first 8 bytes of safetensors are the length of a JSON object that follows
+    if head[8:9] == b"{" or (path.suffix == SAFETENSORS_SUFFIX and not head.startswith((b"PK", b"\x80"))):
+        return _read_safetensors(path)
     if head.startswith(b"PK"):
         _check_zip(path)
     elif not head.startswith(b"\x80"):
         raise WeightsError(f"{path} is neither safetensors nor a file of torch.save: pass a weights file")
     content = _load_pickle(path, mmap=head.startswith(b"PK"))
-    return content if isinstance(content, Mapping) else {}
+    if not isinstance(content, Mapping):
+        return {}, {}
+    meta = content.get("meta")
+    return content, meta if isinstance(meta, Mapping) else {}
 
 
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    # the first 8 bytes are the length of a JSON object that follows
-    return head[8:9] == b"{" or (path.suffix == SAFETENSORS_SUFFIX and not head.startswith((b"PK", b"\x80")))
-
-
-@contextlib.contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
 
@@ -325,8 +317,7 @@ def _load_pickle(path: Path, *, mmap: bool) -> Any:
             warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is an error all the same
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-        if needed := named[1] if named else _first_foreign_global(path):
+        if needed := _first_foreign_global(path):
             raise WeightsError(
                 f"{path} needs the code of {needed!r} to be read, which is refused because a pickle can run any "
                 "program: in the project that wrote it, save only the tensors, "
@@ -341,29 +332,43 @@ def _load_pickle(path: Path, *, mmap: bool) -> Any:
 
 
 def _first_foreign_global(path: Path) -> str | None:
-    """The first class or function outside torch that a pickle names. Nothing is run: its opcodes are only listed."""
-    pushed: list[object] = []  # what each opcode puts on the stack, where it is a constant
-    memo: list[object] = []
+    """The first class or function that a pickle names and that weights do not need."""
+    names = [name for name in _globals(path) if not OF_TENSORS.fullmatch(name)]
+    known = {name for names in _PLACEHOLDERS.values() for name in names}
+    # one of those that are known is refused, too, where it is used for another end
+    return next((name for name in names if name not in known), GETATTR if GETATTR in names else None)
+
+
+def _globals(path: Path) -> list[str]:
+    """The classes and functions that the pickles in a file name. Nothing is run: their opcodes are only listed."""
+    names: list[str] = []
     with contextlib.ExitStack() as stack, contextlib.suppress(Exception):  # damaged: what was found until then counts
-        file = stack.enter_context(path.open("rb"))
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
         if zipfile.is_zipfile(file):
             archive = stack.enter_context(zipfile.ZipFile(file))
             file = stack.enter_context(archive.open(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
         else:
             file.seek(0)
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                name = argument.replace(" ", ".") if argument else ".".join(map(str, pushed[-2:]))
-                if not name.startswith(("torch.", "collections.")):
-                    return name
-            if opcode.name == "MEMOIZE":  # of protocol 4, as STACK_GLOBAL; older ones name globals in one opcode
-                memo.append(pushed[-1])
-            else:
-                pushed.append(memo[argument] if "BINGET" in opcode.name and memo else argument)
-    return None
+        for _ in range(LEGACY_PICKLES):
+            pushed: list[Any] = []  # what each opcode puts on the stack, where it is a constant
+            memo: list[Any] = []
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                    name = argument.replace(" ", ".") if argument else ".".join(map(str, pushed[-2:]))
+                    names.append(name.replace("__builtin__.", "builtins."))  # the name of Python 2
+                if opcode.name == "MEMOIZE":  # of protocol 4, as STACK_GLOBAL; older ones name globals in one opcode
+                    memo.append(pushed[-1])
+                else:
+                    pushed.append(memo[argument] if "BINGET" in opcode.name and memo else argument)
+    return names
 
 
-def find_weights(content: Mapping[str, Any], key: str | None = None, name: str = "the checkpoint") -> FoundWeights:
+def find_weights(
+    content: Mapping[str, Any],
+    key: str | None = None,
+    name: str = "the checkpoint",
+    meta: Mapping[str, Any] = MappingProxyType({}),
+) -> FoundWeights:
     """Choose among the sets of tensors in `content`: what `key` leads to, or by `WRAPPER_KEYS`, with a warning.
 
     Raises:
@@ -372,7 +377,7 @@ def find_weights(content: Mapping[str, Any], key: str | None = None, name: str =
     """
     if key is not None and (not isinstance(key, str) or not key):
         raise InputError(f"weights_key is {shown(key)}: give the key of a set of weights, such as 'state_dict_ema'")
-    sets = tensor_sets(content)
+    sets = _tensor_sets(content)
     below = {path: rest for path in sets if (rest := _below(path, key)) is not None and set(rest) <= set(WRAPPER_KEYS)}
     if not below:
         raise WeightsError(name + _where_tensors_are(content, sets, key))
@@ -381,17 +386,12 @@ def find_weights(content: Mapping[str, Any], key: str | None = None, name: str =
     rivals = [_dotted(path) for path in (sets if key is None else below) if path != taken]
     if rivals and (key is None or key != where):
         taken_from = "what lies at its top" if where is None else repr(where)
-        logger.warning("%s: taken is %s; weights_key chooses %s instead", name, taken_from, _listed(rivals))
+        logger.warning("%s: taken is %s; weights_key chooses %s instead", name, taken_from, _quoted(rivals))
     tensors = {at: tensor.detach() for at, tensor in sets[taken].items()}
-    return FoundWeights(tensors, where, tuple(_dotted(path) for path in sets if path not in (taken, ())))
+    return FoundWeights(tensors, where, tuple(".".join(path) for path in sets if path not in (taken, ())), meta)
 
 
-def find_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `find_weights`."""
-    return find_weights(content).tensors
-
-
-def tensor_sets(content: object) -> dict[tuple[str, ...], dict[str, Tensor]]:
+def _tensor_sets(content: object) -> dict[tuple[str, ...], dict[str, Tensor]]:
     """All mappings of names to tensors in `content`, at any depth, by the keys that lead there."""
     sets = dict(_walk(content, ()))
     # The name of a parameter has a dot. Moments of an optimiser, the state of a random generator, a loss have none.
@@ -421,58 +421,15 @@ def _dotted(path: tuple[str, ...]) -> str | None:
 def _where_tensors_are(content: object, sets: Iterable[tuple[str, ...]], key: str | None) -> str:
     if sets:
         missed = "holds no tensors at its top level" if key is None else f"has no weights under {key!r}"
-        return f" {missed}: choose weights_key= among {_listed(map(_dotted, sets))}"
-    keys = f" (its keys are {_listed(content)})" if isinstance(content, Mapping) and content else ""
+        return f" {missed}: choose weights_key= among {_quoted(map(_dotted, sets))}"
+    keys = f" (its keys are {_quoted(content)})" if isinstance(content, Mapping) and content else ""
     return f" holds no tensors{keys}: give a model's state_dict()"
 
 
-def _listed(names: Iterable[str | None], limit: int = 8) -> str:
-    names = [repr(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _quoted(names: Iterable[str | None]) -> str:
+    return some([repr(name) for name in names], 8)
 
 
 def _damaged(path: Path, reason: str) -> WeightsError:
     size = path.stat().st_size
     return WeightsError(f"{path} is truncated or damaged ({size} bytes; {reason}): copy or download it again")
-
-
-def _without_shared_memory(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors, seen = {}, set()
-    for name, tensor in state_dict.items():
-        tensor = tensor.detach().cpu().contiguous()
-        memory = tensor.untyped_storage()
-        # a view of a larger tensor would drag all of that into a pickle
-        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(memory.data_ptr())
-        tensors[name] = tensor
-    return tensors
-
-
-def _write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, Any] | None) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        texts = {name: text for name, text in (metadata or {}).items() if isinstance(text, str)}
-        save_file(tensors, path, metadata=texts or None)
-    except SafetensorError as error:  # the system's error number is only in its text
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room: the disk, the user's quota or the largest file size allowed."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _why_not_written(path: Path, needed: int, error: OSError | RuntimeError) -> str:
-    if is_disk_full(error):
-        return (
-            f"{path} was not written, the disk is full or a quota reached ({os.strerror(error.errno)}): "
-            f"free {needed} bytes there or choose another folder"
-        )
-    if isinstance(error, OSError):
-        return f"{path} was not written ({os.strerror(error.errno or errno.EIO)}): choose a folder you can write to"
-    free = shutil.disk_usage(path.parent).free
-    return f"{path} was not written, writing stopped early ({needed} bytes needed, {free} free): make room and repeat"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..rules import Layout, Part, packed, rule, rules
+from ..keymap import Layout, Part, packed, rule, rules
 from .shared import BLOCK, HEAD, HF_HEAD, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
 from .tensor_rules import CONV_1X1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..rules import rule
+from ..keymap import rule
 
 BLOCK = "stages.{s}.blocks.{b}."
 SAME_BLOCK = [(key, key) for key in ("norm{n}.{p}", "attn.proj.{p}", "mlp.fc{n}.{p}")]

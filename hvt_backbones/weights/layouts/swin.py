@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..rules import Buffer, Layout, Part, Rule, packed, rule, rules
+from ..keymap import Buffer, Layout, Part, Rule, packed, rule, rules
 from .shared import BLOCK, CLASSIFIER_NORM, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK
 from .tensor_rules import OFFICIAL_EMBEDDING, TOKENS, UNFOLD
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..rules import Layout, Part, Rule, packed, rule, rules
+from ..keymap import Layout, Part, Rule, packed, rule, rules
 from .shared import BLOCK, CLASSIFIER_NORM, HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
 
 STAGE = "stages.{s}."

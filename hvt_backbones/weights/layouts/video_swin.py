@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..rules import Layout, rule, rules
+from ..keymap import Layout, rule, rules
 from .shared import BLOCK, HEAD, MM_CLASSIFIER, SAME_BLOCK
 from .swin import TABLE, V1_ATTENTION, buffers, embed, merging
 

@@ -1,14 +1,20 @@
-"""The language of the layout tables: key templates, and rules that read in both directions."""
+"""The language of the layout tables: key templates and rules, and their use on keys and tensors in both directions."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
+
+from ..errors import WeightsError
+from .report import some
+
+Side = Literal["theirs", "ours"]
 
 PLACEHOLDER = re.compile(r"\{(\d*)([a-z]+)([+-]\d+)?\}")
 
@@ -21,7 +27,7 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.places = []
+        self.places: list[tuple[str, int, int]] = []
         pattern, end = "", 0
         for place in PLACEHOLDER.finditer(text):
             factor, name, offset = place.groups()
@@ -79,7 +85,7 @@ class Facts:
     """
 
     style: str
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,9 @@ class Rule:
     outer: bool = False
 
 
-def rule(theirs: str, ours: str, tensors: TensorRule | None = None, *, style: str | None = None, outer=False) -> Rule:
+def rule(
+    theirs: str, ours: str, tensors: TensorRule | None = None, *, style: str | None = None, outer: bool = False
+) -> Rule:
     """One key for one key."""
     return Rule((Part(theirs),), (Part(ours),), tensors, style, outer)
 
@@ -111,10 +119,9 @@ def rules(theirs: str, ours: str, rows: Iterable[tuple[str, str]]) -> list[Rule]
     return [rule(theirs + a, ours + b) for a, b in rows]
 
 
-def packed(theirs: Iterable[Part | str], ours: Iterable[Part | str]) -> Rule:
+def packed(theirs: Iterable[Part], ours: Iterable[Part]) -> Rule:
     """Tensors that are rows of one tensor on either side."""
-    as_parts = [tuple(p if isinstance(p, Part) else Part(p) for p in side) for side in (theirs, ours)]
-    return Rule(*as_parts)
+    return Rule(tuple(theirs), tuple(ours))
 
 
 @dataclass(frozen=True)
@@ -158,3 +165,88 @@ class Layout:
     wrapper: Mapping[str, str] | None = None
     reads_only: bool = False
     axes: int = 2
+
+
+@dataclass
+class Group:
+    """The keys that one rule takes together, for one set of numbers; `parts` has None for stored-nowhere zeros."""
+
+    rule: Rule
+    values: dict[str, Any]
+    parts: list[str | None]
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for key in self.parts if key is not None]
+
+
+def grouped(
+    keys: Iterable[str], rules: Sequence[Rule], side: Side, last: int | None = None
+) -> tuple[list[Group], list[str]]:
+    """The keys, each with the first rule that matches it on `side`, and those that no rule matches."""
+    groups: dict[tuple, Group] = {}
+    unmatched = []
+    for key in keys:
+        found = next(_matches(key, rules, side, last), None)
+        if found is None:
+            unmatched.append(key)
+            continue
+        rule, position, values = found
+        empty = Group(rule, values, [None] * len(getattr(rule, side)))
+        groups.setdefault((id(rule), *values.items()), empty).parts[position] = key
+    for group in groups.values():
+        parts = zip(getattr(group.rule, side), group.parts, strict=True)
+        missing = [template(part.key).fill(group.values) for part, key in parts if part.key and key is None]
+        if missing:
+            raise WeightsError(
+                f"{some(group.keys)} lacks {some(missing)}, which belongs to it: the weights are incomplete"
+            )
+    return list(groups.values()), unmatched
+
+
+def _matches(
+    key: str, rules: Sequence[Rule], side: Side, last: int | None
+) -> Iterator[tuple[Rule, int, dict[str, Any]]]:
+    """The rules that match a key, with the position of the part that does and the numbers in it."""
+    for rule in rules:
+        for position, part in enumerate(getattr(rule, side)):
+            values = part.key and template(part.key).match(key)
+            if values is not None and values.get("last", last) == last:
+                yield rule, position, values
+
+
+def repacked(group: Group, tensors: Mapping[str, Tensor], side: Side, last: int, facts: Facts) -> dict[str, Tensor]:
+    """The group's tensors under its keys of the other side, `side`."""
+    rule = group.rule
+    source, target = (rule.theirs, rule.ours) if side == "ours" else (rule.ours, rule.theirs)
+    keys = [part.key and template(part.key).fill({**group.values, "last": last}) for part in target]
+    if len(source) == len(target) == 1:
+        tensor = tensors[group.keys[0]]
+        if rule.tensors is not None:
+            change = rule.tensors.inward if side == "ours" else rule.tensors.outward
+            try:
+                tensor = change(tensor, facts).contiguous()
+            except (RuntimeError, IndexError) as error:
+                shape = tuple(tensor.shape)
+                raise WeightsError(f"{group.keys[0]} has the shape {shape}, which its layout does not have") from error
+        return {key: tensor for key in keys if key}
+    rows = _packed_rows(group, tensors, source)
+    unit, rest = divmod(len(rows), sum(part.share for part in target))
+    if rest:
+        names = some([key for key in keys if key])
+        raise WeightsError(f"{some(group.keys)} has {len(rows)} rows, which do not divide into {names}")
+    pieces = rows.split([unit * part.share for part in target])
+    # clones: safetensors refuses tensors that share memory
+    return {key: piece.clone() for key, piece in zip(keys, pieces, strict=True) if key}
+
+
+def _packed_rows(group: Group, tensors: Mapping[str, Tensor], source: Sequence[Part]) -> Tensor:
+    parts = list(zip(group.parts, (part.share for part in source), strict=True))
+    like, like_share = next((tensors[key], share) for key, share in parts if key is not None)
+    try:
+        unit = len(like) // like_share
+        return torch.cat(
+            [like.new_zeros(unit * share, *like.shape[1:]) if key is None else tensors[key] for key, share in parts]
+        )
+    except (RuntimeError, TypeError) as error:  # the second is of a number without rows
+        raise WeightsError(f"the shapes of {some(group.keys)} do not fit together") from error
