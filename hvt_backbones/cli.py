@@ -232,7 +232,7 @@ def run_convert(args: argparse.Namespace) -> None:
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output} is the input itself: give another name")
     variant = find_variant(args.model)[0] if args.model else None
-    metadata: dict[str, Any] = kept_metadata(weights.metadata, variant and variant.name)
+    metadata: dict[str, Any] = kept_metadata(weights.metadata, variant.name if variant else None)
     named = not any(key.endswith("relative_coords_table") for key in weights.tensors)  # which tell the window
     arch = recorded_arguments(args.input, metadata, named=named)
     checkpoint = read_checkpoint(weights.tensors, args.layout, ape_size=arch.get("ape_size"))

@@ -213,7 +213,7 @@ class HVTBackbone(BaseModule):
         return [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
 
     def _load(self, source: bool | str | Path, prefix: str | None, weights_key: str | None) -> LoadReport:
-        if not prefix or source is True or not is_file_or_url(source):
+        if not prefix or isinstance(source, bool) or not is_file_or_url(source):
             path = pretrained_file(*find_variant(self.name), source)
             return load_weights(self.model, path, weights_key=weights_key)
         state_dict = read_source(source, weights_key).tensors

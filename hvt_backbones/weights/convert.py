@@ -30,6 +30,7 @@ FOREIGN = {
     **dict.fromkeys(("inference_memory", "MAdd", "duration", "Flops", "Memory"), "a counter of torchstat"),
 }
 OUR_STAGE = template("stages.{s}.blocks.{b}.attn.proj.weight")
+OUR_TABLE = template("stages.{s}.blocks.{b}.attn.position_bias.table")
 OUR_HEAD = template("head.{p}")
 
 
@@ -44,7 +45,6 @@ class Checkpoint:
         tensors: our key, without `backbone.`, -> tensor.
         sources: our key -> the keys that it came from.
         computed: their buffers that a model computes.
-        coordinates: (stage, block) -> SwinV2's `relative_coords_table`, where it was there.
         dropped: their key -> why it is not part of the backbone or its head.
         unknown: their keys without a rule.
         inflated: our key -> how it was brought from images to video.
@@ -57,7 +57,6 @@ class Checkpoint:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
-    coordinates: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     inflated: dict[str, str] = field(default_factory=dict)
@@ -130,10 +129,9 @@ def read_checkpoint(
     result = Checkpoint(table, prefix, given=tensors)
     around = around_of(prefix)
     inner, outer = {}, {}
-    for key, tensor in tensors.items():
+    for key in tensors:
         if key.rpartition(".")[2] in COMPUTED:
             result.computed.append(key)
-            _keep_coordinates(result, key.removeprefix(prefix), tensor)
         elif reason := FOREIGN.get(key.rpartition(".")[2]):
             result.dropped[key] = reason
         elif key.startswith(prefix):
@@ -145,12 +143,6 @@ def read_checkpoint(
     else:
         _translate(result, inner, outer, grid)
     return result
-
-
-def _keep_coordinates(result: Checkpoint, key: str, tensor: Tensor) -> None:
-    for buffer in result.layout.buffers:
-        if buffer.kind == "coordinates" and (values := template(buffer.theirs).match(key)):
-            result.coordinates[values["s"], values["b"]] = tensor
 
 
 def _take_ours(result: Checkpoint, inner: dict[str, str], outer: dict[str, str]) -> None:
@@ -228,7 +220,7 @@ def _rewritten(
     axes, stages = checkpoint.layout.axes, checkpoint.stages
     windows = None if window_size is None else windows_per_stage(window_size, stages, axes, least=0)
     pretrained = windows_per_stage(pretrained_window_size, stages, axes, least=0)
-    wrapper = (layout.wrapper or {}).get(checkpoint.style, "")
+    wrapper = layout.wrapper.get(checkpoint.style, "")
     if layout.rules is None:
         return {key if OUR_HEAD.match(key) else wrapper + key: tensor for key, tensor in checkpoint.tensors.items()}
     rules = [rule for rule in layout.rules if rule.style in (None, checkpoint.style)]
@@ -239,7 +231,7 @@ def _rewritten(
             "leave these keys out"
         )
     facts = Facts(checkpoint.style)
-    written = {}
+    written: dict[str, Tensor] = {}
     for group in groups:
         prefix = "" if group.rule.outer else wrapper
         moved = repacked(group, checkpoint.tensors, "theirs", stages - 1, facts)
@@ -251,44 +243,45 @@ def _rewritten(
 def _buffers(
     checkpoint: Checkpoint,
     layout: Layout,
-    windows: Sequence[Sequence[int]] | None,
+    windows: Sequence[tuple[int, ...]] | None,
     pretrained_windows: Sequence[tuple[int, ...]],
 ) -> Iterable[tuple[str, Tensor]]:
     if not layout.buffers:
         return
     for key, weight in checkpoint.tensors.items():
-        if (values := OUR_STAGE.match(key)) is None:
+        if (block := OUR_STAGE.match(key)) is None:
             continue
-        stage, block = values["s"], values["b"]
-        coordinates = checkpoint.coordinates.get((stage, block)) if windows is None else None
-        window = _window(checkpoint, stage, block, windows, coordinates)
+        stage = block["s"]
+        coordinates = None if windows else _given_coordinates(checkpoint, block)
+        window = windows[stage] if windows else _window(checkpoint, block, coordinates)
         if window is None:
             continue
-        if coordinates is None and layout.family == "swinv2":
-            table_shape = (1, *(2 * side - 1 for side in window), 2)
-            of_window = relative_coordinates(window, pretrained_windows[stage], torch.device("cpu"))
-            coordinates = of_window.view(table_shape)
-        index = relative_position_index(window, window, torch.device("cpu"))
-        tokens = math.prod(window)
-        tensors = {"index": index.view(tokens, tokens), "flat index": index, "coordinates": coordinates}
-        for buffer in layout.buffers:
-            yield template(buffer.theirs).fill(values), tensors[buffer.kind].clone().to(weight.device)
-
-
-def _window(
-    checkpoint: Checkpoint, stage: int, block: int, windows: Sequence[Sequence[int]] | None, coordinates: Tensor | None
-) -> tuple[int, ...] | None:
-    """The window of a block: as given, or as its coordinates or its table of position biases tell, if they do."""
-    table = checkpoint.tensors.get(f"stages.{stage}.blocks.{block}.attn.position_bias.table")
-    if windows is not None:
-        window = tuple(windows[stage])
+        table = checkpoint.tensors.get(OUR_TABLE.fill(block))
         rows = math.prod(2 * side - 1 for side in window)
         if table is not None and len(table) != rows:
             raise WeightsError(
                 f"window_size {window} in stage {stage}: its position table would have {rows} rows, the weights have "
                 f"{len(table)}"
             )
-        return window
+        if coordinates is None:
+            of_window = relative_coordinates(window, pretrained_windows[stage], torch.device("cpu"))
+            coordinates = of_window.view(1, *(2 * side - 1 for side in window), len(window))
+        index = relative_position_index(window, window, torch.device("cpu"))
+        tokens = math.prod(window)
+        tensors = {"index": index.view(tokens, tokens), "flat index": index, "coordinates": coordinates}
+        for buffer, kind in layout.buffers.items():
+            yield template(buffer).fill(block), tensors[kind].clone().to(weight.device)
+
+
+def _given_coordinates(checkpoint: Checkpoint, block: Mapping[str, int]) -> Tensor | None:
+    """SwinV2's `relative_coords_table` of a block, where the state dict had it."""
+    keys = [template(key).fill(block) for key, kind in checkpoint.layout.buffers.items() if kind == "coordinates"]
+    return checkpoint.given.get(checkpoint.wrapper + keys[0]) if keys else None
+
+
+def _window(checkpoint: Checkpoint, block: Mapping[str, int], coordinates: Tensor | None) -> tuple[int, ...] | None:
+    """The window of a block as its coordinates or its table of position biases tell, if they do."""
     if coordinates is not None:
         return tuple((side + 1) // 2 for side in coordinates.shape[1:3])
+    table = checkpoint.tensors.get(OUR_TABLE.fill(block))
     return None if table is None or checkpoint.layout.axes == 3 else square_window(len(table))

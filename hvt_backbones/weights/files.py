@@ -16,7 +16,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,7 +62,7 @@ class _Placeholder:
 class _PlaceholderMapping:
     """The same for classes derived from dict: PyTorch's reader fills an OrderedDict, but no other subclass of dict."""
 
-    def __new__(cls, *args: object) -> OrderedDict:
+    def __new__(cls, *args: object) -> OrderedDict:  # type: ignore[misc]  # another class is the point of it
         return OrderedDict()
 
 
@@ -76,7 +76,7 @@ def _history_method(owner: object, name: object) -> None:
         raise pickle.UnpicklingError(f"{GETATTR} of {owner!r}, {name!r}")
 
 
-_PLACEHOLDERS = {
+_PLACEHOLDERS: dict[Callable[..., Any], tuple[str, ...]] = {
     _Placeholder: (
         "argparse.Namespace",  # PVT, Twins, timm
         "pathlib.PosixPath",  # a value in such a namespace
@@ -105,6 +105,9 @@ _PLACEHOLDERS = {
         "mmengine.config.config.ConfigDict",
     ),
 }
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (stand_in, name) for stand_in, names in _PLACEHOLDERS.items() for name in names
+]
 
 
 @dataclass(frozen=True)
@@ -311,9 +314,8 @@ def _check_zip(path: Path) -> None:
 
 
 def _load_pickle(path: Path, *, mmap: bool) -> Any:
-    placeholders = [(stand_in, name) for stand_in, names in _PLACEHOLDERS.items() for name in names]
     try:
-        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is an error all the same
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -358,8 +360,10 @@ def _globals(path: Path) -> list[str]:
                     names.append(name.replace("__builtin__.", "builtins."))  # the name of Python 2
                 if opcode.name == "MEMOIZE":  # of protocol 4, as STACK_GLOBAL; older ones name globals in one opcode
                     memo.append(pushed[-1])
+                elif isinstance(argument, int) and "BINGET" in opcode.name and memo:
+                    pushed.append(memo[argument])
                 else:
-                    pushed.append(memo[argument] if "BINGET" in opcode.name and memo else argument)
+                    pushed.append(argument)
     return names
 
 
@@ -377,56 +381,50 @@ def find_weights(
     """
     if key is not None and (not isinstance(key, str) or not key):
         raise InputError(f"weights_key is {shown(key)}: give the key of a set of weights, such as 'state_dict_ema'")
-    sets = _tensor_sets(content)
-    below = {path: rest for path in sets if (rest := _below(path, key)) is not None and set(rest) <= set(WRAPPER_KEYS)}
-    if not below:
+    sets = dict(_tensor_sets(content))
+    # The name of a parameter has a dot. Moments of an optimiser, the state of a random generator, a loss have none.
+    sets = {path: tensors for path, tensors in sets.items() if any("." in name for name in tensors)} or sets
+    ranks = {path: rank for path in sets if (rank := _rank(path, key or "")) is not None}
+    if not ranks:
         raise WeightsError(name + _where_tensors_are(content, sets, key))
-    taken = min(below, key=lambda path: [WRAPPER_KEYS.index(part) for part in below[path]])
-    where = _dotted(taken)
-    rivals = [_dotted(path) for path in (sets if key is None else below) if path != taken]
-    if rivals and (key is None or key != where):
-        taken_from = "what lies at its top" if where is None else repr(where)
+    taken = min(ranks, key=ranks.__getitem__)
+    rivals = [path for path in (sets if key is None else ranks) if path != taken]
+    if rivals and (key is None or key != taken):
+        taken_from = repr(taken) if taken else "what lies at its top"
         logger.warning("%s: taken is %s; weights_key chooses %s instead", name, taken_from, _quoted(rivals))
     tensors = {at: tensor.detach() for at, tensor in sets[taken].items()}
-    return FoundWeights(tensors, where, tuple(".".join(path) for path in sets if path not in (taken, ())), meta)
+    return FoundWeights(tensors, taken or None, tuple(path for path in sets if path not in (taken, "")), meta)
 
 
-def _tensor_sets(content: object) -> dict[tuple[str, ...], dict[str, Tensor]]:
+def _tensor_sets(content: object, path: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     """All mappings of names to tensors in `content`, at any depth, by the keys that lead there."""
-    sets = dict(_walk(content, ()))
-    # The name of a parameter has a dot. Moments of an optimiser, the state of a random generator, a loss have none.
-    return {path: tensors for path, tensors in sets.items() if any("." in name for name in tensors)} or sets
-
-
-def _walk(content: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     if not isinstance(content, Mapping):
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     if tensors := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
         yield path, tensors
     for name, value in named.items():
-        yield from _walk(value, (*path, name))
+        yield from _tensor_sets(value, f"{path}.{name}" if path else name)
 
 
-def _below(path: tuple[str, ...], key: str | None) -> tuple[str, ...] | None:
-    """What follows in `path` after `key`; None where it does not lead there."""
-    return next((path[n:] for n in range(len(path) + 1) if ".".join(path[:n]) == (key or "")), None)
+def _rank(path: str, start: str) -> list[int] | None:
+    """The places in `WRAPPER_KEYS` of what follows `start` in `path`; None where that is anything else."""
+    rest = path.removeprefix(start)
+    if not path.startswith(start) or (start and rest and rest[0] != "."):
+        return None
+    keys = [key for key in rest.split(".") if key]
+    return [WRAPPER_KEYS.index(key) for key in keys] if set(keys) <= set(WRAPPER_KEYS) else None
 
 
-def _dotted(path: tuple[str, ...]) -> str | None:
-    """As `weights_key` has it."""
-    return ".".join(path) or None
-
-
-def _where_tensors_are(content: object, sets: Iterable[tuple[str, ...]], key: str | None) -> str:
+def _where_tensors_are(content: object, sets: Iterable[str], key: str | None) -> str:
     if sets:
         missed = "holds no tensors at its top level" if key is None else f"has no weights under {key!r}"
-        return f" {missed}: choose weights_key= among {_quoted(map(_dotted, sets))}"
+        return f" {missed}: choose weights_key= among {_quoted(path or None for path in sets)}"
     keys = f" (its keys are {_quoted(content)})" if isinstance(content, Mapping) and content else ""
     return f" holds no tensors{keys}: give a model's state_dict()"
 
 
-def _quoted(names: Iterable[str | None]) -> str:
+def _quoted(names: Iterable[object]) -> str:
     return some([repr(name) for name in names], 8)
 
 

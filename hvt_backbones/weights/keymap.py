@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -114,28 +114,22 @@ def rule(
     return Rule((Part(theirs),), (Part(ours),), tensors, style, outer)
 
 
-def rules(theirs: str, ours: str, rows: Iterable[tuple[str, str]]) -> list[Rule]:
+Rows = Iterable[tuple[str, str]]
+
+
+def rules(theirs: str, ours: str, rows: Rows) -> list[Rule]:
     """Rules whose keys share a beginning on either side."""
     return [rule(theirs + a, ours + b) for a, b in rows]
+
+
+def same(*keys: str) -> list[tuple[str, str]]:
+    """Rows of keys that are the same on either side."""
+    return [(key, key) for key in keys]
 
 
 def packed(theirs: Iterable[Part], ours: Iterable[Part]) -> Rule:
     """Tensors that are rows of one tensor on either side."""
     return Rule(tuple(theirs), tuple(ours))
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A buffer that follows from the window and is in the state dict of their code.
-
-    Attributes:
-        theirs: key, with the stage `{s}` and the block `{b}`.
-        kind: "index" (N, N) or "flat index" (N * N,): `relative_position_index` of a window of N tokens;
-            "coordinates" (1, 2h - 1, 2w - 1, 2): `relative_coords_table` of SwinV2.
-    """
-
-    theirs: str
-    kind: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +143,9 @@ class Layout:
         marks, unlike: one of the first must be there and none of the second for the layout to be recognised among
             those that share its other keys; not asked where it is named.
         rules: the first that matches a key holds, in either direction. None: the keys are ours.
-        buffers: what to compute for their strict loading.
+        buffers: what follows from the window and is in the state dict of their code: key, with the stage `{s}` and the
+            block `{b}` -> "index" (N, N) or "flat index" (N * N,): `relative_position_index` of a window of N tokens;
+            "coordinates" (1, 2h - 1, 2w - 1, 2): `relative_coords_table` of SwinV2.
         wrapper: style -> what their code puts before the keys of the backbone.
         reads_only: an older way to write the layout; `convert_state_dict` does not write it.
     """
@@ -161,8 +157,8 @@ class Layout:
     marks: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
     rules: tuple[Rule, ...] | None = ()
-    buffers: tuple[Buffer, ...] = ()
-    wrapper: Mapping[str, str] | None = None
+    buffers: Mapping[str, str] = field(default_factory=dict)
+    wrapper: Mapping[str, str] = field(default_factory=dict)
     reads_only: bool = False
     axes: int = 2
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
+from ..layers.position_bias import PositionBias
+from ..swin import WindowAttention
 from .convert import Checkpoint, read_checkpoint
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .keymap import Layout, template
@@ -131,8 +133,9 @@ def _backbone(model: Backbone | Classifier) -> Backbone:
 def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> Checkpoint:
     """Images' weights are inflated for video."""
     if (checkpoint.layout.family, backbone.family) == ("swin", "video_swin"):
-        windows = [stage.blocks[0].attn.window_size for stage in backbone.stages]
-        return inflate_checkpoint(checkpoint, windows, backbone.stages[0].downsample.patch_size[0])
+        attentions = [_window_attentions(stage) for stage in backbone.stages]
+        patch_frames = backbone.get_parameter(PATCH_PROJECTION).shape[2]
+        return inflate_checkpoint(checkpoint, [each[0].window_size for each in attentions], patch_frames)
     if checkpoint.layout.family != backbone.family:
         raise WeightsError(
             f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
@@ -141,13 +144,17 @@ def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> Checkpoint:
     return checkpoint
 
 
+def _window_attentions(module: nn.Module) -> list[WindowAttention]:
+    return [part for part in module.modules() if isinstance(part, WindowAttention)]
+
+
 def _warn_of_other_windows(checkpoint: Checkpoint, backbone: Backbone) -> None:
     """Say where equal weights give other maps: transformers' `SwinBackbone` pads small maps, its `Swinv2Backbone` not.
 
     Classifiers are none of it: of all code bases, they shrink the window and their dense models pad.
     """
     of_backbone = (checkpoint.layout.name, checkpoint.style, backbone.family) == ("huggingface", "dense", "swinv2")
-    if of_backbone and any(block.attn.small_map == "pad" for stage in backbone.stages for block in stage.blocks):
+    if of_backbone and any(attention.small_map == "pad" for attention in _window_attentions(backbone)):
         logger.warning(
             "the weights are of transformers' Swinv2Backbone, which shrinks the window where a map is not larger; this "
             'model pads the map, so that its last maps can differ: build it with small_map="shrink" for the same ones'
@@ -285,8 +292,10 @@ class _Plan:
 
     def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:
         """The tensor in the parameter's shape, the row of the report and the reason; None if they have no relation."""
-        if key.endswith(".position_bias.table") and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
-            new = self.backbone.get_submodule(key.rpartition(".")[0]).window_size
+        holder = self.backbone.get_submodule(key.rpartition(".")[0])
+        if isinstance(holder, PositionBias) and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
+            new = holder.window_size
+            old: tuple[int, ...] | None
             old = square_window(len(tensor)) if len(new) == 2 else video_window(len(tensor), new)
             if old is not None:
                 sizes = " to ".join("x".join(map(str, window)) for window in (old, new))

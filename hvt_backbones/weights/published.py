@@ -28,7 +28,7 @@ class Preprocessing:
         crop_mode: "center" keeps the picture's proportions; "squash" resizes all of it to `input_size`.
     """
 
-    input_size: tuple[int, int, int] = (3, 224, 224)
+    input_size: tuple[int, ...] = (3, 224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
@@ -104,10 +104,11 @@ def timm_weights(name: str) -> PublishedWeights:
         cfg = None
     if cfg is None:
         raise WeightsError(f"timm has no weights named {name!r}: {nearest(name, list_pretrained())}")
-    if not (cfg.hf_hub_id or cfg.url):
+    source = HUB_PREFIX + cfg.hf_hub_id if cfg.hf_hub_id else cfg.url
+    if not isinstance(source, str):
         raise WeightsError(f"timm publishes no weights for {name!r}: pass a path or a URL")
     return PublishedWeights(
-        source=HUB_PREFIX + cfg.hf_hub_id if cfg.hf_hub_id else cfg.url,
+        source=source,
         filename=cfg.hf_hub_filename if cfg.hf_hub_id else None,
         num_classes=cfg.num_classes,
         preprocessing=Preprocessing(

@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..atomic import is_disk_full
 from ..errors import InputError, WeightsError
@@ -60,15 +60,17 @@ def published_weights(variant: Variant, tag: str | None) -> PublishedWeights:
     return variant.published(tag)
 
 
-def pretrained_file(variant: Variant, tag: str | None, pretrained: Literal[True] | str | Path) -> Path:
+def pretrained_file(variant: Variant, tag: str | None, pretrained: bool | str | Path) -> Path:
     """The file that `pretrained` of `create_backbone` means for a model whose name speaks of the weights `tag`.
 
     Raises:
         InputError, WeightsError: it leads nowhere.
     """
-    if pretrained is not True and is_file_or_url(pretrained):
-        return fetch(pretrained)
-    published = published_weights(variant, tag if pretrained is True else str(pretrained))
+    if not isinstance(pretrained, bool):
+        if is_file_or_url(pretrained):
+            return fetch(pretrained)
+        tag = str(pretrained)
+    published = published_weights(variant, tag)
     return fetch(published.source, filename=published.filename)
 
 
