@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,17 +202,14 @@ def metadata_of(
     name: str, overrides: Mapping[str, Any], class_names: Sequence[str], preprocessing: Preprocessing
 ) -> dict[str, str]:
     """The text beside the weights of a model, from which `open_model` makes it again."""
-    return {
-        PREFIX + "model": name,
-        PREFIX + "overrides": json.dumps(dict(overrides)),
-        PREFIX + "num_classes": str(len(class_names)),
-        PREFIX + "class_names": json.dumps(list(class_names)),
-        PREFIX + "input_size": json.dumps(list(preprocessing.input_size)),
-        PREFIX + "mean": json.dumps(list(preprocessing.mean)),
-        PREFIX + "std": json.dumps(list(preprocessing.std)),
-        PREFIX + "interpolation": preprocessing.interpolation,
-        PREFIX + "crop_pct": str(preprocessing.crop_pct),
+    facts: dict[str, Any] = {
+        "model": name,
+        "overrides": dict(overrides),
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
     }
+    facts |= {key: value for key, value in asdict(preprocessing).items() if key != "crop_mode"}  # the trainer's is one
+    return {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
 def entry(metadata: Mapping[str, str], name: str) -> str:

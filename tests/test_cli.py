@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pytest
@@ -18,7 +19,7 @@ from hvt_backbones.cli import main
 from hvt_backbones.images import find_images, read_image
 from hvt_backbones.model_file import data_config, open_model
 from hvt_backbones.variants import VARIANTS
-from hvt_backbones.weights import sources
+from hvt_backbones.weights import convert, files, sources
 from hvt_backbones.weights.files import read_weights, save_state_dict
 
 TINY = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
@@ -183,6 +184,34 @@ def test_foreign_checkpoint_needs_the_models_name(folder: Path, capsys: pytest.C
     printed = out(capsys, "predict", file, picture, "--model", "PVTv2-B0", "--device", "cpu")
     assert {line.split("%")[1].strip() for line in printed.splitlines()[1:]} == {"class 0", "class 1", "class 2"}
     assert "--model" in error(capsys, "predict", file, picture)
+
+
+def test_a_file_is_read_and_translated_once(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = []
+
+    def counted(module: ModuleType, name: str) -> None:
+        called = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: [calls.append(name), called(*arguments)][1])
+
+    counted(files, "read_content")
+    counted(convert, "recognise")
+    opened = open_model(str(folder / "tiny.safetensors"))
+    _ = opened.classifier(), opened.backbone()
+    command = ["convert", folder / "foreign.pth", tmp_path / "out.pth", "--to", "timm", "--model", "swin_tiny"]
+    assert "stages" in error(capsys, *command)  # another model's, which is found when it is loaded
+    assert calls == ["read_content", "recognise"] * 2
+
+
+def test_a_position_embedding_of_tokens_has_the_described_grid(tmp_path: Path) -> None:
+    model = create_classifier("swin_tiny", num_classes=6, ape_size=(8, 2), **TINY)
+    torch.nn.init.normal_(model.backbone.absolute_pos_embed)
+    official = convert_state_dict(model.state_dict(), to="official")
+    metadata = tiny_metadata(overrides={**TINY, "ape_size": [8, 2]})
+    file = save_state_dict(official, tmp_path / "oblong.safetensors", metadata)
+    loaded = open_model(str(file)).classifier()
+    torch.testing.assert_close(loaded.backbone.absolute_pos_embed, model.backbone.absolute_pos_embed, rtol=0, atol=0)
 
 
 def test_subprocess_is_the_same_command(folder: Path) -> None:

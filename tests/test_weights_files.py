@@ -165,9 +165,11 @@ class Custom(torch.nn.Module):
     pass
 
 
-def test_a_whole_pickled_module_is_refused_by_name(tmp_path: Path) -> None:
-    torch.save(Custom(), tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match=r"needs the code of '\S*Custom' to be read, which is refused"):
+@pytest.mark.parametrize("module", [Custom(), torch.nn.Sequential()], ids=lambda module: type(module).__name__)
+def test_a_whole_pickled_module_is_refused_by_name(module: torch.nn.Module, tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2), "args": argparse.Namespace(lr=0.1), "model": module}, tmp_path / "model.pth")
+    name = rf"\S*\.{type(module).__name__}"
+    with pytest.raises(WeightsError, match=rf"needs the code of '{name}' to be read, which is refused"):
         read_weights(tmp_path / "model.pth")
 
 

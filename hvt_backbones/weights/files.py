@@ -1,32 +1,25 @@
 """Weight files on the disk: read without running code, written whole or not at all.
 
-Only tensors are taken from a file. safetensors files cannot hold anything else; pickles written by `torch.save` go
-through PyTorch's restricted reader (`weights_only=True`), in which the few harmless classes that published
-checkpoints carry beside their weights (settings, logged numbers) are replaced by inert placeholders.
+Only tensors, and the text that describes them, are taken from a file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import pickle
-import pickletools
 import re
-import warnings
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..atomic import whole_file
 from ..errors import InputError, WeightsError
+from .pickles import check_zip, damaged, load_pickle
 from .report import shown, some
 
 # Keys under which training code stores the mapping of tensors, the first found wins; tensors beside them come before
@@ -39,75 +32,7 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 GIT_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 HEAD_BYTES = 1024
-LEGACY_PICKLES = 5  # in a file of `torch.save` before its zip format: the content is the fourth
-GETATTR = "builtins.getattr"
-# the classes and functions that PyTorch's restricted reader knows itself
-OF_TENSORS = re.compile(
-    r"torch\.(\w+|(_utils|_tensor|storage|serialization|nn\.parameter)\.\w+|(\w+\.)+\w+(Storage|Tensor))"
-    r"|collections\.\w+|_codecs\.encode|builtins\.(bytearray|complex|set)"
-)
 logger = logging.getLogger(__name__)
-
-
-class _Placeholder:
-    """Stands for an object whose content is not needed: takes any arguments and state, keeps none, runs nothing."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _PlaceholderMapping:
-    """The same for classes derived from dict: PyTorch's reader fills an OrderedDict, but no other subclass of dict."""
-
-    def __new__(cls, *args: object) -> OrderedDict:  # type: ignore[misc]  # another class is the point of it
-        return OrderedDict()
-
-
-class _HistoryBuffer(_Placeholder):
-    """MMEngine's log of a number."""
-
-
-def _history_method(owner: object, name: object) -> None:
-    """For the `getattr` with which MMEngine's logs name their statistics, and for no other: it reaches anything."""
-    if owner is not _HistoryBuffer or name not in ("mean", "max", "min", "current"):
-        raise pickle.UnpicklingError(f"{GETATTR} of {owner!r}, {name!r}")
-
-
-_PLACEHOLDERS: dict[Callable[..., Any], tuple[str, ...]] = {
-    _Placeholder: (
-        "argparse.Namespace",  # PVT, Twins, timm
-        "pathlib.PosixPath",  # a value in such a namespace
-        "pathlib.WindowsPath",
-        "pathlib._local.PosixPath",
-        "pathlib._local.WindowsPath",
-        "numpy.dtype",  # numbers among the metrics
-        "numpy.ndarray",
-        "numpy.core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy._core.multiarray._reconstruct",
-        "builtins.dict",  # factories of a defaultdict
-        "builtins.list",
-        "builtins.int",
-        "builtins.float",
-        "builtins.slice",
-    ),
-    _HistoryBuffer: ("mmengine.logging.history_buffer.HistoryBuffer",),
-    _history_method: (GETATTR,),
-    _PlaceholderMapping: (
-        "yacs.config.CfgNode",  # Swin
-        "collections.defaultdict",
-        "addict.addict.Dict",
-        "mmcv.utils.config.ConfigDict",
-        "mmengine.config.config.ConfigDict",
-    ),
-}
-_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (stand_in, name) for stand_in, names in _PLACEHOLDERS.items() for name in names
-]
 
 
 @dataclass(frozen=True)
@@ -277,10 +202,10 @@ def read_content(path: str | os.PathLike) -> tuple[Mapping[str, Any], Mapping[st
     if head[8:9] == b"{" or (path.suffix == SAFETENSORS_SUFFIX and not head.startswith((b"PK", b"\x80"))):
         return _read_safetensors(path)
     if head.startswith(b"PK"):
-        _check_zip(path)
+        check_zip(path)
     elif not head.startswith(b"\x80"):
         raise WeightsError(f"{path} is neither safetensors nor a file of torch.save: pass a weights file")
-    content = _load_pickle(path, mmap=head.startswith(b"PK"))
+    content = load_pickle(path, mmap=head.startswith(b"PK"))
     if not isinstance(content, Mapping):
         return {}, {}
     meta = content.get("meta")
@@ -294,77 +219,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _check_zip(path: Path) -> None:
-    """`torch.save` writes a zip archive; its table of contents comes last, so a truncated file has none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise _damaged(path, "the end of the archive is missing") from error
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(
-            f"{path} is a TorchScript program, not weights: in the project that made it, "
-            "save the model's state_dict() with torch.save"
-        )
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise WeightsError(f"{path} is a zip archive without weights of torch.save: unpack it and pass the file inside")
-
-
-def _load_pickle(path: Path, *, mmap: bool) -> Any:
-    try:
-        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is an error all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if needed := _first_foreign_global(path):
-            raise WeightsError(
-                f"{path} needs the code of {needed!r} to be read, which is refused because a pickle can run any "
-                "program: in the project that wrote it, save only the tensors, "
-                "torch.save(model.state_dict(), 'weights.pth'), and pass that file"
-            ) from error
-        raise WeightsError(
-            f"{path} is a pickle of a kind that cannot be read without running code: in the project that wrote it, "
-            "save it again by torch.save(model.state_dict(), 'weights.pth') with its default protocol"
-        ) from error
-    except Exception as error:  # damaged bytes raise nearly any type, from UnicodeDecodeError to RuntimeError
-        raise _damaged(path, re.split(r"\. |\n", str(error))[0].strip() or type(error).__name__) from error
-
-
-def _first_foreign_global(path: Path) -> str | None:
-    """The first class or function that a pickle names and that weights do not need."""
-    names = [name for name in _globals(path) if not OF_TENSORS.fullmatch(name)]
-    known = {name for names in _PLACEHOLDERS.values() for name in names}
-    # one of those that are known is refused, too, where it is used for another end
-    return next((name for name in names if name not in known), GETATTR if GETATTR in names else None)
-
-
-def _globals(path: Path) -> list[str]:
-    """The classes and functions that the pickles in a file name. Nothing is run: their opcodes are only listed."""
-    names: list[str] = []
-    with contextlib.ExitStack() as stack, contextlib.suppress(Exception):  # damaged: what was found until then counts
-        file: IO[bytes] = stack.enter_context(path.open("rb"))
-        if zipfile.is_zipfile(file):
-            archive = stack.enter_context(zipfile.ZipFile(file))
-            file = stack.enter_context(archive.open(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
-        else:
-            file.seek(0)
-        for _ in range(LEGACY_PICKLES):
-            pushed: list[Any] = []  # what each opcode puts on the stack, where it is a constant
-            memo: list[Any] = []
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                    name = argument.replace(" ", ".") if argument else ".".join(map(str, pushed[-2:]))
-                    names.append(name.replace("__builtin__.", "builtins."))  # the name of Python 2
-                if opcode.name == "MEMOIZE":  # of protocol 4, as STACK_GLOBAL; older ones name globals in one opcode
-                    memo.append(pushed[-1])
-                elif isinstance(argument, int) and "BINGET" in opcode.name and memo:
-                    pushed.append(memo[argument])
-                else:
-                    pushed.append(argument)
-    return names
+        raise damaged(path, str(error)) from error
 
 
 def find_weights(
@@ -426,8 +281,3 @@ def _where_tensors_are(content: object, sets: Iterable[str], key: str | None) ->
 
 def _quoted(names: Iterable[object]) -> str:
     return some([repr(name) for name in names], 8)
-
-
-def _damaged(path: Path, reason: str) -> WeightsError:
-    size = path.stat().st_size
-    return WeightsError(f"{path} is truncated or damaged ({size} bytes; {reason}): copy or download it again")

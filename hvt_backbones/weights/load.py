@@ -171,7 +171,7 @@ def _layouts(backbone: Backbone) -> list[Layout]:
 def _grid(backbone: Backbone) -> tuple[int, ...] | None:
     """The grid of the model's absolute position embedding; for a model without one any will do."""
     embedding = getattr(backbone, "absolute_pos_embed", None)
-    return None if embedding is None else tuple(embedding.shape[1:-1])
+    return tuple(embedding.shape[1:3]) if isinstance(embedding, Tensor) and embedding.dim() == 4 else None
 
 
 class _Plan:
@@ -292,9 +292,9 @@ class _Plan:
 
     def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:
         """The tensor in the parameter's shape, the row of the report and the reason; None if they have no relation."""
-        holder = self.backbone.get_submodule(key.rpartition(".")[0])
-        if isinstance(holder, PositionBias) and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
-            new = holder.window_size
+        bias = self.backbone.get_submodule(key.removesuffix(".table")) if key.endswith(".table") else None
+        if isinstance(bias, PositionBias) and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
+            new = bias.window_size
             old: tuple[int, ...] | None
             old = square_window(len(tensor)) if len(new) == 2 else video_window(len(tensor), new)
             if old is not None:
