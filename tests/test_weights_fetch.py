@@ -386,6 +386,21 @@ def test_hub_disk_full(hub: WeightServer, tmp_path: Path, checkpoint: bytes) -> 
     assert "model.safetensors" not in left_in(tmp_path / "hub")
 
 
+def test_hub_disk_full_without_a_word_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `hf_xet` has it: an error of no type of its own."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("data processing error")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    (tmp_path / "hub").mkdir()
+    with fails(r"the download of someone/swin_small was cut \(data processing error\): repeat the command"):
+        fetch(f"hf-hub:{REPOSITORY}")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with fails(r"the disk of .*hub is full or a quota reached: free room there, or set HF_HOME"):
+        fetch(f"hf-hub:{REPOSITORY}")
+
+
 def test_hub_without_network(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     point_hub_at(f"http://127.0.0.1:{closed_port}", monkeypatch)
     with fails(r"no connection to http://127\S+ \(.*refused.*\) and \S+ is not in the cache .*hub: check"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..keymap import Layout, Part, packed, rule, rules, same
-from .shared import BLOCK, HEAD, HF_HEAD, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
+from .shared import BLOCK, HEAD, HF_HEAD, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK, multi_head
 from .tensor_rules import CONV_1X1
 
 STAGE = "stages.{s}."
@@ -44,10 +44,7 @@ MMDET = Layout(
     rules=(
         rule("layers.{s}.0.projection.{p}", STAGE + "downsample.proj.{p}"),
         rule("layers.{s}.0.norm.{p}", STAGE + "downsample.norm.{p}"),
-        packed(
-            [Part(MM_BLOCK + "attn.attn.in_proj_{p}", 3)],
-            [Part(BLOCK + "attn.q.{p}"), Part(BLOCK + "attn.kv.{p}", 2)],
-        ),
+        multi_head(MM_BLOCK + "attn.attn."),
         rule(MM_BLOCK + "ffn.layers.0.weight", BLOCK + "mlp.fc1.weight", CONV_1X1),
         rule(MM_BLOCK + "ffn.layers.4.weight", BLOCK + "mlp.fc2.weight", CONV_1X1),
         *rules(

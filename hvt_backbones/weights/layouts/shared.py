@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..keymap import rule, same
+from ..keymap import Part, Rule, packed, rule, same
 
 BLOCK = "stages.{s}.blocks.{b}."
 SAME_BLOCK = same("norm{n}.{p}", "attn.proj.{p}", "mlp.fc{n}.{p}")
@@ -17,3 +17,8 @@ HEAD = rule("head.{p}", "head.{p}", style="classifier")
 MM_HEAD = rule("head.fc.{p}", "head.{p}", style="classifier", outer=True)
 HF_HEAD = rule("classifier.{p}", "head.{p}", style="classifier", outer=True)
 MM_CLASSIFIER = {"classifier": "backbone."}
+
+
+def multi_head(theirs: str) -> Rule:
+    """PyTorch's attention, whose projections are one tensor, where ours has its keys and values at fewer pixels."""
+    return packed([Part(theirs + "in_proj_{p}", 3)], [Part(BLOCK + "attn.q.{p}"), Part(BLOCK + "attn.kv.{p}", 2)])

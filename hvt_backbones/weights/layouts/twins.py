@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from ..keymap import Layout, Part, Rule, packed, rule, rules, same
-from .shared import BLOCK, CLASSIFIER_NORM, HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
+from ..keymap import Layout, Rule, rule, rules, same
+from .shared import (
+    BLOCK,
+    CLASSIFIER_NORM,
+    HEAD,
+    MM_BLOCK,
+    MM_CLASSIFIER,
+    MM_HEAD,
+    REDUCED_ATTENTION,
+    SAME_BLOCK,
+    multi_head,
+)
 
 STAGE = "stages.{s}."
 POSITION = "stages.{s}.blocks.0.position.{p}"
@@ -77,10 +87,7 @@ def mmseg(family: str) -> Layout:
         rules=(
             *embed("projection"),
             rule("position_encodings.{s}.proj.{p}", POSITION),
-            packed(
-                [Part(block + "attn.attn.in_proj_{p}", 3)],
-                [Part(BLOCK + "attn.q.{p}"), Part(BLOCK + "attn.kv.{p}", 2)],
-            ),
+            multi_head(block + "attn.attn."),
             *rules(block, BLOCK, [*MM_BLOCK, *LOCAL, *same("attn.sr.{p}", "attn.norm.{p}")]),
             *projections[family],
             rule("norm_list.{s}.{p}", STAGE + "norm.{p}"),
