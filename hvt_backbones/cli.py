@@ -165,9 +165,10 @@ def run_predict(args: argparse.Namespace) -> int:
 
 def run_features(args: argparse.Namespace) -> int:
     from . import predict
-    from .create import create_backbone, is_file_or_url
+    from .create import create_backbone
     from .device import select_device
     from .model_file import data_config, image_variant, open_model
+    from .weights.sources import is_file_or_url
 
     silence_false_alarms()
     if args.output.suffix not in (".safetensors", ".npz"):
@@ -206,35 +207,35 @@ def run_features(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> None:
     from .model_file import describe_weights, kept_metadata, recorded_arguments
-    from .weights import convert_state_dict, inflate
-    from .weights.convert import recognise
-    from .weights.files import read_classes, read_metadata, read_weights, save_state_dict
+    from .swin import windows_per_stage
+    from .weights.convert import read_checkpoint, write_checkpoint
+    from .weights.files import read_weights, save_state_dict
+    from .weights.inflate import inflate_checkpoint
 
     _check_writable(args.output)
-    weights, metadata = read_weights(args.input, args.weights_key), read_metadata(args.input)
-    state_dict = weights.tensors
+    weights = read_weights(args.input, args.weights_key)
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output} is the input itself: give another name")
-    name = None
-    if args.model:
-        opened = describe_weights(str(args.input), state_dict, metadata, args.model)
+    variant = find_variant(args.model)[0] if args.model else None
+    metadata: dict[str, Any] = kept_metadata(weights.metadata, variant.name if variant else None)
+    named = not any(key.endswith("relative_coords_table") for key in weights.tensors)  # which tell the window
+    arch = recorded_arguments(args.input, metadata, named=named)
+    checkpoint = read_checkpoint(weights.tensors, args.layout, ape_size=arch.get("ape_size"))
+    found = checkpoint.layout
+    if variant is not None:
+        opened = describe_weights(str(args.input), checkpoint, weights.metadata, args.model)
         _ = opened.classifier() if opened.num_classes else opened.backbone()
-        name = opened.name
-    kept: dict[str, Any] = kept_metadata(metadata, name)
-    named = not any(key.endswith("relative_coords_table") for key in state_dict)  # which tell the window
-    arch = recorded_arguments(args.input, kept, named=named)
-    sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
-    found, _ = recognise(state_dict, args.layout)
-    if args.model and found.family == "swin" and find_variant(args.model)[0].family == "video_swin":
-        state_dict, args.layout = inflate(state_dict, window_size=arch["window_size"], layout=args.layout), "hvt"
-    converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
-    if classes := read_classes(args.input):
-        kept["dataset_meta"] = classes  # by which MMEngine's tools know them
-    save_state_dict(converted, args.output, kept)
+        if (found.family, variant.family) == ("swin", "video_swin"):
+            checkpoint = inflate_checkpoint(checkpoint, windows_per_stage(arch["window_size"], checkpoint.stages, 3))
+    windows = arch.get("window_size"), arch.get("pretrained_window_size", 0)
+    converted = write_checkpoint(checkpoint, args.to, *windows, whole=not args.backbone_only)
+    if classes := weights.classes:
+        metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
+    save_state_dict(converted, args.output, metadata)
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
     place = "at its top" if weights.key is None else f"under {weights.key!r}"
     under = f" {place}, not {', '.join(weights.others)}" if weights.others else ""
-    print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors{under}")
+    print(f"{args.input}: {found.name} layout of {found.family}, {len(weights.tensors)} tensors{under}")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
 
 

@@ -14,15 +14,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbone import Backbone, check_arguments, is_whole
-from ..create import create_backbone, is_file_or_url, published_weights
+from ..create import create_backbone
 from ..errors import InputError, WeightsError
 from ..variants import find_variant
 from ..weights import LoadReport, load_weights
-from ..weights.fetch import fetch
-from ..weights.files import check_file, read_state_dict
+from ..weights.files import read_content
 from ..weights.load import fit_tensors
-from ..weights.published import PublishedWeights
 from ..weights.report import some
+from ..weights.sources import fetch, is_file_or_url, pretrained_file, published_weights, read_source
 
 # Where the backbones of mmdetection 3 and mmsegmentation 1 compute otherwise than their authors' code. Swin does not.
 STYLES: dict[str, dict[str, dict[str, Any]]] = {
@@ -184,13 +183,10 @@ class HVTBackbone(BaseModule):
         return [given] if isinstance(given, Mapping) else list(given or ())
 
     def _load(self, source: str | Path | Literal[True], prefix: str | None, weights_key: str | None) -> LoadReport:
-        if source is True or not is_file_or_url(source):
-            published = _published(self.name, source)
-            path = fetch(published.source, filename=published.filename)
+        if not prefix or source is True or not is_file_or_url(source):
+            path = pretrained_file(*find_variant(self.name), source)
             return load_weights(self.model, path, weights_key=weights_key)
-        if not prefix:
-            return load_weights(self.model, source, weights_key=weights_key)
-        state_dict = read_state_dict(fetch(source), key=weights_key)
+        state_dict = read_source(source, weights_key).tensors
         start = prefix.rstrip(".") + "."
         if not any(key.startswith(start) for key in state_dict):
             raise WeightsError(f"{source} has no keys that begin with {start!r}: its keys are {some(list(state_dict))}")
@@ -259,13 +255,9 @@ def _pretrained_source(name: str, pretrained: bool | str | Path | None) -> str |
     if pretrained is not True and not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
     if pretrained is True or not is_file_or_url(pretrained):
-        _published(name, pretrained)
+        variant, tag = find_variant(name)
+        published_weights(variant, tag if pretrained is True else str(pretrained))
     return pretrained
-
-
-def _published(name: str, pretrained: str | Path | Literal[True]) -> PublishedWeights:
-    variant, tag = find_variant(name)
-    return published_weights(variant, tag if pretrained is True else str(pretrained))
 
 
 def check_checkpoint(source: str | Path) -> Path:
@@ -283,7 +275,7 @@ def check_checkpoint(source: str | Path) -> Path:
         WeightsError: the file cannot be found, is damaged, or needs code to be read.
     """
     path = fetch(source)
-    check_file(path)
+    read_content(path)
     return path
 
 

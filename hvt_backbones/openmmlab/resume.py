@@ -82,7 +82,7 @@ def translate_training_state(
         found = read_checkpoint(weights).sources
         sources |= {start + key: tuple(inner[their] for their in keys) for key, keys in found.items()}
         for field, tensors in _by_field(old["state"], {key: number_of[name] for key, name in inner.items()}).items():
-            for key, tensor in _translated(tensors, weights).items():
+            for key, tensor in _translated(tensors, weights, found).items():
                 fields.setdefault(start + key, {})[field] = tensor
     _check(fields, sources, own)
 
@@ -126,11 +126,12 @@ def _by_field(state: Mapping[int, Mapping[str, Any]], numbers: Mapping[str, int]
     return fields
 
 
-def _translated(values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _translated(
+    values: Mapping[str, Any], weights: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
     """Moments have the shapes of the weights and move with them; of a count, which steps raise, all get a copy."""
     if all(isinstance(value, Tensor) and value.shape == weights[key].shape for key, value in values.items()):
         return dict(read_checkpoint(values).tensors)
-    sources = read_checkpoint(weights).sources
     return {key: copy.deepcopy(values[keys[0]]) for key, keys in sources.items() if keys[0] in values}
 
 
