@@ -236,31 +236,28 @@ def twins_svt(size: str, embed_dim: int, *depths: int, **figures: float) -> Vari
     return pyramid("twins_svt", size, *named, arch=arch, **figures)
 
 
-Published = Mapping[str, tuple[str, float | None]]  # tag -> (entry of a publisher, top-1)
-
-
 def video_swin(
-    size: str, *, window: int = 8, params_m: float, flops_g: float, alias: str | None = None, **publishers: Published
+    size: str,
+    *,
+    window: int = 8,
+    params_m: float,
+    flops_g: float,
+    weights: Mapping[str, tuple[str, float | None]],
+    aliases: tuple[str, ...] = (),
 ) -> Variant:
     """Video Swin (arXiv:2106.13230, Sec. 3.3) at 32 frames of 224 x 224: the sizes of Swin, tubes of 2 x 4 x 4.
 
-    Tags of all publishers but the first one begin with the publisher's name.
+    `weights` are tag -> (where they lie, top-1); tags of all publishers but the first begin with the publisher's name.
     """
-    usual, letter = window == 8, SWIN_SIZES[size][2]
-    weights, top1s = {}, {}
-    aliases: dict[str, str | None] = {f"video_swin_{letter}": None, f"video_swin_{size}_k400": None} if usual else {}
-    for place, (publisher, entries) in enumerate(publishers.items()):
+    letter = SWIN_SIZES[size][2]
+    usual = (f"video_swin_{letter}", f"video_swin_{size}_k400") if window == 8 else ()
+    names: dict[str, str | None] = dict.fromkeys(usual)
+    for tag, (place, _) in weights.items():
+        publisher, _, entry = place.partition(":")
         if publisher == "torchvision":
-            aliases[f"swin3d_{letter}"] = None
-        for kind, (entry, top1) in entries.items():
-            tag = f"{publisher}_{kind}" if place else kind
-            weights[tag] = f"{publisher}:{entry}"
-            if top1 is not None:
-                top1s[tag] = top1
-            if publisher == "official":
-                aliases[entry] = tag
-    if alias is not None:
-        aliases[alias] = None
+            names[f"swin3d_{letter}"] = None
+        elif publisher == "official":
+            names[entry] = tag
     return Variant(
         name=f"video_swin_{size}" + ("" if usual else f"_window{window}"),
         family="video_swin",
@@ -269,9 +266,9 @@ def video_swin(
         frames=32,
         params_m=params_m,
         flops_g=flops_g,
-        weights=weights,
-        top1=top1s,
-        aliases=aliases,
+        weights={tag: place for tag, (place, _) in weights.items()},
+        top1={tag: top1 for tag, (_, top1) in weights.items() if top1 is not None},
+        aliases={**names, **dict.fromkeys(aliases)},
     )
 
 
@@ -325,51 +322,54 @@ VARIANTS: dict[str, Variant] = {
             "tiny",
             params_m=28,
             flops_g=87.9,
-            torchvision={"in1k_ft_k400": ("Swin3D_T_Weights.KINETICS400_V1", 77.715)},
-            official={"in1k_ft_k400": ("swin_tiny_patch244_window877_kinetics400_1k", 78.8)},
-            mmaction2={"in1k_ft_k400": ("swin-tiny_in1k_kinetics400", 78.9)},
+            weights={
+                "in1k_ft_k400": ("torchvision:Swin3D_T_Weights.KINETICS400_V1", 77.715),
+                "official_in1k_ft_k400": ("official:swin_tiny_patch244_window877_kinetics400_1k", 78.8),
+                "mmaction2_in1k_ft_k400": ("mmaction2:swin-tiny_in1k_kinetics400", 78.9),
+            },
         ),
         video_swin(
             "small",
             params_m=50,
             flops_g=165.9,
-            torchvision={"in1k_ft_k400": ("Swin3D_S_Weights.KINETICS400_V1", 79.521)},
-            official={"in1k_ft_k400": ("swin_small_patch244_window877_kinetics400_1k", 80.6)},
-            mmaction2={"in1k_ft_k400": ("swin-small_in1k_kinetics400", 80.54)},
+            weights={
+                "in1k_ft_k400": ("torchvision:Swin3D_S_Weights.KINETICS400_V1", 79.521),
+                "official_in1k_ft_k400": ("official:swin_small_patch244_window877_kinetics400_1k", 80.6),
+                "mmaction2_in1k_ft_k400": ("mmaction2:swin-small_in1k_kinetics400", 80.54),
+            },
         ),
         video_swin(
             "base",
             params_m=88,
             flops_g=281.6,
-            torchvision={
-                "in22k_ft_k400": ("Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1", 81.643),
-                "in1k_ft_k400": ("Swin3D_B_Weights.KINETICS400_V1", 79.427),
+            weights={
+                "in22k_ft_k400": ("torchvision:Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1", 81.643),
+                "in1k_ft_k400": ("torchvision:Swin3D_B_Weights.KINETICS400_V1", 79.427),
+                "official_in22k_ft_k400": ("official:swin_base_patch244_window877_kinetics400_22k", 82.7),
+                "official_in1k_ft_k400": ("official:swin_base_patch244_window877_kinetics400_1k", 80.6),
+                "official_in22k_ft_k600": ("official:swin_base_patch244_window877_kinetics600_22k", 84.0),
+                "mmaction2_in1k_ft_k400": ("mmaction2:swin-base_in1k_kinetics400", 80.57),
             },
-            official={
-                "in22k_ft_k400": ("swin_base_patch244_window877_kinetics400_22k", 82.7),
-                "in1k_ft_k400": ("swin_base_patch244_window877_kinetics400_1k", 80.6),
-                "in22k_ft_k600": ("swin_base_patch244_window877_kinetics600_22k", 84.0),
-            },
-            mmaction2={"in1k_ft_k400": ("swin-base_in1k_kinetics400", 80.57)},
         ),
         video_swin(
             "base",
             window=16,
             params_m=89,
             flops_g=320.6,
-            official={
-                "k400_ft_ssv2": ("swin_base_patch244_window1677_sthv2", 69.6),
-                "in22k_ft_k400": ("swin_base_patch244_window1677_kinetics400_22k", None),  # where the former starts
+            weights={
+                "k400_ft_ssv2": ("official:swin_base_patch244_window1677_sthv2", 69.6),
+                # where it starts
+                "in22k_ft_k400": ("official:swin_base_patch244_window1677_kinetics400_22k", None),
             },
-            alias="video_swin_base_sthv2",
+            aliases=("video_swin_base_sthv2",),
         ),
         video_swin(
             "large",
             params_m=197,
             flops_g=604,
-            mmaction2={
-                "in22k_ft_k400": ("swin-large_in22k_kinetics400", 83.46),
-                "in22k_ft_k700": ("swin-large_in22k_kinetics700", 75.92),
+            weights={
+                "in22k_ft_k400": ("mmaction2:swin-large_in22k_kinetics400", 83.46),
+                "in22k_ft_k700": ("mmaction2:swin-large_in22k_kinetics700", 75.92),
             },
         ),
     )

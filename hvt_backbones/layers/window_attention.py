@@ -23,8 +23,8 @@ def relative_position_index(window: tuple[int, ...], table: tuple[int, ...], dev
     """Row of a table made for windows of size `table` for each pair of tokens of a window: (N * N,), int64."""
     places = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
     index = torch.zeros((), dtype=torch.long, device=device)
-    for axis, place in enumerate(map(torch.flatten, places)):
-        offset = place[:, None] - place[None]  # from -(side - 1) to side - 1
+    for axis, place in enumerate(places):
+        offset = place.flatten()[:, None] - place.flatten()[None]  # from -(side - 1) to side - 1
         index = index * (2 * table[axis] - 1) + offset + table[axis] - 1
     return index.flatten()
 
