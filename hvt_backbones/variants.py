@@ -207,9 +207,9 @@ def pyramid(family: str, size: str, *aliases: str, arch: Arch, params_m: float, 
     )
 
 
-def pvt_arch(*depths: int, **other: Unpack[Arch]) -> Arch:
+def pvt_arch(*blocks: int, **other: Unpack[Arch]) -> Arch:
     """PVTv2 (arXiv:2106.13797, Table 1) and Twins-PCPVT (arXiv:2104.13840, Table 8)."""
-    arch: Arch = {"embed_dims": (64, 128, 320, 512), "depths": depths, "num_heads": (1, 2, 5, 8)}
+    arch: Arch = {"embed_dims": (64, 128, 320, 512), "depths": blocks, "num_heads": (1, 2, 5, 8)}
     return {**arch, "mlp_ratios": (8, 8, 4, 4), **other}
 
 
