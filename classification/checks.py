@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from hvt_backbones import Classifier, InputError, create_classifier
-from hvt_backbones.create import is_file_or_url
 from hvt_backbones.errors import nearest
 from hvt_backbones.model_file import image_variant
 from hvt_backbones.variants import find_variant
+from hvt_backbones.weights.sources import is_file_or_url
 
 from .config import Config, DataConfig, ModelConfig, OptimizerConfig
 

@@ -17,6 +17,7 @@ from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
 from hvt_backbones.model_file import ModelFile, describe_weights, open_model
 from hvt_backbones.processes import leave_processes
+from hvt_backbones.weights.convert import read_checkpoint
 
 from . import distributed
 from .checkpoint import files
@@ -121,7 +122,8 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     if reason := files.damage(path):
         raise InputError(f"checkpoint {path} is damaged ({reason}); give another.")
     state = files.load_state(path)
-    return describe_weights(str(path), state["ema"] or state["model"], state["description"], model)
+    weights = read_checkpoint(state["ema"] or state["model"])
+    return describe_weights(str(path), weights, state["description"], model)
 
 
 def number_classes(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, needed: int | None = None) -> Iterator[Path]:
     """A path to write to, beside `path` and with its suffix, that becomes `path` when all is written.
 
-    Until then, and if an exception ends it, `path` is what it was before. Its folder is made.
+    Until then, and if an exception ends it, `path` is what it was before. Its folder is made. A process that is killed
+    leaves what `leftovers` finds.
+
+    Args:
+        needed: bytes that there must be room for, where that is known.
 
     Raises:
         InputError: it cannot be written.
@@ -25,15 +31,27 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if needed is not None and shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise _not_written(path, error, "room" if needed is None else f"{needed} bytes there") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> Iterable[Path]:
+    """What `whole_file` of `path` left beside it in processes that were killed."""
+    return path.parent.glob(f".{glob.escape(path.stem)}.????????.partial{glob.escape(path.suffix)}")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: the disk, the user's quota or the largest file size allowed."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -66,7 +84,7 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _not_written(path: Path, error: OSError) -> InputError:
+def _not_written(path: Path, error: OSError, room: str = "room") -> InputError:
     # Pillow's and NumPy's own errors have no number, and so no text for it
     reason = error.strerror or error
-    return InputError(f"{path} was not written ({reason}): free room or choose another folder")
+    return InputError(f"{path} was not written ({reason}): free {room} or choose another folder")

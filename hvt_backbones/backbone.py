@@ -21,7 +21,7 @@ NO_DECAY_NAMES = ("absolute_pos_embed", "position_bias", "logit_scale", "positio
 
 def is_whole(value: Any, least: int = 1) -> bool:
     """Whether `value` is an integer, NumPy's included, of at least `least`."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _is_number(value: Any) -> bool:
@@ -70,7 +70,7 @@ def check_stages(out_indices: Sequence[int], **per_stage: Sequence[Any]) -> None
         )
 
 
-def sides(size: int | Sequence[int], axes: int, name: str, least: int = 1) -> tuple[int, ...]:
+def sides(size: int | Sequence[Any], axes: int, name: str, least: int = 1) -> tuple[int, ...]:
     """Read a size: one side for all axes, or one per axis."""
     given = size if isinstance(size, Sequence) and not isinstance(size, str) else (size,) * axes
     if len(given) != axes or not all(is_whole(side, least) for side in given):
@@ -100,7 +100,7 @@ class Stage(nn.Module):
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Sequence[nn.Module] = nn.ModuleList(blocks)  # type: ignore[assignment] # no Sequence to its type
         self.norm = nn.Identity() if norm is None else norm
         self.grad_checkpointing = False
 
@@ -145,7 +145,7 @@ class Backbone(nn.Module):
         out_indices: Sequence[int],
     ) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
+        self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment] # whose type names no modules
         self.in_chans = in_chans
         self.out_indices = tuple(out_indices)
         self.channels = tuple(channels[i] for i in self.out_indices)
@@ -158,7 +158,7 @@ class Backbone(nn.Module):
     def arguments(cls) -> set[str]:
         """Names of the constructor's arguments, those included that it hands on to a class above."""
         above = cls.__mro__[: cls.__mro__.index(Backbone)]
-        return set().union(*(keywords(base.__init__) for base in above if "__init__" in vars(base)))
+        return set().union(*(keywords(vars(base)["__init__"]) for base in above if "__init__" in vars(base)))
 
     @classmethod
     def classifier_arguments(cls, stages: int) -> dict[str, Any]:
@@ -254,8 +254,8 @@ class Backbone(nn.Module):
             if not name.startswith("stages."):
                 yield name, 0
                 continue
-            _, stage, part, *rest = name.split(".")
-            i = int(stage)
+            _, number, part, *rest = name.split(".")
+            i = int(number)
             if part == "blocks":
                 yield name, first_block[i] + int(rest[0])
             elif part == "downsample":

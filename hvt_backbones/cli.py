@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def run_models(args: argparse.Namespace) -> None:
         of_family = f" of the family {args.family}" if args.family else ""
         raise InputError(f"no model{of_family} matches {args.pattern!r}: try '*{args.pattern}*', or `hvt models`")
     if args.json:
-        print(json.dumps([_as_data(variant) for variant in variants], indent=2))
+        data = [{**asdict(variant), "aliases": list(variant.aliases)} for variant in variants]
+        print(json.dumps(data, indent=2))
         return
     header = ("model", "input", "params (M)", "FLOPs (G)", "top-1 (%)", "weights")
     rows = [_as_row(variant) for variant in variants]
@@ -129,28 +131,13 @@ def _as_row(variant: Variant) -> tuple[str, ...]:
     return variant.name, size, *cells, ", ".join(variant.weights)
 
 
-def _as_data(variant: Variant) -> dict[str, Any]:
-    return {
-        "name": variant.name,
-        "family": variant.family,
-        "input_size": variant.input_size,
-        "frames": variant.frames,
-        "params_m": variant.params_m,
-        "flops_g": variant.flops_g,
-        "top1": dict(variant.top1),
-        "weights": dict(variant.weights),
-        "arch": dict(variant.arch),
-        "aliases": list(variant.aliases),
-    }
-
-
 def run_predict(args: argparse.Namespace) -> int:
     from . import predict
     from .device import select_device
     from .model_file import image_variant, open_model
 
     silence_false_alarms()
-    images, reading = find_images(args.images), Reading(args.on_error)
+    images, reading = find_images(args.images), Reading[Path](args.on_error)
     device = select_device(args.device)
     opened = open_model(args.source, args.model, args.weights_key)
     image_variant(opened.name)
@@ -159,7 +146,7 @@ def run_predict(args: argparse.Namespace) -> int:
     probabilities = predict.predict(model, batches)
     names = opened.class_names or predict.class_names(opened.num_classes)
     top = probabilities.topk(min(args.top_k, opened.num_classes))
-    results = []
+    results: list[dict[str, Any]] = []
     for image, values, indices in zip(reading.done, top.values.tolist(), top.indices.tolist(), strict=True):
         guesses = [
             {"class": index, "name": names[index] if names else f"class {index}", "probability": value}
@@ -177,12 +164,11 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def run_features(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from . import predict
-    from .create import create_backbone, is_file_or_url
+    from .create import create_backbone
     from .device import select_device
     from .model_file import data_config, image_variant, open_model
+    from .weights.sources import is_file_or_url
 
     silence_false_alarms()
     if args.output.suffix not in (".safetensors", ".npz"):
@@ -190,9 +176,9 @@ def run_features(args: argparse.Namespace) -> int:
     _check_writable(args.output)
     if args.size and len(args.size) > 2:
         raise InputError(f"--size takes HEIGHT WIDTH or one side, got {len(args.size)} numbers")
-    images, reading = find_images(args.images), Reading(args.on_error)
+    images, reading = find_images(args.images), Reading[Path](args.on_error)
     device = select_device(args.device)
-    stages = {"out_indices": tuple(args.stages)} if args.stages else {}
+    stages: dict[str, Any] = {"out_indices": tuple(args.stages)} if args.stages else {}
     if args.random_weights:
         if is_file_or_url(args.source):
             raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
@@ -221,35 +207,35 @@ def run_features(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> None:
     from .model_file import describe_weights, kept_metadata, recorded_arguments
-    from .weights import convert_state_dict, inflate
-    from .weights.convert import recognise
-    from .weights.files import read_classes, read_metadata, read_weights, save_state_dict
+    from .swin import windows_per_stage
+    from .weights.convert import read_checkpoint, write_checkpoint
+    from .weights.files import read_weights, save_state_dict
+    from .weights.inflate import inflate_checkpoint
 
     _check_writable(args.output)
-    weights, metadata = read_weights(args.input, args.weights_key), read_metadata(args.input)
-    state_dict = weights.tensors
+    weights = read_weights(args.input, args.weights_key)
     if args.output.exists() and args.output.samefile(args.input):
         raise InputError(f"{args.output} is the input itself: give another name")
-    name = None
-    if args.model:
-        opened = describe_weights(str(args.input), state_dict, metadata, args.model)
-        _ = opened.classifier() if opened.num_classes else opened.backbone()
-        name = opened.name
-    metadata = kept_metadata(metadata, name)
-    named = not any(key.endswith("relative_coords_table") for key in state_dict)  # which tell the window
+    variant = find_variant(args.model)[0] if args.model else None
+    metadata: dict[str, Any] = kept_metadata(weights.metadata, variant.name if variant else None)
+    named = not any(key.endswith("relative_coords_table") for key in weights.tensors)  # which tell the window
     arch = recorded_arguments(args.input, metadata, named=named)
-    sizes = {key: arch[key] for key in ("window_size", "pretrained_window_size", "ape_size") if key in arch}
-    found, _ = recognise(state_dict, args.layout)
-    if args.model and found.family == "swin" and find_variant(args.model)[0].family == "video_swin":
-        state_dict, args.layout = inflate(state_dict, window_size=arch["window_size"], layout=args.layout), "hvt"
-    converted = convert_state_dict(state_dict, to=args.to, layout=args.layout, whole=not args.backbone_only, **sizes)
-    if classes := read_classes(args.input):
+    checkpoint = read_checkpoint(weights.tensors, args.layout, ape_size=arch.get("ape_size"))
+    found = checkpoint.layout
+    if variant is not None:
+        opened = describe_weights(str(args.input), checkpoint, weights.metadata, args.model)
+        _ = opened.classifier() if opened.num_classes else opened.backbone()
+        if (found.family, variant.family) == ("swin", "video_swin"):
+            checkpoint = inflate_checkpoint(checkpoint, windows_per_stage(arch["window_size"], checkpoint.stages, 3))
+    windows = arch.get("window_size"), arch.get("pretrained_window_size", 0)
+    converted = write_checkpoint(checkpoint, args.to, *windows, whole=not args.backbone_only)
+    if classes := weights.classes:
         metadata["dataset_meta"] = classes  # by which MMEngine's tools know them
     save_state_dict(converted, args.output, metadata)
     numbers = sum(tensor.numel() for tensor in converted.values()) / 1e6
     place = "at its top" if weights.key is None else f"under {weights.key!r}"
     under = f" {place}, not {', '.join(weights.others)}" if weights.others else ""
-    print(f"{args.input}: {found.name} layout of {found.family}, {len(state_dict)} tensors{under}")
+    print(f"{args.input}: {found.name} layout of {found.family}, {len(weights.tensors)} tensors{under}")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
 
 

@@ -6,19 +6,16 @@ import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .backbone import Backbone, is_whole
 from .classifier import Classifier
-from .errors import InputError, WeightsError
+from .errors import InputError
 from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
-from .variants import Variant, find_variant, list_models
+from .variants import ModelName, Variant, find_variant, list_models
 from .video_swin import VideoSwinTransformer
-
-if TYPE_CHECKING:
-    from .weights.published import PublishedWeights
 
 __all__ = ["create_backbone", "create_classifier", "list_models"]
 
@@ -33,12 +30,11 @@ FAMILY_CLASSES: dict[str, type[Backbone]] = {
         VideoSwinTransformer,
     )
 }
-CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 logger = logging.getLogger(__name__)
 
 
 def create_backbone(
-    name: str,
+    name: ModelName | str,
     *,
     pretrained: bool | str | Path = False,
     weights_key: str | None = None,
@@ -72,7 +68,7 @@ def create_backbone(
 
 
 def create_classifier(
-    name: str,
+    name: ModelName | str,
     *,
     num_classes: int | None = None,
     pretrained: bool | str | Path = False,
@@ -144,31 +140,6 @@ def _num_stages(arguments: dict[str, Any]) -> int:
     return len(depths)
 
 
-def is_file_or_url(source: str | Path) -> bool:
-    """Whether `source` leads to a file, here or elsewhere, rather than being a model's name or a weight tag."""
-    path = Path(source)
-    there = str(source).startswith("hf-hub:") or "://" in str(source)
-    return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
-
-
-def published_weights(variant: Variant, tag: str | None) -> PublishedWeights:
-    """The weights of a tag (None for the first), or of an image model's name where `variant` is its video model.
-
-    Raises:
-        InputError, WeightsError: neither is known.
-    """
-    if variant.family == "video_swin" and tag is not None and tag not in variant.tags:
-        try:
-            images, tag = find_variant(tag)
-        except InputError as error:
-            known = f"{variant.name} has no weights {tag!r}; it has {', '.join(variant.tags)}"
-            raise WeightsError(f"{known}, and is inflated from a 2-D Swin, such as swin_tiny") from error
-        if images.family != "swin":
-            raise InputError(f"{variant.name} is inflated from a 2-D Swin, such as swin_tiny, not from {images.name}")
-        return images.published(tag)
-    return variant.published(tag)
-
-
 def _load(
     model: Backbone | Classifier,
     variant: Variant,
@@ -183,15 +154,10 @@ def _load(
     if pretrained is not True and not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
     from .weights import load_weights
-    from .weights.fetch import fetch
+    from .weights.sources import pretrained_file
 
-    if pretrained is not True and is_file_or_url(pretrained):
-        report = load_weights(model, pretrained, **choices)
-    else:
-        published = published_weights(variant, tag if pretrained is True else pretrained)
-        path = fetch(published.source, filename=published.filename)
-        report = load_weights(model, path, **choices)
+    report = load_weights(model, pretrained_file(variant, tag, pretrained), **choices)
     logger.info("%s: %s", variant.name, report)
-    if any(key.startswith("head.") for key in report.initialised):
+    if isinstance(model, Classifier) and any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said
         logger.warning("%s: the weights have no head for %d classes, so it is new", variant.name, model.num_classes)

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from enum import Enum
 from importlib.util import find_spec
 
 import torch
 
 from .errors import InputError
 
-
-class DeviceType(Enum):
-    """One row per kind of device: torch's name for it, and the backend of `torch.distributed` that serves it."""
-
-    CPU = ("cpu", "gloo")
-    CUDA = ("cuda", "nccl")
-    NPU = ("npu", "hccl")
-
-    def __init__(self, device_name: str, distributed_backend: str) -> None:
-        self.device_name = device_name
-        self.distributed_backend = distributed_backend
-
-    @classmethod
-    def of(cls, device: torch.device) -> DeviceType:
-        for row in cls:
-            if row.device_name == device.type:
-                return row
-        raise InputError(f"device {str(device)!r} is not supported: choose {', '.join(DEVICE_NAMES)}")
-
-
-DEVICE_NAMES = tuple(row.device_name for row in DeviceType)
+# the kinds that models run on -> the backend of `torch.distributed` that serves each
+DISTRIBUTED_BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -47,10 +27,14 @@ def select_device(name: str = "auto") -> torch.device:
         # torch has loaded torch_npu by itself, unless it was told not to by TORCH_DEVICE_BACKEND_AUTOLOAD=0;
         # the CPU also where the accelerator is one that nothing here was written for
         accelerator = _accelerator()
-        return accelerator if accelerator is not None and accelerator.type in DEVICE_NAMES else torch.device("cpu")
+        if accelerator is not None and accelerator.type in DISTRIBUTED_BACKENDS:
+            return accelerator
+        return torch.device("cpu")
     kind, _, index = name.partition(":")
-    if kind not in DEVICE_NAMES or (index and not index.isdigit()):
-        raise InputError(f"unknown device {name!r}: choose auto, {', '.join(DEVICE_NAMES)}, or for example cuda:1")
+    if kind not in DISTRIBUTED_BACKENDS or (index and not index.isdecimal()):
+        raise InputError(
+            f"unknown device {name!r}: choose auto, {', '.join(DISTRIBUTED_BACKENDS)}, or for example cuda:1"
+        )
     if kind == "cpu":
         return torch.device("cpu")
     if kind == "npu" and not _import_torch_npu():
@@ -65,7 +49,7 @@ def select_device(name: str = "auto") -> torch.device:
     if index and int(index) >= torch.accelerator.device_count():
         count = torch.accelerator.device_count()
         raise InputError(f"device {name!r} is not on this machine, which has {count}: {kind}:0 to {kind}:{count - 1}")
-    return torch.device(name)
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def _accelerator() -> torch.device | None:

@@ -84,7 +84,7 @@ def _version_warnings(packages: dict[str, dict[str, str | None]]) -> list[str]:
 
 
 def _devices() -> tuple[list[dict[str, Any]], list[str]]:
-    from .device import DeviceType, select_device
+    from .device import DISTRIBUTED_BACKENDS, select_device
 
     processor = platform.processor() or platform.machine()
     devices: list[dict[str, Any]] = [{"device": "cpu", "name": processor, "threads": torch.get_num_threads()}]
@@ -102,7 +102,7 @@ def _devices() -> tuple[list[dict[str, Any]], list[str]]:
                 "device": f"{accelerator.type}:{index}",
                 "name": properties.name,
                 "memory_gib": round(properties.total_memory / 2**30, 1),
-                "distributed": DeviceType.of(accelerator).distributed_backend,
+                "distributed": DISTRIBUTED_BACKENDS[accelerator.type],
             }
         )
     return devices, []

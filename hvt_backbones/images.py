@@ -47,7 +47,8 @@ FALSE_ALARMS = (
     (r"PIL\.Image", r"Image size \(\d+ pixels\) exceeds limit"),  # half of `MOST_PIXELS`
     (r"PIL\.JpegImagePlugin", "Image appears to be a malformed MPO file"),  # read as the JPEG that it is
 )
-Item, Content = TypeVar("Item"), TypeVar("Content")
+Item = TypeVar("Item")
+Content = TypeVar("Content")
 
 
 def silence_false_alarms() -> None:

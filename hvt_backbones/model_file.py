@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from .backbone import Backbone
 from .classifier import Classifier
-from .create import create_backbone, create_classifier, is_file_or_url
+from .create import create_backbone, create_classifier
 from .errors import InputError, WeightsError
 from .variants import Variant, find_variant
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from .weights.published import PublishedWeights
+from .weights import sources
+from .weights.convert import Checkpoint, read_checkpoint
+from .weights.files import read_weights
+from .weights.load import load_checkpoint
+from .weights.published import Preprocessing
+from .weights.sources import is_file_or_url
 
 PREFIX = "hvt."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How a picture becomes the model's input, in timm's words.
-
-    Attributes:
-        input_size: (channels, height, width).
-        mean, std: of the channels, for values from 0 to 1.
-        interpolation: "bicubic", "bilinear", ...
-        crop_pct: side of the centre crop over the side of the resized picture.
-        crop_mode: "center" keeps the picture's proportions; "squash" resizes all of it to `input_size`.
-    """
-
-    input_size: tuple[int, int, int] = (3, 224, 224)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.9
-    crop_mode: str = "center"
-
-    def transform(self) -> Callable[[Image], Tensor]:
-        """A function from a picture to a (C, H, W) float tensor."""
-        from timm.data import create_transform
-
-        return create_transform(**asdict(self), is_training=False)
 
 
 def image_variant(name: str) -> tuple[Variant, str | None]:
@@ -67,17 +42,7 @@ def image_variant(name: str) -> tuple[Variant, str | None]:
 def data_config(name: str, tag: str | None = None) -> Preprocessing:
     """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one."""
     variant, name_tag = image_variant(name)
-    return _published_preprocessing(variant.published(tag or name_tag))
-
-
-def _published_preprocessing(published: PublishedWeights) -> Preprocessing:
-    return Preprocessing(
-        input_size=published.input_size,
-        mean=published.mean,
-        std=published.std,
-        interpolation=published.interpolation,
-        crop_pct=published.crop_pct,
-    )
+    return variant.published(tag or name_tag).preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +56,7 @@ class ModelFile:
         num_classes: rows of the head; 0 where there is none.
         class_names: one per class, where the file says them.
         preprocessing: of the pictures.
-        state_dict: the weights.
+        checkpoint: the weights.
     """
 
     source: str
@@ -100,24 +65,20 @@ class ModelFile:
     num_classes: int
     class_names: Sequence[str] | None = None
     preprocessing: Preprocessing
-    state_dict: Mapping[str, Tensor]
+    checkpoint: Checkpoint
 
     def classifier(self) -> Classifier:
         """The classifier with the weights, in eval mode."""
         if not self.num_classes:
             raise WeightsError(f"{self.source} has no classifier head, so it predicts nothing: `hvt features` reads it")
-        from .weights import load_weights
-
         model = create_classifier(self.name, num_classes=self.num_classes, **self.overrides)
-        load_weights(model, self.state_dict)
+        load_checkpoint(model, self.checkpoint)
         return model.eval()
 
     def backbone(self, **arguments: Any) -> Backbone:
         """The backbone with the weights, in eval mode; `arguments` are those of `create_backbone`."""
-        from .weights import load_weights
-
         model = create_backbone(self.name, **self.overrides, **arguments)
-        load_weights(model, self.state_dict)
+        load_checkpoint(model, self.checkpoint)
         return model.eval()
 
 
@@ -133,54 +94,49 @@ def open_model(source: str, model: str | None = None, weights_key: str | None = 
         InputError: no such model or file, or a file that does not say its model.
         WeightsError: weights that cannot be fetched or read, or are of another model.
     """
-    from .weights.fetch import fetch
-    from .weights.files import read_metadata, read_state_dict
-
     if is_file_or_url(source):
-        path = fetch(source)
-        return describe_weights(source, read_state_dict(path, key=weights_key), read_metadata(path), model)
+        weights = read_weights(sources.fetch(source), weights_key)
+        return describe_weights(source, _checkpoint(source, weights.tensors, weights.metadata), weights.metadata, model)
     variant, tag = image_variant(source)
     if model is not None:
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)
-    path = fetch(published.source, filename=published.filename)
-    return _model_file(source, read_state_dict(path, key=weights_key), {}, variant, _published_preprocessing(published))
+    weights = read_weights(sources.fetch(published.source, filename=published.filename), weights_key)
+    return _model_file(source, _checkpoint(source, weights.tensors, {}), {}, variant, published.preprocessing)
+
+
+def _checkpoint(source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+    ape_size = recorded_arguments(source, metadata, named=False).get("ape_size")
+    try:
+        return read_checkpoint(tensors, ape_size=ape_size)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
 
 
 def describe_weights(
-    source: str, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str], model: str | None = None
+    source: str, checkpoint: Checkpoint, metadata: Mapping[str, str], model: str | None = None
 ) -> ModelFile:
     """What `open_model` returns, from weights that have been read already and the text that was beside them.
 
     Raises:
         InputError: as `open_model`.
     """
-    name = model or metadata.get(PREFIX + "model")
+    recorded = metadata.get(PREFIX + "model")
+    name = model or recorded
     if name is None:
         raise InputError(f"{source} does not say which model it is of: add --model NAME (`hvt models` lists them)")
     variant, _ = find_variant(name)
-    recorded = metadata.get(PREFIX + "model")
     if recorded is not None and find_variant(recorded)[0].family != variant.family:
         raise WeightsError(f"{source} is of the model {recorded}, not of {model}: leave --model out")
-    return _model_file(source, state_dict, metadata, variant, _published_preprocessing(variant.published()))
+    return _model_file(source, checkpoint, metadata, variant, variant.published().preprocessing)
 
 
 def _model_file(
-    source: str,
-    state_dict: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    variant: Variant,
-    preprocessing: Preprocessing,
+    source: str, checkpoint: Checkpoint, metadata: Mapping[str, str], variant: Variant, preprocessing: Preprocessing
 ) -> ModelFile:
-    from .weights.convert import read_checkpoint
-
-    try:
-        tensors = read_checkpoint(state_dict).tensors
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
-    head = tensors.get("head.weight")
-    overrides = _recorded(source, metadata, "overrides", dict) or {}
-    in_chans = tensors["stages.0.downsample.proj.weight"].shape[1]
+    overrides = recorded_arguments(source, metadata, named=False)
+    kernel = checkpoint.tensors["stages.0.downsample.proj.weight"]
+    in_chans = kernel.shape[1] if kernel.dim() > 1 else 3
     if in_chans != 3:
         overrides = {"in_chans": in_chans, **overrides}
         # of other channels nothing is published: the mean over ImageNet's three
@@ -190,18 +146,19 @@ def _model_file(
             mean=(0.449,) * in_chans,
             std=(0.226,) * in_chans,
         )
-    num_classes = 0 if head is None else head.shape[0]
     names = _recorded(source, metadata, "class_names", list)
-    if names is not None and len(names) != num_classes:
-        raise WeightsError(f"{source} has {len(names)} class names for {num_classes} classes: write its metadata anew")
+    if names is not None and len(names) != checkpoint.classes:
+        raise WeightsError(
+            f"{source} has {len(names)} class names for {checkpoint.classes} classes: write its metadata anew"
+        )
     return ModelFile(
         source=source,
         name=variant.name,
         overrides=overrides,
-        num_classes=num_classes,
+        num_classes=checkpoint.classes,
         class_names=names,
         preprocessing=_recorded_preprocessing(source, metadata, preprocessing),
-        state_dict=state_dict,
+        checkpoint=checkpoint,
     )
 
 
@@ -245,17 +202,14 @@ def metadata_of(
     name: str, overrides: Mapping[str, Any], class_names: Sequence[str], preprocessing: Preprocessing
 ) -> dict[str, str]:
     """The text beside the weights of a model, from which `open_model` makes it again."""
-    return {
-        PREFIX + "model": name,
-        PREFIX + "overrides": json.dumps(dict(overrides)),
-        PREFIX + "num_classes": str(len(class_names)),
-        PREFIX + "class_names": json.dumps(list(class_names)),
-        PREFIX + "input_size": json.dumps(list(preprocessing.input_size)),
-        PREFIX + "mean": json.dumps(list(preprocessing.mean)),
-        PREFIX + "std": json.dumps(list(preprocessing.std)),
-        PREFIX + "interpolation": preprocessing.interpolation,
-        PREFIX + "crop_pct": str(preprocessing.crop_pct),
+    facts: dict[str, Any] = {
+        "model": name,
+        "overrides": dict(overrides),
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
     }
+    facts |= {key: value for key, value in asdict(preprocessing).items() if key != "crop_mode"}  # the trainer's is one
+    return {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
 def entry(metadata: Mapping[str, str], name: str) -> str:

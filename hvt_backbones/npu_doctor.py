@@ -89,6 +89,11 @@ def examine_npu(machine: Machine | None = None, *, wanted: bool = False) -> dict
     }
 
 
+def release(version: str) -> str:
+    """The numbers that a version begins with: "2.11.0" of "2.11.0.post3"; all of one that begins otherwise."""
+    return re.split(r"[^\d.]", version)[0].rstrip(".") or version
+
+
 def _package() -> tuple[dict[str, Any], list[Problem]]:
     torch_version = distribution("torch").version
     facts: dict[str, Any] = {"version": None, "torch": torch_version, "made_for_torch": None}
@@ -99,10 +104,9 @@ def _package() -> tuple[dict[str, Any], list[Problem]]:
         return facts, [Problem("torch_npu_missing", "torch_npu is not installed", remedy)]
     stated = [re.match(r"torch\s*\(?==\s*([\d.]+)", text) for text in found.requires or ()]
     facts["version"] = found.version
-    facts["made_for_torch"] = made_for = next(
-        (match[1] for match in stated if match), re.match(r"[\d.]*\d", found.version)[0]
-    )
-    if re.match(r"[\d.]*\d", torch_version)[0] == made_for:
+    made_for = next((match[1] for match in stated if match), release(found.version))
+    facts["made_for_torch"] = made_for
+    if release(torch_version) == made_for:
         return facts, []
     what = f"torch_npu {found.version} is made for torch {made_for}, and torch {torch_version} is installed"
     return facts, [Problem("torch_mismatch", what, f"install torch {made_for}, or the torch_npu of your torch")]
@@ -238,8 +242,9 @@ def try_torch_npu() -> dict[str, Any]:
 
     devices, error = [], None
     try:
-        for index in range(torch.npu.device_count()):
-            devices.append(torch.npu.get_device_name(index))
+        npu = torch.get_device_module("npu")
+        for index in range(npu.device_count()):
+            devices.append(npu.get_device_name(index))
             torch.ones(2, device=f"npu:{index}").sum().item()
     except (RuntimeError, AssertionError) as reason:
         error = str(reason).strip().splitlines()[0]

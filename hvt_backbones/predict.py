@@ -36,7 +36,8 @@ def image_batches(
     """(B, C, H, W) batches of the pictures, in order, without those that `reading` passes over."""
     check_channels(preprocessing.input_size[0])
     reading = reading or Reading("fail")
-    transform, batch = preprocessing.transform(), []
+    transform = preprocessing.transform()
+    batch: list[Tensor] = []
     for path in paths:
         picture = reading.read(lambda path: read_image(path, preprocessing.input_size[0]), path)
         if picture is not None:
@@ -82,4 +83,5 @@ def write_features(path: Path, maps: Mapping[str, Tensor], images: Sequence[Path
     import numpy
 
     with whole_file(path) as partial, partial.open("wb") as file:
-        numpy.savez(file, images=names, **{name: stage.numpy() for name, stage in maps.items()})
+        stages = {name: stage.numpy() for name, stage in maps.items()}
+        numpy.savez(file, images=names, **stages)  # type: ignore[arg-type] # its flags are named otherwise

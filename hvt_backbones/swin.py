@@ -5,7 +5,6 @@ Everything here is written over the axes of the window, so that 3-D shifted wind
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -18,140 +17,18 @@ from .errors import InputError
 from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
 from .layers.maps import channels_first, channels_last
 from .layers.patch import PatchEmbed, PatchMerging
-from .layers.position_bias import LogPositionBias, RelativePositionBias
-from .ops import window_attention
-from .ops.windows import padding_value
+from .layers.window_attention import CosineWindowAttention, WindowAttention
 
 Window = int | Sequence[int]
-SMALL_MAP = ("pad", "shrink")
-
-
-class WindowAttention(nn.Module):
-    """Attention in (shifted) windows with a learned relative position bias (Swin, Sec. 3.2).
-
-    Args:
-        dim, num_heads: channels and heads.
-        window_size: tokens per window along each axis.
-        shifted: shift by half a window.
-        qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
-        small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
-            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code).
-            `VideoSwinTransformer` shrinks each axis by itself.
-
-    Shape: (B, *spatial, C) -> (B, *spatial, C).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: tuple[int, ...],
-        *,
-        shifted: bool,
-        small_map: str,
-        qkv_bias: bool,
-        qk_scale: float | None = None,
-        attn_drop_rate: float = 0.0,
-        drop_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.shift_size = tuple(side // 2 if shifted else 0 for side in window_size)
-        if small_map not in SMALL_MAP:
-            raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
-        self.small_map = small_map
-        if qk_scale is not None:
-            check_arguments(factors={"qk_scale": qk_scale})
-        self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
-        self.attn_drop_rate = attn_drop_rate
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.position_bias: nn.Module = RelativePositionBias(window_size, num_heads)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(drop_rate)
-
-    def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Window and shift for a map of this size."""
-        if self.small_map == "pad" or all(n > side for n, side in zip(spatial, self.window_size, strict=True)):
-            return self.window_size, self.shift_size
-        shortest = min(spatial)
-        return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values: (..., C) -> (..., 3C)."""
-        return self.qkv(x)
-
-    def padding_value(self, x: Tensor, window: tuple[int, ...]) -> Tensor | None:
-        """Query, key and value (3C,) of the tokens with which the map is padded; None where there are none."""
-        return padding_value(x, window, self.project)
-
-    def logit_multiplier(self) -> Tensor | None:
-        """Factor on cosine logits; None for dot products."""
-        return None
-
-    def forward(self, x: Tensor) -> Tensor:
-        window, shift = self.fit_window(x.shape[1:-1])
-        pad_value = self.padding_value(x, window)
-        x = window_attention(
-            self.project(x),
-            self.position_bias(window, x.device, x.dtype),
-            window,
-            shift,
-            self.num_heads,
-            scale=self.scale,
-            logit_scale=self.logit_multiplier(),
-            pad_value=pad_value,
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-        )
-        return self.proj_drop(self.proj(x))
-
-
-class CosineWindowAttention(WindowAttention):
-    """Scaled cosine attention with a log-spaced continuous position bias; keys have no bias (SwinV2, Sec. 3.2-3.3)."""
-
-    MAX_LOG_SCALE = 4.605170249938965  # log(100) in float32, as the official clamp has it
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: tuple[int, ...],
-        *,
-        qkv_bias: bool,
-        pretrained_window_size: tuple[int, ...],
-        **kwargs,
-    ) -> None:
-        super().__init__(dim, num_heads, window_size, qkv_bias=False, **kwargs)
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
-        self.position_bias = LogPositionBias(window_size, num_heads, pretrained_window_size)
-
-    def project(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x)
-        if self.q_bias is None:
-            return qkv
-        return qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(qkv.dtype)
-
-    def padding_value(self, x: Tensor, window: tuple[int, ...]) -> Tensor | None:
-        value = super().padding_value(x, window)
-        if value is None:
-            return None
-        q, k, v = value.chunk(3)
-        # The norm of a key of zeros has a gradient of 1e12, too large for float16; times the token of zeros it is none.
-        return torch.cat([q, torch.where(k == 0, k.detach(), k), v])
-
-    def logit_multiplier(self) -> Tensor:
-        scale = self.logit_scale.to(torch.promote_types(self.logit_scale.dtype, torch.float32))
-        return scale.clamp(max=self.MAX_LOG_SCALE).exp()
 
 
 def windows_per_stage(
     window_size: Window | Sequence[Window], stages: int, axes: int, *, name: str = "window_size", least: int = 1
 ) -> list[tuple[int, ...]]:
     """Read windows: one side, one side per axis, or one of these per stage."""
-    one = not isinstance(window_size, Sequence) or isinstance(window_size, str)
-    if one or (len(window_size) == axes and not any(isinstance(window, Sequence) for window in window_size)):
+    if not isinstance(window_size, Sequence) or isinstance(window_size, str):
+        return [sides(window_size, axes, name, least)] * stages
+    if len(window_size) == axes and not any(isinstance(window, Sequence) for window in window_size):
         return [sides(window_size, axes, name, least)] * stages
     if len(window_size) != stages:
         raise InputError(f"{name} {window_size!r} has {len(window_size)} entries for {stages} stages")
@@ -204,11 +81,11 @@ class ShiftedWindowBackbone(Backbone):
         check_stages(out_indices, depths=depths, num_heads=num_heads)
         patch = sides(patch_size, self.axes, "patch_size")
         windows = windows_per_stage(window_size, len(depths), self.axes)
-        options = self.attention_options(len(depths), **attention)
+        options, scale = self.attention_options(len(depths), **attention), attention.get("qk_scale")
         check_arguments(
             counts={"in_chans": in_chans, "embed_dim": embed_dim},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            factors={"mlp_ratio": mlp_ratio, "norm_eps": norm_eps},
+            factors={"mlp_ratio": mlp_ratio, "norm_eps": norm_eps, "qk_scale": 1.0 if scale is None else scale},
             flags={"qkv_bias": qkv_bias, "patch_norm": patch_norm, "output_norm": output_norm},
         )
         dims = [embed_dim * 2**i for i in range(len(depths))]
@@ -296,7 +173,7 @@ class SwinTransformer(ShiftedWindowBackbone):
         return {"small_map": "shrink"}
 
     @classmethod
-    def attention_options(
+    def attention_options(  # type: ignore[override] # each class takes its own
         cls, stages: int, *, qk_scale: float | None = None, small_map: str = "pad"
     ) -> list[dict[str, Any]]:
         return [{"qk_scale": qk_scale, "small_map": small_map}] * stages
@@ -310,15 +187,15 @@ class SwinTransformer(ShiftedWindowBackbone):
         **arguments: Any,
     ) -> None:
         super().__init__(patch_size=patch_size, window_size=window_size, **arguments)
-        self.absolute_pos_embed = None
+        self.absolute_pos_embed: nn.Parameter | None = None
         if ape_size is not None:
-            grid, dim = sides(ape_size, self.axes, "ape_size"), self.stages[0].downsample.proj.out_channels
+            grid, dim = sides(ape_size, self.axes, "ape_size"), len(next(self.stages[0].downsample.parameters()))
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, *grid, dim))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
 
     def embed(self, x: Tensor) -> Tensor:
         if self.absolute_pos_embed is not None:
-            position = self.absolute_pos_embed
+            position: Tensor = self.absolute_pos_embed
             if position.shape[1:-1] != x.shape[1:-1]:
                 resized = F.interpolate(channels_first(position), size=x.shape[1:-1], mode="bicubic")
                 position = channels_last(resized)
@@ -342,7 +219,7 @@ class SwinTransformerV2(SwinTransformer):
     post_norm = True
 
     @classmethod
-    def attention_options(
+    def attention_options(  # type: ignore[override] # each class takes its own
         cls, stages: int, *, pretrained_window_size: Window | Sequence[Window] = 0, small_map: str = "pad"
     ) -> list[dict[str, Any]]:
         name = "pretrained_window_size"

@@ -12,18 +12,11 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, sides
 from .errors import InputError
-from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights, pad_to_cell
+from .layers.attention import SpatialReductionAttention, depthwise_conv, init_weights
 from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
 from .layers.patch import PatchEmbed
 from .ops import window_attention
 from .ops.windows import padding_value
-
-
-class FlooringPatchEmbed(PatchEmbed):
-    """Patch embedding that drops what fills no patch, but keeps one patch of a map that is smaller than it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(pad_to_cell(x, self.patch_size))
 
 
 class LocalAttention(nn.Module):
@@ -133,7 +126,7 @@ class Twins(Backbone):
         rates = drop_path_rates(drop_path_rate, tuple(depths))
 
         def attention(i: int, j: int) -> nn.Module:
-            given = {"qkv_bias": qkv_bias, "attn_drop_rate": attn_drop_rate, "drop_rate": drop_rate}
+            given: dict[str, Any] = {"qkv_bias": qkv_bias, "attn_drop_rate": attn_drop_rate, "drop_rate": drop_rate}
             if local is not None and j % 2 == 0:
                 return local(i, embed_dims[i], num_heads[i], **given)
             return SpatialReductionAttention(
@@ -147,8 +140,8 @@ class Twins(Backbone):
             return Block(dim, attention(i, j), mlp, norm_eps=norm_eps, drop_path=rates[i][j], position=position)
 
         def downsample(i: int) -> PatchEmbed:
-            dims, size = ((in_chans, embed_dims[0]), patch) if i == 0 else (embed_dims[i - 1 : i + 1], (2, 2))
-            return PatchEmbed(*dims, size) if pad_patches else FlooringPatchEmbed(*dims, size, pad=False)
+            before, size = (in_chans, patch) if i == 0 else (embed_dims[i - 1], (2, 2))
+            return PatchEmbed(before, embed_dims[i], size, pad=pad_patches)
 
         stages = [
             Stage(
@@ -200,8 +193,8 @@ class TwinsPCPVT(Twins):
         norm_after_stage: bool | Sequence[bool] = False,
         **arguments: Any,
     ) -> None:
-        given = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-        super().__init__(None, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **given, **arguments)
+        arguments |= {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        super().__init__(None, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **arguments)
 
 
 class TwinsSVT(Twins):
@@ -237,5 +230,5 @@ class TwinsSVT(Twins):
         def local(stage: int, dim: int, num_heads: int, **options: Any) -> nn.Module:
             return LocalAttention(dim, num_heads, windows[stage], mask_padding=mask_padding, **options)
 
-        given = {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
-        super().__init__(local, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **given, **arguments)
+        arguments |= {"depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios}
+        super().__init__(local, embed_dims=embed_dims, norm_after_stage=norm_after_stage, **arguments)

@@ -13,12 +13,42 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from .errors import InputError, WeightsError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .weights.published import PublishedWeights
+
+ModelName = Literal[
+    "swin_tiny", "swin_small", "swin_base", "swin_large", "swin_base_384", "swin_large_384",
+    "swinv2_tiny_window8", "swinv2_small_window8", "swinv2_base_window8",
+    "swinv2_tiny_window16", "swinv2_small_window16", "swinv2_base_window16",
+    "swinv2_base_window12_192", "swinv2_base_window12to16_256", "swinv2_base_window12to24_384",
+    "swinv2_large_window12_192", "swinv2_large_window12to16_256", "swinv2_large_window12to24_384",
+    "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5",
+    "twins_pcpvt_small", "twins_pcpvt_base", "twins_pcpvt_large",
+    "twins_svt_small", "twins_svt_base", "twins_svt_large",
+    "video_swin_tiny", "video_swin_small", "video_swin_base", "video_swin_base_window16", "video_swin_large",
+]  # fmt: skip
+PerStage = tuple[int, ...]
+
+
+class Arch(TypedDict, total=False):
+    """Constructor arguments that the papers fix, of all families; each takes its own."""
+
+    embed_dim: int
+    embed_dims: PerStage
+    depths: PerStage
+    num_heads: PerStage
+    mlp_ratios: PerStage
+    sr_ratios: PerStage
+    linear: bool
+    window_size: int | PerStage | tuple[tuple[int, int, int], ...]
+    window_sizes: PerStage
+    pretrained_window_size: PerStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +73,13 @@ class Variant:
 
     name: str
     family: str
-    arch: Mapping[str, Any]
     input_size: int
     frames: int | None = None
     params_m: float
     flops_g: float | None = None
-    weights: Mapping[str, str]
     top1: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, str]
+    arch: Arch
     aliases: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -81,7 +111,7 @@ SWIN_SIZES = {"tiny": (96, 6, "t"), "small": (96, 18, "s"), "base": (128, 18, "b
 SWIN_PARAMS = {"tiny": 28, "small": 50, "base": 88, "large": 197}
 
 
-def swin_arch(size: str, **windows: Any) -> dict[str, Any]:
+def swin_arch(size: str, **windows: Unpack[Arch]) -> Arch:
     embed_dim, depth, _ = SWIN_SIZES[size]
     num_heads = tuple(embed_dim * 2**stage // 32 for stage in range(4))
     return {"embed_dim": embed_dim, "depths": (2, 2, depth, 2), "num_heads": num_heads, **windows}
@@ -115,21 +145,44 @@ def swin(
     )
 
 
-def swinv2(size: str, window: int, *, flops_g: float, top1: float, torchvision: float | None = None) -> Variant:
-    """SwinV2 trained on ImageNet-1K at 256 (arXiv:2111.09883). The last map is 8x8, and so is its window."""
-    letter = SWIN_SIZES[size][2].upper()
-    name = f"swinv2_{size}_window{window}"
-    weights, top1s = {"in1k": f"timm:{name}_256.ms_in1k"}, {"in1k": top1}
-    aliases: dict[str, str | None] = {f"{name}_256": None, f"swinv2_{size}_patch4_window{window}_256": None}
+def swinv2(
+    size: str,
+    window: int,
+    tag: str = "in1k",
+    resolution: int = 256,
+    *,
+    flops_g: float | None = None,
+    top1: float | None = None,
+    torchvision: float | None = None,
+) -> Variant:
+    """SwinV2 (arXiv:2111.09883), whose last window is its last map.
+
+    Trained on ImageNet-1K at 256; on ImageNet-22K at 192, with window 12, from which the larger ones start (no
+    published accuracy); or fine-tuned from that on ImageNet-1K with a larger window.
+    """
+    short, kind, suffix = {
+        "in1k": (f"window{window}", f"window{window}_256", ""),
+        "in22k": ("window12_192", "window12_192", "22k"),
+        "in22k_ft_in1k": (f"window12to{window}_{resolution}", f"window12to{window}_192to{resolution}", "22kto1k_ft"),
+    }[tag]
+    name, stem, official = f"swinv2_{size}_{short}", f"swinv2_{size}_{kind}", f"swinv2_{size}_patch4_{kind}"
+    weights, top1s = {tag: f"timm:{stem}.{TIMM_TAGS[tag]}"}, {} if top1 is None else {tag: top1}
+    aliases: dict[str, str | None] = {other: None for other in (stem, official) if other != name}
+    if suffix:
+        aliases[f"{official}_{suffix}"] = tag
     if torchvision:
-        weights["torchvision_in1k"] = f"torchvision:Swin_V2_{letter}_Weights.IMAGENET1K_V1"
+        letter = SWIN_SIZES[size][2]
+        weights["torchvision_in1k"] = f"torchvision:Swin_V2_{letter.upper()}_Weights.IMAGENET1K_V1"
         top1s["torchvision_in1k"] = torchvision
-        aliases[f"swin_v2_{letter.lower()}"] = None
+        aliases[f"swin_v2_{letter}"] = None
+    arch = swin_arch(size, window_size=8 if window == 8 else (window, window, window, window // 2))
+    if tag == "in22k_ft_in1k":
+        arch["pretrained_window_size"] = (12, 12, 12, 6)
     return Variant(
         name=name,
         family="swinv2",
-        arch=swin_arch(size, window_size=8 if window == 8 else (window, window, window, 8)),
-        input_size=256,
+        arch=arch,
+        input_size=resolution,
         params_m=SWIN_PARAMS[size],
         flops_g=flops_g,
         weights=weights,
@@ -138,130 +191,73 @@ def swinv2(size: str, window: int, *, flops_g: float, top1: float, torchvision: 
     )
 
 
-def swinv2_22k(size: str) -> Variant:
-    """SwinV2 pre-trained on ImageNet-22K at 192: what the larger windows start from; no published accuracy."""
-    stem = f"swinv2_{size}_window12_192"
-    official = f"swinv2_{size}_patch4_window12_192"
-    return Variant(
-        name=stem,
-        family="swinv2",
-        arch=swin_arch(size, window_size=(12, 12, 12, 6)),
-        input_size=192,
-        params_m=SWIN_PARAMS[size],
-        weights={"in22k": f"timm:{stem}.ms_in22k"},
-        aliases={official: None, f"{official}_22k": "in22k"},
-    )
-
-
-def swinv2_finetuned(size: str, window: int, resolution: int, *, flops_g: float, top1: float) -> Variant:
-    """SwinV2 fine-tuned on ImageNet-1K with a larger window than the (12, 12, 12, 6) of its pre-training."""
-    stem = f"swinv2_{size}_window12to{window}_192to{resolution}"
-    official = f"swinv2_{size}_patch4_window12to{window}_192to{resolution}"
-    windows = {"window_size": (window, window, window, window // 2), "pretrained_window_size": (12, 12, 12, 6)}
-    return Variant(
-        name=f"swinv2_{size}_window12to{window}_{resolution}",
-        family="swinv2",
-        arch=swin_arch(size, **windows),
-        input_size=resolution,
-        params_m=SWIN_PARAMS[size],
-        flops_g=flops_g,
-        weights={"in22k_ft_in1k": f"timm:{stem}.ms_in22k_ft_in1k"},
-        top1={"in22k_ft_in1k": top1},
-        aliases={stem: None, official: None, f"{official}_22kto1k_ft": "in22k_ft_in1k"},
-    )
-
-
-def pvt_v2(
-    size: str,
-    depths: tuple[int, ...],
-    *,
-    params_m: float,
-    flops_g: float,
-    top1: float,
-    aliases: tuple[str, ...] = (),
-    **arch: Any,
-) -> Variant:
-    """PVTv2 (arXiv:2106.13797, Table 1)."""
-    name = f"pvt_v2_{size}"
-    arch = {
-        "embed_dims": (64, 128, 320, 512),
-        "depths": depths,
-        "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": (8, 8, 4, 4),
-        "sr_ratios": (8, 4, 2, 1),
-        **arch,
-    }
+def pyramid(family: str, size: str, *aliases: str, arch: Arch, params_m: float, flops_g: float, top1: float) -> Variant:
+    """PVTv2 or Twins, trained on ImageNet-1K at 224."""
+    name = f"{family}_{size}"
     return Variant(
         name=name,
-        family="pvt_v2",
-        arch=arch,
-        input_size=224,
-        params_m=params_m,
-        flops_g=flops_g,
-        weights={"in1k": f"timm:{name}.in1k"},
-        top1={"in1k": top1},
-        aliases=dict.fromkeys([f"pvtv2_{size}", *aliases]),
-    )
-
-
-def twins(kind: str, size: str, *, params_m: float, flops_g: float, top1: float, **arch: Any) -> Variant:
-    """Twins (arXiv:2104.13840, Tables 8 and 9)."""
-    name = f"twins_{kind}_{size}"
-    official = {"pcpvt": (f"pcpvt_{size}", f"pcpvt_{size}_v0"), "svt": (f"alt_gvt_{size}",)}[kind]
-    return Variant(
-        name=name,
-        family=f"twins_{kind}",
+        family=family,
         arch={**arch, "sr_ratios": (8, 4, 2, 1)},
         input_size=224,
         params_m=params_m,
         flops_g=flops_g,
         weights={"in1k": f"timm:{name}.in1k"},
         top1={"in1k": top1},
-        aliases=dict.fromkeys([*official, f"twins_{kind}_{size[0]}"]),
+        aliases=dict.fromkeys(aliases),
     )
 
 
-def twins_pcpvt(size: str, depths: tuple[int, ...], **figures: float) -> Variant:
-    arch = {"embed_dims": (64, 128, 320, 512), "num_heads": (1, 2, 5, 8), "mlp_ratios": (8, 8, 4, 4)}
-    return twins("pcpvt", size, depths=depths, **arch, **figures)
+def pvt_arch(*blocks: int, **other: Unpack[Arch]) -> Arch:
+    """PVTv2 (arXiv:2106.13797, Table 1) and Twins-PCPVT (arXiv:2104.13840, Table 8)."""
+    arch: Arch = {"embed_dims": (64, 128, 320, 512), "depths": blocks, "num_heads": (1, 2, 5, 8)}
+    return {**arch, "mlp_ratios": (8, 8, 4, 4), **other}
 
 
-def twins_svt(size: str, embed_dim: int, depths: tuple[int, ...], **figures: float) -> Variant:
+def pvt_v2(size: str, arch: Arch, *aliases: str, **figures: float) -> Variant:
+    return pyramid("pvt_v2", size, f"pvtv2_{size}", *aliases, arch=arch, **figures)
+
+
+def twins_pcpvt(size: str, *depths: int, **figures: float) -> Variant:
+    named = (f"pcpvt_{size}", f"pcpvt_{size}_v0", f"twins_pcpvt_{size[0]}")
+    return pyramid("twins_pcpvt", size, *named, arch=pvt_arch(*depths), **figures)
+
+
+def twins_svt(size: str, embed_dim: int, *depths: int, **figures: float) -> Variant:
+    """Twins-SVT (arXiv:2104.13840, Table 9)."""
     embed_dims = tuple(embed_dim * 2**stage for stage in range(4))
-    arch = {
+    arch: Arch = {
         "embed_dims": embed_dims,
+        "depths": depths,
         "num_heads": tuple(dim // 32 for dim in embed_dims),
         "mlp_ratios": (4, 4, 4, 4),
         "window_sizes": (7, 7, 7, 7),
     }
-    return twins("svt", size, depths=depths, **arch, **figures)
-
-
-Published = Mapping[str, tuple[str, float | None]]  # tag -> (entry of a publisher, top-1)
+    named = (f"alt_gvt_{size}", f"twins_svt_{size[0]}")
+    return pyramid("twins_svt", size, *named, arch=arch, **figures)
 
 
 def video_swin(
-    size: str, *, window: int = 8, params_m: float, flops_g: float, alias: str | None = None, **publishers: Published
+    size: str,
+    *,
+    window: int = 8,
+    params_m: float,
+    flops_g: float,
+    weights: Mapping[str, tuple[str, float | None]],
+    aliases: tuple[str, ...] = (),
 ) -> Variant:
     """Video Swin (arXiv:2106.13230, Sec. 3.3) at 32 frames of 224 x 224: the sizes of Swin, tubes of 2 x 4 x 4.
 
-    Tags of all publishers but the first one begin with the publisher's name.
+    `weights` are tag -> (where they lie, top-1); tags of all publishers but the first begin with the publisher's name.
     """
-    usual, letter = window == 8, SWIN_SIZES[size][2]
-    weights, top1s = {}, {}
-    aliases: dict[str, str | None] = {f"video_swin_{letter}": None, f"video_swin_{size}_k400": None} if usual else {}
-    for place, (publisher, entries) in enumerate(publishers.items()):
+    letter = SWIN_SIZES[size][2]
+    usual = (f"video_swin_{letter}", f"video_swin_{size}_k400") if window == 8 else ()
+    names: dict[str, str | None] = dict.fromkeys(usual)
+    for tag, (place, _) in weights.items():
+        publisher, _, entry = place.partition(":")
         if publisher == "torchvision":
-            aliases[f"swin3d_{letter}"] = None
-        for kind, (entry, top1) in entries.items():
-            tag = f"{publisher}_{kind}" if place else kind
-            weights[tag] = f"{publisher}:{entry}"
-            if top1 is not None:
-                top1s[tag] = top1
-            if publisher == "official":
-                aliases[entry] = tag
-    if alias is not None:
-        aliases[alias] = None
+            names[f"swin3d_{letter}"] = None
+        elif publisher == "official":
+            names[entry] = tag
     return Variant(
         name=f"video_swin_{size}" + ("" if usual else f"_window{window}"),
         family="video_swin",
@@ -270,9 +266,9 @@ def video_swin(
         frames=32,
         params_m=params_m,
         flops_g=flops_g,
-        weights=weights,
-        top1=top1s,
-        aliases=aliases,
+        weights={tag: place for tag, (place, _) in weights.items()},
+        top1={tag: top1 for tag, (_, top1) in weights.items() if top1 is not None},
+        aliases={**names, **dict.fromkeys(aliases)},
     )
 
 
@@ -295,82 +291,85 @@ VARIANTS: dict[str, Variant] = {
         swinv2("tiny", 16, flops_g=6.6, top1=82.8),
         swinv2("small", 16, flops_g=12.6, top1=84.1),
         swinv2("base", 16, flops_g=21.8, top1=84.6),
-        swinv2_22k("base"),
-        swinv2_22k("large"),
-        swinv2_finetuned("base", 16, 256, flops_g=21.8, top1=86.2),
-        swinv2_finetuned("large", 16, 256, flops_g=47.5, top1=86.9),
-        swinv2_finetuned("base", 24, 384, flops_g=54.7, top1=87.1),
-        swinv2_finetuned("large", 24, 384, flops_g=115.4, top1=87.6),
-        pvt_v2("b0", (2, 2, 2, 2), params_m=3.7, flops_g=0.6, top1=70.5, embed_dims=(32, 64, 160, 256)),
-        pvt_v2("b1", (2, 2, 2, 2), params_m=14.0, flops_g=2.1, top1=78.7),
-        pvt_v2("b2", (3, 4, 6, 3), params_m=25.4, flops_g=4.0, top1=82.0),
+        swinv2("base", 12, "in22k", 192),
+        swinv2("large", 12, "in22k", 192),
+        swinv2("base", 16, "in22k_ft_in1k", 256, flops_g=21.8, top1=86.2),
+        swinv2("large", 16, "in22k_ft_in1k", 256, flops_g=47.5, top1=86.9),
+        swinv2("base", 24, "in22k_ft_in1k", 384, flops_g=54.7, top1=87.1),
+        swinv2("large", 24, "in22k_ft_in1k", 384, flops_g=115.4, top1=87.6),
+        pvt_v2("b0", pvt_arch(2, 2, 2, 2, embed_dims=(32, 64, 160, 256)), params_m=3.7, flops_g=0.6, top1=70.5),
+        pvt_v2("b1", pvt_arch(2, 2, 2, 2), params_m=14.0, flops_g=2.1, top1=78.7),
+        pvt_v2("b2", pvt_arch(3, 4, 6, 3), params_m=25.4, flops_g=4.0, top1=82.0),
         pvt_v2(
             "b2_li",
-            (3, 4, 6, 3),
+            pvt_arch(3, 4, 6, 3, linear=True),
+            "pvt_v2_b2_linear",
+            "pvtv2_b2_linear",
             params_m=22.6,
             flops_g=3.9,
             top1=82.1,
-            linear=True,
-            aliases=("pvt_v2_b2_linear", "pvtv2_b2_linear"),
         ),
-        pvt_v2("b3", (3, 4, 18, 3), params_m=45.2, flops_g=6.9, top1=83.1),
-        pvt_v2("b4", (3, 8, 27, 3), params_m=62.6, flops_g=10.1, top1=83.6),
-        pvt_v2("b5", (3, 6, 40, 3), params_m=82.0, flops_g=11.8, top1=83.8, mlp_ratios=(4, 4, 4, 4)),
-        twins_pcpvt("small", (3, 4, 6, 3), params_m=24.1, flops_g=3.7, top1=81.2),
-        twins_pcpvt("base", (3, 4, 18, 3), params_m=43.8, flops_g=6.4, top1=82.7),
-        twins_pcpvt("large", (3, 8, 27, 3), params_m=60.9, flops_g=9.5, top1=83.1),
-        twins_svt("small", 64, (2, 2, 10, 4), params_m=24.0, flops_g=2.8, top1=81.7),
-        twins_svt("base", 96, (2, 2, 18, 2), params_m=56.0, flops_g=8.3, top1=83.2),
-        twins_svt("large", 128, (2, 2, 18, 2), params_m=99.2, flops_g=14.8, top1=83.7),
+        pvt_v2("b3", pvt_arch(3, 4, 18, 3), params_m=45.2, flops_g=6.9, top1=83.1),
+        pvt_v2("b4", pvt_arch(3, 8, 27, 3), params_m=62.6, flops_g=10.1, top1=83.6),
+        pvt_v2("b5", pvt_arch(3, 6, 40, 3, mlp_ratios=(4, 4, 4, 4)), params_m=82.0, flops_g=11.8, top1=83.8),
+        twins_pcpvt("small", 3, 4, 6, 3, params_m=24.1, flops_g=3.7, top1=81.2),
+        twins_pcpvt("base", 3, 4, 18, 3, params_m=43.8, flops_g=6.4, top1=82.7),
+        twins_pcpvt("large", 3, 8, 27, 3, params_m=60.9, flops_g=9.5, top1=83.1),
+        twins_svt("small", 64, 2, 2, 10, 4, params_m=24.0, flops_g=2.8, top1=81.7),
+        twins_svt("base", 96, 2, 2, 18, 2, params_m=56.0, flops_g=8.3, top1=83.2),
+        twins_svt("large", 128, 2, 2, 18, 2, params_m=99.2, flops_g=14.8, top1=83.7),
         video_swin(
             "tiny",
             params_m=28,
             flops_g=87.9,
-            torchvision={"in1k_ft_k400": ("Swin3D_T_Weights.KINETICS400_V1", 77.715)},
-            official={"in1k_ft_k400": ("swin_tiny_patch244_window877_kinetics400_1k", 78.8)},
-            mmaction2={"in1k_ft_k400": ("swin-tiny_in1k_kinetics400", 78.9)},
+            weights={
+                "in1k_ft_k400": ("torchvision:Swin3D_T_Weights.KINETICS400_V1", 77.715),
+                "official_in1k_ft_k400": ("official:swin_tiny_patch244_window877_kinetics400_1k", 78.8),
+                "mmaction2_in1k_ft_k400": ("mmaction2:swin-tiny_in1k_kinetics400", 78.9),
+            },
         ),
         video_swin(
             "small",
             params_m=50,
             flops_g=165.9,
-            torchvision={"in1k_ft_k400": ("Swin3D_S_Weights.KINETICS400_V1", 79.521)},
-            official={"in1k_ft_k400": ("swin_small_patch244_window877_kinetics400_1k", 80.6)},
-            mmaction2={"in1k_ft_k400": ("swin-small_in1k_kinetics400", 80.54)},
+            weights={
+                "in1k_ft_k400": ("torchvision:Swin3D_S_Weights.KINETICS400_V1", 79.521),
+                "official_in1k_ft_k400": ("official:swin_small_patch244_window877_kinetics400_1k", 80.6),
+                "mmaction2_in1k_ft_k400": ("mmaction2:swin-small_in1k_kinetics400", 80.54),
+            },
         ),
         video_swin(
             "base",
             params_m=88,
             flops_g=281.6,
-            torchvision={
-                "in22k_ft_k400": ("Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1", 81.643),
-                "in1k_ft_k400": ("Swin3D_B_Weights.KINETICS400_V1", 79.427),
+            weights={
+                "in22k_ft_k400": ("torchvision:Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1", 81.643),
+                "in1k_ft_k400": ("torchvision:Swin3D_B_Weights.KINETICS400_V1", 79.427),
+                "official_in22k_ft_k400": ("official:swin_base_patch244_window877_kinetics400_22k", 82.7),
+                "official_in1k_ft_k400": ("official:swin_base_patch244_window877_kinetics400_1k", 80.6),
+                "official_in22k_ft_k600": ("official:swin_base_patch244_window877_kinetics600_22k", 84.0),
+                "mmaction2_in1k_ft_k400": ("mmaction2:swin-base_in1k_kinetics400", 80.57),
             },
-            official={
-                "in22k_ft_k400": ("swin_base_patch244_window877_kinetics400_22k", 82.7),
-                "in1k_ft_k400": ("swin_base_patch244_window877_kinetics400_1k", 80.6),
-                "in22k_ft_k600": ("swin_base_patch244_window877_kinetics600_22k", 84.0),
-            },
-            mmaction2={"in1k_ft_k400": ("swin-base_in1k_kinetics400", 80.57)},
         ),
         video_swin(
             "base",
             window=16,
             params_m=89,
             flops_g=320.6,
-            official={
-                "k400_ft_ssv2": ("swin_base_patch244_window1677_sthv2", 69.6),
-                "in22k_ft_k400": ("swin_base_patch244_window1677_kinetics400_22k", None),  # where the former starts
+            weights={
+                "k400_ft_ssv2": ("official:swin_base_patch244_window1677_sthv2", 69.6),
+                # where it starts
+                "in22k_ft_k400": ("official:swin_base_patch244_window1677_kinetics400_22k", None),
             },
-            alias="video_swin_base_sthv2",
+            aliases=("video_swin_base_sthv2",),
         ),
         video_swin(
             "large",
             params_m=197,
             flops_g=604,
-            mmaction2={
-                "in22k_ft_k400": ("swin-large_in22k_kinetics400", 83.46),
-                "in22k_ft_k700": ("swin-large_in22k_kinetics700", 75.92),
+            weights={
+                "in22k_ft_k400": ("mmaction2:swin-large_in22k_kinetics400", 83.46),
+                "in22k_ft_k700": ("mmaction2:swin-large_in22k_kinetics700", 75.92),
             },
         ),
     )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers.position_bias import RelativePositionBias, relative_position_index
-from .swin import ShiftedWindowBackbone, Window, WindowAttention
+from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index
+from .swin import ShiftedWindowBackbone, Window
 
 
 class CornerPositionBias(RelativePositionBias):
@@ -63,7 +63,9 @@ class VideoSwinTransformer(ShiftedWindowBackbone):
     attention = VideoWindowAttention
 
     @classmethod
-    def attention_options(cls, stages: int, *, qk_scale: float | None = None) -> list[dict[str, Any]]:
+    def attention_options(  # type: ignore[override] # each class takes its own
+        cls, stages: int, *, qk_scale: float | None = None
+    ) -> list[dict[str, Any]]:
         return [{"qk_scale": qk_scale}] * stages
 
     def __init__(

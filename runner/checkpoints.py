@@ -9,7 +9,7 @@ import torch
 
 from hvt_backbones.errors import InputError
 from hvt_backbones.openmmlab import check_checkpoint
-from hvt_backbones.weights.files import read_state_dict
+from hvt_backbones.weights.files import read_weights
 
 
 def load(filename: str, map_location: Any = None, logger: Any = "current") -> dict[str, Any]:
@@ -36,7 +36,7 @@ def read_checkpoint(source: str | Path, map_location: Any = "cpu") -> dict[str, 
         with torch.serialization.safe_globals(get_torch_safe_globals()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception:  # checked, so that it is only of another kind than MMEngine's: the weights alone
-        return {"state_dict": read_state_dict(path)}
+        return {"state_dict": read_weights(path).tensors}
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds no dictionary of weights: pass a checkpoint")
     meta = checkpoint.get("meta")

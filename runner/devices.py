@@ -15,7 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
-from hvt_backbones.device import DeviceType, select_device
+from hvt_backbones.device import DISTRIBUTED_BACKENDS, select_device
 from hvt_backbones.errors import InputError
 
 from . import patches
@@ -65,9 +65,7 @@ def join_processes(launcher: str, device: torch.device, cfg: Any) -> None:
             raise InputError(f"process {index} of this machine has no device of its own, there are {count}: start less")
         torch.accelerator.set_device_index(index)
     seconds = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout", TIMEOUT)
-    torch.distributed.init_process_group(
-        DeviceType.of(device).distributed_backend, timeout=timedelta(seconds=float(seconds))
-    )
+    torch.distributed.init_process_group(DISTRIBUTED_BACKENDS[device.type], timeout=timedelta(seconds=float(seconds)))
 
 
 def _slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvt_backbones import InputError
-from hvt_backbones.atomic import whole_file, whole_folder
+from hvt_backbones.atomic import leftovers, whole_file, whole_folder
 from tests.full_disk import file_size_limit
 
 
@@ -19,6 +19,7 @@ def test_a_file_is_replaced_when_all_is_written(tmp_path: Path) -> None:
         with whole_file(path) as partial:
             partial.write_text(content)
             assert (partial.parent, partial.suffix) == (path.parent, ".json")
+            assert list(leftovers(path)) == [partial]
             assert path.exists() == (content == "second")
         assert path.read_text() == content
         assert list(path.parent.iterdir()) == [path]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pytest
@@ -18,8 +19,8 @@ from hvt_backbones.cli import main
 from hvt_backbones.images import read_image
 from hvt_backbones.model_file import data_config, open_model
 from hvt_backbones.variants import VARIANTS
-from hvt_backbones.weights import fetch as fetch_module
-from hvt_backbones.weights.files import read_metadata, read_state_dict, save_state_dict
+from hvt_backbones.weights import convert, files, sources
+from hvt_backbones.weights.files import read_weights, save_state_dict
 
 TINY = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 CLASSES = ["cat", "dog", "llama", "newt", "owl", "pike"]
@@ -100,7 +101,7 @@ def test_models_as_markdown_and_json(capsys: pytest.CaptureFixture) -> None:
 def expected_probabilities(folder: Path) -> torch.Tensor:
     """The model by hand, on a picture prepared by hand."""
     model = create_classifier("swin_tiny", num_classes=len(CLASSES), **TINY).eval()
-    model.load_state_dict(read_state_dict(folder / "tiny.safetensors"))
+    model.load_state_dict(read_weights(folder / "tiny.safetensors").tensors)
     picture = Image.open(folder / "pictures" / "a.png").resize((40, 32), Image.Resampling.BILINEAR).crop((4, 0, 36, 32))
     tensor = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1) / 255
     tensor = (tensor - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / 0.2
@@ -142,7 +143,7 @@ def published_pvt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         assert source in ("hf-hub:timm/pvt_v2_b0.in1k", file)
         return file
 
-    monkeypatch.setattr(fetch_module, "fetch", fetch)
+    monkeypatch.setattr(sources, "fetch", fetch)
     return state_dict
 
 
@@ -180,6 +181,34 @@ def test_foreign_checkpoint_needs_the_models_name(folder: Path, capsys: pytest.C
     assert "--model" in error(capsys, "predict", file, picture)
 
 
+def test_a_file_is_read_and_translated_once(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = []
+
+    def counted(module: ModuleType, name: str) -> None:
+        called = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments: [calls.append(name), called(*arguments)][1])
+
+    counted(files, "read_content")
+    counted(convert, "recognise")
+    opened = open_model(str(folder / "tiny.safetensors"))
+    _ = opened.classifier(), opened.backbone()
+    command = ["convert", folder / "foreign.pth", tmp_path / "out.pth", "--to", "timm", "--model", "swin_tiny"]
+    assert "stages" in error(capsys, *command)  # another model's, which is found when it is loaded
+    assert calls == ["read_content", "recognise"] * 2
+
+
+def test_a_position_embedding_of_tokens_has_the_described_grid(tmp_path: Path) -> None:
+    model = create_classifier("swin_tiny", num_classes=6, ape_size=(8, 2), **TINY)
+    torch.nn.init.normal_(model.backbone.absolute_pos_embed)
+    official = convert_state_dict(model.state_dict(), to="official")
+    metadata = tiny_metadata(overrides={**TINY, "ape_size": [8, 2]})
+    file = save_state_dict(official, tmp_path / "oblong.safetensors", metadata)
+    loaded = open_model(str(file)).classifier()
+    torch.testing.assert_close(loaded.backbone.absolute_pos_embed, model.backbone.absolute_pos_embed, rtol=0, atol=0)
+
+
 def test_subprocess_is_the_same_command(folder: Path) -> None:
     command = [sys.executable, "-m", "hvt_backbones", "predict", "--device", "cpu", "--json"]
     arguments = [folder / "tiny.safetensors", folder / "pictures" / "a.png"]
@@ -209,13 +238,14 @@ def test_features_are_the_backbones_maps(folder: Path, capsys: pytest.CaptureFix
     file = tmp_path / "maps.safetensors"
     arguments = ["features", folder / "tiny.safetensors", folder / "pictures", "--output", file, "--device", "cpu"]
     printed = out(capsys, *arguments, "--size", 48, 64)
-    maps = read_state_dict(file)
+    maps = read_weights(file).tensors
     assert {name: tuple(stage.shape) for name, stage in maps.items()} == {
         "stage0": (3, 16, 12, 16),
         "stage1": (3, 32, 6, 8),
     }
     assert "(3, 32, 6, 8)" in printed
-    assert [Path(name).name for name in json.loads(read_metadata(file)["images"])] == ["a.png", "b.jpg", "c.GIF"]
+    images = json.loads(read_weights(file).metadata["images"])
+    assert [Path(name).name for name in images] == ["a.png", "b.jpg", "c.GIF"]
     backbone = create_backbone("swin_tiny", pretrained=folder / "tiny.safetensors", **TINY).eval()
     picture = read_image(folder / "pictures" / "a.png").resize((64, 48), Image.Resampling.BILINEAR)
     tensor = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1) / 255
@@ -242,17 +272,17 @@ def test_convert_there_and_back(layout: str, folder: Path, capsys: pytest.Captur
     there, back = tmp_path / "there.pth", tmp_path / "made" / "back.safetensors"
     assert layout in out(capsys, "convert", folder / "tiny.safetensors", there, "--to", layout)
     out(capsys, "convert", there, back, "--to", "hvt", "--layout", layout)
-    original, again = read_state_dict(folder / "tiny.safetensors"), read_state_dict(back)
+    original, again = read_weights(folder / "tiny.safetensors").tensors, read_weights(back).tensors
     assert original.keys() == again.keys()
     for key in original:
         torch.testing.assert_close(again[key], original[key], rtol=0, atol=0)
-    assert read_metadata(back) == tiny_metadata()  # so that it predicts without --model
+    assert read_weights(back).metadata == tiny_metadata()  # so that it predicts without --model
 
 
 def test_convert_checks_the_model(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     file = save_state_dict(create_classifier("pvt_v2_b0").state_dict(), tmp_path / "b0.pth")
     out(capsys, "convert", file, tmp_path / "ours.safetensors", "--to", "timm", "--model", "pvt_v2_b0")
-    assert read_metadata(tmp_path / "ours.safetensors") == {"hvt.model": "pvt_v2_b0"}
+    assert read_weights(tmp_path / "ours.safetensors").metadata == {"hvt.model": "pvt_v2_b0"}
     assert "stages" in error(capsys, "convert", file, tmp_path / "no.pth", "--to", "timm", "--model", "pvt_v2_b1")
     assert not (tmp_path / "no.pth").exists()
 

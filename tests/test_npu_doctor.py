@@ -235,6 +235,11 @@ def test_a_torch_npu_for_another_torch_is_named(tmp_path: Path, monkeypatch: pyt
     assert f"is made for torch 2.1.0, and torch {version('torch')} is installed" in problem.what
 
 
+def test_a_version_without_a_number_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(install_torch_npu(tmp_path, "", made_for="nightly"))
+    assert npu_doctor._package()[0]["made_for_torch"] == "nightly.post3"
+
+
 # ---- torch loads it by itself, and fails
 
 

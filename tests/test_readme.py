@@ -10,7 +10,7 @@ import torch
 
 import hvt_backbones as hvt
 from hvt_backbones.cli import main
-from hvt_backbones.weights import fetch as fetch_module
+from hvt_backbones.weights import sources
 
 from .conftest import ROOT
 
@@ -41,7 +41,7 @@ def test_the_examples_run(
         torch.save(weights, tmp_path / f"{name}.pth")
         return tmp_path / f"{name}.pth"
 
-    monkeypatch.setattr(fetch_module, "fetch", fetch)
+    monkeypatch.setattr(sources, "fetch", fetch)
     monkeypatch.chdir(tmp_path)
     detector = hvt.convert_state_dict(hvt.create_backbone("swin_tiny").state_dict(), to="mmdet")
     detector = {f"backbone.{key}": tensor for key, tensor in detector.items()} | {"neck.fpn.weight": torch.zeros(3)}

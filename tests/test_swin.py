@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import hvt_backbones as hvt
-from hvt_backbones.layers.position_bias import LogPositionBias
-from hvt_backbones.swin import WindowAttention
+from hvt_backbones.layers.window_attention import LogPositionBias, WindowAttention
 
 from .families import tiny
 

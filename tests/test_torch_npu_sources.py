@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvt_backbones.device import DeviceType
+from hvt_backbones.device import DISTRIBUTED_BACKENDS
 from hvt_backbones.npu_doctor import CANN_LIBRARIES, CANN_VARIABLES
 
 from .conftest import ROOT
@@ -352,10 +352,9 @@ def test_the_device_is_npu_and_its_backend_hccl(sources: TorchNpu) -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
     }
-    npu = DeviceType.NPU
-    assert ("torch.utils.rename_privateuse1_backend", npu.device_name) in registered
-    assert ("torch._register_device_module", npu.device_name) in registered
-    assert ("torch.distributed.Backend.register_backend", npu.distributed_backend) in registered
+    assert ("torch.utils.rename_privateuse1_backend", "npu") in registered
+    assert ("torch._register_device_module", "npu") in registered
+    assert ("torch.distributed.Backend.register_backend", DISTRIBUTED_BACKENDS["npu"]) in registered
 
 
 def test_fused_adamw_is_implemented() -> None:

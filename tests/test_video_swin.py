@@ -11,8 +11,8 @@ from torchvision.models.video.swin_transformer import PatchMerging, SwinTransfor
 
 import hvt_backbones as hvt
 from hvt_backbones.cli import main
-from hvt_backbones.weights import fetch as fetch_module
-from hvt_backbones.weights.files import find_tensors
+from hvt_backbones.weights import sources
+from hvt_backbones.weights.files import read_weights
 
 from .families import images, randomise, tiny, tiny_classifier
 
@@ -191,7 +191,7 @@ def test_names_of_image_models_are_inflated(tmp_path: Path, monkeypatch: pytest.
         torch.save(image_model().state_dict(), tmp_path / "weights.pth")
         return tmp_path / "weights.pth"
 
-    monkeypatch.setattr(fetch_module, "fetch", fetch)
+    monkeypatch.setattr(sources, "fetch", fetch)
     arguments = {**SIZES, "window_size": (2, 4, 4), "out_indices": (1,)}
     model = hvt.create_backbone("video_swin_tiny", pretrained="swin_tiny.in22k", **arguments)
     assert asked == ["hf-hub:timm/swin_tiny_patch4_window7_224.ms_in22k"]
@@ -218,7 +218,7 @@ def test_a_classifier_has_the_classes_of_its_weights(tmp_path: Path, monkeypatch
             return path
         return source
 
-    monkeypatch.setattr(fetch_module, "fetch", fetch)
+    monkeypatch.setattr(sources, "fetch", fetch)
     for pretrained, name, classes in [
         (True, "video_swin_tiny", 400),
         (True, "swin_base_patch244_window877_kinetics600_22k", 600),
@@ -237,7 +237,7 @@ def test_hvt_convert_inflates_for_a_video_model(tmp_path: Path) -> None:
     output = tmp_path / "video.pth"
     command = ["convert", str(tmp_path / "images.pth"), str(output), "--to", "mmaction2", "--model", "video_swin_tiny"]
     assert main(command) in (0, None)
-    written = find_tensors(torch.load(output, weights_only=True))
+    written = read_weights(output).tensors
     assert written["patch_embed.proj.weight"].shape == (96, 3, 2, 4, 4)
     assert written["layers.0.blocks.0.attn.relative_position_index"].shape == (392, 392)
     expected = hvt.inflate(images.state_dict())

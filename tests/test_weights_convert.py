@@ -25,8 +25,8 @@ from hvt_backbones import (
 )
 from hvt_backbones.weights import LAYOUTS
 from hvt_backbones.weights.convert import read_checkpoint
+from hvt_backbones.weights.keymap import Template, template
 from hvt_backbones.weights.layouts import ALL, find_layout
-from hvt_backbones.weights.rules import Template, template
 
 SIZE = 64
 CLASSES = 5
@@ -381,7 +381,7 @@ def test_there_and_back_is_the_identity(layout: str, family: str, dense: bool) -
     theirs = convert_state_dict(ours, to=layout, window_size=window)
     assert len({tensor.untyped_storage().data_ptr() for tensor in theirs.values()}) == len(theirs)
     # what is no part of a model: of masked pre-training, which has its own word for the position network, and of thop
-    inside = (find_layout(layout, family).wrapper or {}).get("dense" if dense else "classifier", "")
+    inside = find_layout(layout, family).wrapper.get("dense" if dense else "classifier", "")
     odd = {key.replace("cpb_mlp", "rpe_mlp"): tensor for key, tensor in theirs.items()}
     odd |= {key.rpartition(".")[0] + ".total_ops": torch.zeros(1) for key in theirs}
     odd |= {inside + "mask_token": torch.zeros(1, 1, 8), inside + "total_params": torch.zeros(1)}

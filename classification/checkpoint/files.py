@@ -22,6 +22,7 @@ import filelock
 import torch
 
 from hvt_backbones import InputError
+from hvt_backbones.atomic import leftovers
 from hvt_backbones.weights.download import sha256_of
 
 from ..config import OutputConfig
@@ -171,10 +172,9 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed run was still writing."""
     for path in (folder / CHECKPOINTS).glob(".*step_*"):
         shutil.rmtree(path, ignore_errors=True)
-    ours = [pattern for name in (*RUN_FILES, BAD_BATCH) for pattern in (f".{Path(name).stem}-*", f".{name}.*.partial")]
-    for pattern in (*ours, ".tmp??????"):  # the last is what safetensors writes to
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    written = [path for name in (*RUN_FILES, BAD_BATCH) for path in leftovers(folder / name)]
+    for path in (*written, *folder.glob(".tmp??????")):  # the last are what safetensors writes to
+        path.unlink(missing_ok=True)
 
 
 def held_run(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..ops.sdpa import attend
-from .maps import channels_first, channels_last, convolve, pad_to_multiple
-
-
-def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Zero-pad the end of those axes of a map (B, *spatial, C) that are shorter than one cell of `size`."""
-    return pad_to_multiple(x, [side if n < side else 1 for n, side in zip(x.shape[1:-1], size, strict=True)])
+from .maps import channels_first, channels_last, convolve, pad_to_cell
 
 
 def depthwise_conv(dim: int) -> nn.Conv2d:
@@ -24,7 +18,7 @@ def depthwise_conv(dim: int) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
 
-def pool(x: Tensor, size: Sequence[int]) -> Tensor:
+def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Average a map (B, H, W, C) to (B, *size, C) cells."""
     if not torch.jit.is_tracing():
         return channels_last(F.adaptive_avg_pool2d(channels_first(x), size))

@@ -31,3 +31,8 @@ def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
     if not any(pads):
         return x
     return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
+
+
+def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Zero-pad the end of those axes of a map (B, *spatial, C) that are shorter than one cell of `size`."""
+    return pad_to_multiple(x, [side if n < side else 1 for n, side in zip(x.shape[1:-1], size, strict=True)])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .maps import convolve, pad_to_multiple
+from .maps import convolve, pad_to_cell, pad_to_multiple
 
 
 class PatchEmbed(nn.Module):
@@ -16,7 +16,8 @@ class PatchEmbed(nn.Module):
         in_dim, dim: channels in and out.
         patch_size: (height, width), or (frames, height, width).
         norm_eps: eps of the LayerNorm after it; None for no norm.
-        pad: zero-pad sizes that the patch does not divide (Swin's dense code), or drop the rest (Twins).
+        pad: zero-pad sizes that the patch does not divide (Swin's dense code), or drop the rest (Twins), but keep one
+            patch of a map that is smaller than it.
 
     Shape: (B, [T,] H, W, in_dim) -> (B, [T',] H', W', dim).
     """
@@ -27,13 +28,12 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.pad = pad
-        conv = nn.Conv3d if len(self.patch_size) == 3 else nn.Conv2d
-        self.proj: nn.Module = conv(in_dim, dim, self.patch_size, self.patch_size)
+        conv: Callable[..., nn.Module] = nn.Conv3d if len(self.patch_size) == 3 else nn.Conv2d
+        self.proj = conv(in_dim, dim, self.patch_size, self.patch_size)
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pad:
-            x = pad_to_multiple(x, self.patch_size)
+        x = pad_to_multiple(x, self.patch_size) if self.pad else pad_to_cell(x, self.patch_size)
         return self.norm(convolve(x, self.proj))
 
 

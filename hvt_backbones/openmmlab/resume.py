@@ -10,13 +10,42 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import WeightsError
 from ..weights.convert import COMPUTED, read_checkpoint
+from .backbone import backbones_of
 
 REFUSAL = "start the run anew with load_from instead of resume, which takes the weights alone"
+
+
+@HOOKS.register_module()
+class HVTResumeHook(Hook):
+    """Lets `resume` take a run that was started with the framework's own backbone, its optimiser's state included.
+
+    For `custom_hooks` of a configuration. Loading such a model's weights does not need it, nor does resuming a run
+    that was started with `HVTBackbone`.
+
+    Raises:
+        WeightsError: when resuming, a training state whose parameters cannot be told: the optimiser froze or grouped
+            them otherwise.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume or "optimizer" not in checkpoint:  # MMEngine has no public word for it
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        names = backbones_of(model)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        if not isinstance(runner.optim_wrapper, OptimWrapperDict):
+            prefixes = {f"{name}.": f"{name}.model." for name in names}
+            translate_training_state(checkpoint, model, prefixes, runner.optim_wrapper.optimizer)
 
 
 def translate_training_state(
@@ -45,7 +74,7 @@ def translate_training_state(
         )
     number_of = dict(zip(theirs, numbers, strict=True))
     group_of = {number: i for i, group in enumerate(old["param_groups"]) for number in group["params"]}
-    sources = {name: (name,) for name in theirs if name in own}
+    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in theirs if name in own}
     fields: dict[str, dict[str, Any]] = {name: dict(old["state"].get(number_of[name], {})) for name in sources}
     for prefix, start in backbones.items():
         inner = {name.removeprefix(prefix): name for name in theirs if name.startswith(prefix)}
@@ -53,7 +82,7 @@ def translate_training_state(
         found = read_checkpoint(weights).sources
         sources |= {start + key: tuple(inner[their] for their in keys) for key, keys in found.items()}
         for field, tensors in _by_field(old["state"], {key: number_of[name] for key, name in inner.items()}).items():
-            for key, tensor in _translated(tensors, weights).items():
+            for key, tensor in _translated(tensors, weights, found).items():
                 fields.setdefault(start + key, {})[field] = tensor
     _check(fields, sources, own)
 
@@ -97,11 +126,12 @@ def _by_field(state: Mapping[int, Mapping[str, Any]], numbers: Mapping[str, int]
     return fields
 
 
-def _translated(values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _translated(
+    values: Mapping[str, Any], weights: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
     """Moments have the shapes of the weights and move with them; of a count, which steps raise, all get a copy."""
     if all(isinstance(value, Tensor) and value.shape == weights[key].shape for key, value in values.items()):
         return dict(read_checkpoint(values).tensors)
-    sources = read_checkpoint(weights).sources
     return {key: copy.deepcopy(values[keys[0]]) for key, keys in sources.items() if keys[0] in values}
 
 

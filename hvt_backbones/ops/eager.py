@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def plain_eager() -> bool:
     )
 
 
-def looked_into(*tensors: Tensor | None) -> bool:
+def looked_into(x: Tensor, *others: Tensor | None) -> bool:
     """Whether forward-mode AD, torch.func or, on the CPU, a counter of operations follows what is made of these.
 
     The CPU's fused attention has no derivative forward, no batching rule, and no count of its operations.
@@ -33,8 +34,8 @@ def looked_into(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     transformed = torch._C._functorch.maybe_current_level() is not None
-    counted = tensors[0].device.type == "cpu" and is_in_torch_dispatch_mode()
-    return transformed or counted or has_tangent(*tensors)
+    counted = x.device.type == "cpu" and is_in_torch_dispatch_mode()
+    return transformed or counted or has_tangent(x, *others)
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:
@@ -56,7 +57,7 @@ def constant(maxsize: int = 64) -> Callable[[Callable[..., Tensor]], Callable[..
         kept: OrderedDict[tuple, Tensor] = OrderedDict()
 
         @functools.wraps(make)
-        def get(*key) -> Tensor:
+        def get(*key: Any) -> Tensor:
             if not plain_eager():
                 return make(*key)
             if (tensor := kept.get(key)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -145,56 +144,27 @@ def window_mask(
     return mask
 
 
-def _distinct(
+@functools.lru_cache(maxsize=64)
+def distinct_windows(
     spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """A map with the fewest windows that has every mask of this one, and the place there of each window of an axis.
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A map with the fewest windows that has every mask of this one, and for each window of this one its place there.
 
     Masks differ from zero only in the last windows of an axis: in the last one of a shifted axis, and in the last two
     where padding is masked.
     """
-    smaller, places = [], []
+    smaller, places = [], [0]
     for length, side, offset in zip(spatial, window, shift, strict=True):
         grid = (length + side - 1) // side
         kept = min(grid, 3 if mask_padding else 2 if offset else 1)
         smaller.append(length - (grid - kept) * side)
-        places.append(tuple(max(0, i - grid + kept) for i in range(grid)))
+        places = [place * kept + max(0, i - grid + kept) for place in places for i in range(grid)]
     return tuple(smaller), tuple(places)
 
 
-def distinct_masks(
-    spatial: tuple[int, ...],
-    window: tuple[int, ...],
-    shift: tuple[int, ...],
-    mask_padding: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    """The masks of `window_mask` that differ: (masks, N, N), at most two or three for each axis, multiplied."""
-    return window_mask(_distinct(spatial, window, shift, mask_padding)[0], window, shift, mask_padding, dtype, device)
-
-
-@functools.lru_cache(maxsize=64)
-def mask_numbers(
-    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
-) -> tuple[int, ...]:
-    """For each window of the map its row of `distinct_masks`."""
-    smaller, places = _distinct(spatial, window, shift, mask_padding)
-    strides = [1]
-    for length, side in zip(reversed(smaller[1:]), reversed(window[1:]), strict=True):
-        strides.insert(0, strides[0] * -(-length // side))
-    return tuple(sum(map(math.prod, zip(place, strides, strict=True))) for place in itertools.product(*places))
-
-
 @constant()
-def _numbers_on(
-    spatial: tuple[int, ...],
-    window: tuple[int, ...],
-    shift: tuple[int, ...],
-    mask_padding: bool,
-    device: torch.device,
-) -> Tensor:
-    return torch.tensor(mask_numbers(spatial, window, shift, mask_padding), device=device)
+def _places_on(places: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(places, device=device)
 
 
 def every_mask(
@@ -208,6 +178,6 @@ def every_mask(
     """`window_mask`, of which only what differs is kept between calls: in video all masks are a hundred megabytes."""
     if not plain_eager():  # sizes may be symbols
         return window_mask(spatial, window, shift, mask_padding, dtype, device)
-    masks = distinct_masks(spatial, window, shift, mask_padding, dtype, device)
-    numbers = _numbers_on(spatial, window, shift, mask_padding, device)
-    return masks if len(masks) == len(numbers) else masks.index_select(0, numbers)
+    smaller, places = distinct_windows(spatial, window, shift, mask_padding)
+    masks = window_mask(smaller, window, shift, mask_padding, dtype, device)
+    return masks if len(masks) == len(places) else masks.index_select(0, _places_on(places, device))

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..backbone import sides
 from ..errors import WeightsError
-from ..layers.position_bias import relative_coordinates, relative_position_index
-from .files import find_tensors
-from .layouts import ALL, LAYOUTS, canonical_name, find_layout
+from ..layers.window_attention import relative_coordinates, relative_position_index
+from ..swin import windows_per_stage
+from .files import find_weights
+from .keymap import Facts, Layout, grouped, repacked, template
+from .layouts import ALL, around_of, canonical_name, find_layout, recognise
 from .report import some
 from .resize import square_window
-from .rules import Facts, Layout, template
-from .translate import grouped, repacked
 
 # Buffers that a model computes from sizes; `attn_mask` even depends on the image.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
@@ -26,21 +26,11 @@ COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 FOREIGN = {
     "mask_token": "belongs to masked-image pre-training",
     **dict.fromkeys(("total_ops", "total_params"), "a counter of thop"),
-    **dict.fromkeys(
-        (
-            "input_shape",
-            "output_shape",
-            "parameter_quantity",
-            "inference_memory",
-            "MAdd",
-            "duration",
-            "Flops",
-            "Memory",
-        ),
-        "a counter of torchstat",
-    ),
+    **dict.fromkeys(("input_shape", "output_shape", "parameter_quantity"), "a counter of torchstat"),
+    **dict.fromkeys(("inference_memory", "MAdd", "duration", "Flops", "Memory"), "a counter of torchstat"),
 }
 OUR_STAGE = template("stages.{s}.blocks.{b}.attn.proj.weight")
+OUR_TABLE = template("stages.{s}.blocks.{b}.attn.position_bias.table")
 OUR_HEAD = template("head.{p}")
 
 
@@ -51,27 +41,35 @@ class Checkpoint:
     Attributes:
         layout, wrapper: what it was, and what stood before the keys of the backbone.
         style: "classifier" or "dense", see `Facts`.
+        given: the state dict as it was.
         tensors: our key, without `backbone.`, -> tensor.
         sources: our key -> the keys that it came from.
         computed: their buffers that a model computes.
-        coordinates: (stage, block) -> SwinV2's `relative_coords_table`, where it was there.
         dropped: their key -> why it is not part of the backbone or its head.
         unknown: their keys without a rule.
+        inflated: our key -> how it was brought from images to video.
     """
 
     layout: Layout
     wrapper: str
     style: str = "dense"
+    given: Mapping[str, Tensor] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
-    coordinates: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    inflated: dict[str, str] = field(default_factory=dict)
 
     @property
     def stages(self) -> int:
         return 1 + max((int(key.split(".")[1]) for key in self.tensors if key.startswith("stages.")), default=-1)
+
+    @property
+    def classes(self) -> int:
+        """Rows of the head; 0 where there is none."""
+        head = self.tensors.get("head.weight")
+        return len(head) if head is not None and head.dim() else 0
 
 
 def convert_state_dict(
@@ -109,88 +107,8 @@ def convert_state_dict(
         WeightsError: the layout is not recognised, does not have the family, or keys have no place in it.
     """
     canonical_name(to)
-    grid = None if ape_size is None else sides(ape_size, 2, "ape_size")
-    tensors = find_tensors(state_dict)
-    checkpoint = read_checkpoint(tensors, layout, grid=grid)
-    if checkpoint.unknown:
-        raise WeightsError(
-            f"no rule for {some(checkpoint.unknown)} in the {checkpoint.layout.name} layout of "
-            f"{checkpoint.layout.family}: remove these keys, or the weights are of another model"
-        )
-    target = find_layout(to, checkpoint.layout.family)
-    windows = _windows(checkpoint, window_size)
-    written = write_checkpoint(checkpoint, target, windows, _windows(checkpoint, pretrained_window_size))
-    others = _other_parts(checkpoint, tensors) if whole else {}
-    if not others:
-        return written
-    # `HVTBackbone` keeps its weights one level deeper than the backbones whose place it takes
-    prefix = checkpoint.wrapper.removesuffix("model.") if checkpoint.layout.rules is None else checkpoint.wrapper
-    return {**others, **{prefix + key: tensor for key, tensor in written.items()}}
-
-
-def _other_parts(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What lies neither under the backbone's prefix nor in a head that belongs to its layout."""
-    heads = {key for sources in checkpoint.sources.values() for key in sources}
-    return {
-        key: tensor for key, tensor in tensors.items() if not key.startswith(checkpoint.wrapper) and key not in heads
-    }
-
-
-def recognise(
-    keys: Iterable[str] | Mapping[str, Tensor], name: str = "auto", layouts: Sequence[Layout] = ALL
-) -> tuple[Layout, str]:
-    """The layout of these keys, and the prefix before those of the backbone ("" for none).
-
-    Where they are given with tensors, those tell video from images, whose keys are the same.
-
-    Raises:
-        WeightsError: no layout has such keys, or the prefix is not unique.
-    """
-    tensors = keys if isinstance(keys, Mapping) else {}
-    keys = set(keys)
-    if name != "auto":
-        name = canonical_name(name)
-        layouts = [layout for layout in layouts if layout.name == name]
-    found = {
-        (layout, prefix): _is_marked(layout, prefix, keys)
-        for layout in layouts
-        for prefix in sorted(key.removesuffix(layout.anchor) for key in keys if key.endswith(layout.anchor))
-        if (not prefix or prefix.endswith(".")) and all(prefix + key in keys for key in layout.requires)
-        if _has_axes(tensors.get(prefix + layout.anchor), layout.axes)
-    }
-    # marks tell layouts apart that share their other keys; a layout that was named needs no telling apart
-    chosen = [match for match, marked in found.items() if marked] or (list(found) if name != "auto" else [])
-    if not chosen:
-        raise WeightsError(_unrecognised(keys, name))
-    prefixes = sorted({prefix for _, prefix in chosen})
-    if len(prefixes) > 1:
-        raise WeightsError(
-            f"the weights hold {len(prefixes)} backbones, under {', '.join(repr(prefix) for prefix in prefixes)}: "
-            "pass the keys of one of them"
-        )
-    return chosen[0]
-
-
-def _has_axes(kernel: Tensor | None, axes: int) -> bool:
-    return kernel is None or (kernel.dim() == 5) == (axes == 3)
-
-
-def _is_marked(layout: Layout, prefix: str, keys: set[str]) -> bool:
-    around = _around(prefix)
-    marked = not layout.marks or any(prefix + key in keys or around + key in keys for key in layout.marks)
-    return marked and not any(prefix + key in keys for key in layout.unlike)
-
-
-def _around(prefix: str) -> str:
-    """The prefix of the module that holds the backbone."""
-    return prefix.rpartition(".")[0].rpartition(".")[0] + "." if prefix.count(".") > 1 else ""
-
-
-def _unrecognised(keys: set[str], name: str) -> str:
-    if not keys:
-        return "there are no tensors in the weights: pass a model's state_dict()"
-    wanted = f"not in the {name} layout" if name != "auto" else f"in none of the layouts {', '.join(LAYOUTS)}"
-    return f"the keys are {wanted} of Swin, SwinV2, PVTv2, Twins or Video Swin: {some(sorted(keys))}"
+    checkpoint = read_checkpoint(find_weights(state_dict).tensors, layout, ape_size=ape_size)
+    return write_checkpoint(checkpoint, to, window_size, pretrained_window_size, whole=whole)
 
 
 def read_checkpoint(
@@ -198,21 +116,22 @@ def read_checkpoint(
     layout: str = "auto",
     *,
     layouts: Sequence[Layout] = ALL,
-    grid: tuple[int, int] | None = None,
+    ape_size: int | Sequence[int] | None = None,
 ) -> Checkpoint:
     """Bring a state dict into our names.
 
     Raises:
+        InputError: `ape_size` is no size.
         WeightsError: the layout is not recognised, or tensors do not fit its rules.
     """
+    grid = None if ape_size is None else sides(ape_size, 2, "ape_size")
     table, prefix = recognise(tensors, layout, layouts)
-    result = Checkpoint(table, prefix)
-    around = _around(prefix)
+    result = Checkpoint(table, prefix, given=tensors)
+    around = around_of(prefix)
     inner, outer = {}, {}
-    for key, tensor in tensors.items():
+    for key in tensors:
         if key.rpartition(".")[2] in COMPUTED:
             result.computed.append(key)
-            _keep_coordinates(result, key.removeprefix(prefix), tensor)
         elif reason := FOREIGN.get(key.rpartition(".")[2]):
             result.dropped[key] = reason
         elif key.startswith(prefix):
@@ -220,40 +139,28 @@ def read_checkpoint(
         else:
             outer[key.removeprefix(around)] = key
     if table.rules is None:
-        _take_ours(result, tensors, inner, outer)
+        _take_ours(result, inner, outer)
     else:
-        _translate(result, tensors, inner, outer, grid)
+        _translate(result, inner, outer, grid)
     return result
 
 
-def _keep_coordinates(result: Checkpoint, key: str, tensor: Tensor) -> None:
-    for buffer in result.layout.buffers:
-        if buffer.kind == "coordinates" and (values := template(buffer.theirs).match(key)):
-            result.coordinates[values["s"], values["b"]] = tensor
-
-
-def _take_ours(result: Checkpoint, tensors: Mapping[str, Tensor], inner: dict[str, str], outer: dict[str, str]) -> None:
+def _take_ours(result: Checkpoint, inner: dict[str, str], outer: dict[str, str]) -> None:
     heads = {key: theirs for key, theirs in outer.items() if OUR_HEAD.match(key)}
     others = {theirs: f"outside {result.wrapper!r}" for key, theirs in outer.items() if key not in heads}
     result.dropped |= others
     keys = inner | heads
-    result.tensors = {key: tensors[theirs] for key, theirs in keys.items()}
+    result.tensors = {key: result.given[theirs] for key, theirs in keys.items()}
     result.sources = {key: (theirs,) for key, theirs in keys.items()}
     alone = result.wrapper.endswith("backbone.") and not others
     result.style = "classifier" if heads or alone or any(OUR_HEAD.match(key) for key in inner) else "dense"
 
 
-def _translate(
-    result: Checkpoint,
-    tensors: Mapping[str, Tensor],
-    inner: dict[str, str],
-    outer: dict[str, str],
-    grid: tuple[int, int] | None,
-) -> None:
-    table = result.layout
-    groups, unmatched = grouped(inner, [r for r in table.rules if not r.outer or not result.wrapper], "theirs")
+def _translate(result: Checkpoint, inner: dict[str, str], outer: dict[str, str], grid: tuple[int, ...] | None) -> None:
+    rules = result.layout.rules or ()
+    groups, unmatched = grouped(inner, [r for r in rules if not r.outer or not result.wrapper], "theirs")
     result.unknown = [inner[key] for key in unmatched]
-    beside, foreign = grouped(outer, [r for r in table.rules if r.outer], "theirs")
+    beside, foreign = grouped(outer, [r for r in rules if r.outer], "theirs")
     result.dropped |= {outer[key]: f"outside {result.wrapper!r}" for key in foreign}
     named = [(group, inner) for group in groups] + [(group, outer) for group in beside]
     styles = {group.rule.style for group, _ in named}
@@ -265,8 +172,8 @@ def _translate(
         if group.rule.style not in (None, result.style):
             result.dropped |= dict.fromkeys(theirs, f"not used by the {result.style} model")
             continue
-        parts = [None if key is None else tensors[names[key]] for key in group.parts]
-        for key, tensor in repacked(group, parts, "ours", last, facts).items():
+        tensors = {key: result.given[names[key]] for key in group.keys}
+        for key, tensor in repacked(group, tensors, "ours", last, facts).items():
             if key in result.sources:
                 raise WeightsError(f"{some([*result.sources[key], *theirs])} mean the same: remove one of them")
             result.tensors[key] = tensor
@@ -275,85 +182,106 @@ def _translate(
 
 def write_checkpoint(
     checkpoint: Checkpoint,
-    layout: Layout,
-    windows: Sequence[Sequence[int]] | None = None,
-    pretrained_windows: Sequence[Sequence[int]] | None = None,
+    to: str,
+    window_size: int | Sequence[Any] | None = None,
+    pretrained_window_size: int | Sequence[Any] = 0,
+    *,
+    whole: bool = False,
 ) -> dict[str, Tensor]:
-    """Bring our names into `layout`, with the buffers that its code stores.
+    """What `convert_state_dict` returns, of weights in our names.
 
     Raises:
-        WeightsError: tensors that have no place in it, or windows that do not fit the position tables.
+        InputError, WeightsError: as `convert_state_dict`.
     """
-    wrapper = (layout.wrapper or {}).get(checkpoint.style, "")
+    table = checkpoint.layout
+    if checkpoint.unknown:
+        raise WeightsError(
+            f"no rule for {some(checkpoint.unknown)} in the {table.name} layout of {table.family}: "
+            "remove these keys, or the weights are of another model"
+        )
+    written = _rewritten(checkpoint, find_layout(to, table.family), window_size, pretrained_window_size)
+    # what lies neither under the backbone's prefix nor in a head that belongs to its layout
+    heads = {key for sources in checkpoint.sources.values() for key in sources}
+    others = {k: t for k, t in checkpoint.given.items() if not k.startswith(checkpoint.wrapper) and k not in heads}
+    if not (whole and others):
+        return written
+    # `HVTBackbone` keeps its weights one level deeper than the backbones whose place it takes
+    prefix = checkpoint.wrapper.removesuffix("model.") if table.rules is None else checkpoint.wrapper
+    return {**others, **{prefix + key: tensor for key, tensor in written.items()}}
+
+
+def _rewritten(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    window_size: int | Sequence[Any] | None,
+    pretrained_window_size: int | Sequence[Any],
+) -> dict[str, Tensor]:
+    """In the keys of `layout`, with the buffers that its code stores."""
+    axes, stages = checkpoint.layout.axes, checkpoint.stages
+    windows = None if window_size is None else windows_per_stage(window_size, stages, axes, least=0)
+    pretrained = windows_per_stage(pretrained_window_size, stages, axes, least=0)
+    wrapper = layout.wrapper.get(checkpoint.style, "")
     if layout.rules is None:
         return {key if OUR_HEAD.match(key) else wrapper + key: tensor for key, tensor in checkpoint.tensors.items()}
-    last = checkpoint.stages - 1
     rules = [rule for rule in layout.rules if rule.style in (None, checkpoint.style)]
-    groups, unmatched = grouped(checkpoint.tensors, rules, "ours", last)
+    groups, unmatched = grouped(checkpoint.tensors, rules, "ours", stages - 1)
     if unmatched:
         raise WeightsError(
             f"the {layout.name} layout of a {checkpoint.style} {layout.family} has no place for {some(unmatched)}: "
             "leave these keys out"
         )
     facts = Facts(checkpoint.style)
-    written = {}
+    written: dict[str, Tensor] = {}
     for group in groups:
-        parts = [None if key is None else checkpoint.tensors[key] for key in group.parts]
         prefix = "" if group.rule.outer else wrapper
-        written |= {prefix + key: t for key, t in repacked(group, parts, "theirs", last, facts).items()}
-    written |= {wrapper + key: t for key, t in _computed_buffers(checkpoint, layout, windows, pretrained_windows)}
+        moved = repacked(group, checkpoint.tensors, "theirs", stages - 1, facts)
+        written |= {prefix + key: tensor for key, tensor in moved.items()}
+    written |= {wrapper + key: tensor for key, tensor in _buffers(checkpoint, layout, windows, pretrained)}
     return written
 
 
-def _computed_buffers(
+def _buffers(
     checkpoint: Checkpoint,
     layout: Layout,
-    windows: Sequence[Sequence[int]] | None,
-    pretrained_windows: Sequence[Sequence[int]] | None,
+    windows: Sequence[tuple[int, ...]] | None,
+    pretrained_windows: Sequence[tuple[int, ...]],
 ) -> Iterable[tuple[str, Tensor]]:
     if not layout.buffers:
         return
     for key, weight in checkpoint.tensors.items():
-        if (values := OUR_STAGE.match(key)) is None:
+        if (block := OUR_STAGE.match(key)) is None:
             continue
-        stage, block = values["s"], values["b"]
-        coordinates = checkpoint.coordinates.get((stage, block)) if windows is None else None
-        window = _window(checkpoint, stage, block, windows, coordinates)
+        stage = block["s"]
+        coordinates = None if windows else _given_coordinates(checkpoint, block)
+        window = windows[stage] if windows else _window(checkpoint, block, coordinates)
         if window is None:
             continue
-        if coordinates is None and layout.family == "swinv2":
-            pretrained = tuple(pretrained_windows[stage]) if pretrained_windows else (0, 0)
-            table_shape = (1, *(2 * side - 1 for side in window), 2)
-            coordinates = relative_coordinates(window, pretrained, torch.device("cpu")).view(table_shape)
-        index = relative_position_index(window, window, torch.device("cpu"))
-        tokens = math.prod(window)
-        tensors = {"index": index.view(tokens, tokens), "flat index": index, "coordinates": coordinates}
-        for buffer in layout.buffers:
-            yield template(buffer.theirs).fill(values), tensors[buffer.kind].clone().to(weight.device)
-
-
-def _window(
-    checkpoint: Checkpoint, stage: int, block: int, windows: Sequence[Sequence[int]] | None, coordinates: Tensor | None
-) -> tuple[int, ...] | None:
-    """The window of a block: as given, or as its coordinates or its table of position biases tell, if they do."""
-    table = checkpoint.tensors.get(f"stages.{stage}.blocks.{block}.attn.position_bias.table")
-    if windows is not None:
-        window = tuple(windows[stage])
+        table = checkpoint.tensors.get(OUR_TABLE.fill(block))
         rows = math.prod(2 * side - 1 for side in window)
         if table is not None and len(table) != rows:
             raise WeightsError(
                 f"window_size {window} in stage {stage}: its position table would have {rows} rows, the weights have "
                 f"{len(table)}"
             )
-        return window
+        if coordinates is None:
+            of_window = relative_coordinates(window, pretrained_windows[stage], torch.device("cpu"))
+            coordinates = of_window.view(1, *(2 * side - 1 for side in window), len(window))
+        index = relative_position_index(window, window, torch.device("cpu"))
+        tokens = math.prod(window)
+        tensors = {"index": index.view(tokens, tokens), "flat index": index, "coordinates": coordinates}
+        for buffer, kind in layout.buffers.items():
+            yield template(buffer).fill(block), tensors[kind].clone().to(weight.device)
+
+
+def _given_coordinates(checkpoint: Checkpoint, block: Mapping[str, int]) -> Tensor | None:
+    """SwinV2's `relative_coords_table` of a block, where the state dict had it."""
+    keys = [template(key).fill(block) for key, kind in checkpoint.layout.buffers.items() if kind == "coordinates"]
+    return checkpoint.given.get(checkpoint.wrapper + keys[0]) if keys else None
+
+
+def _window(checkpoint: Checkpoint, block: Mapping[str, int], coordinates: Tensor | None) -> tuple[int, ...] | None:
+    """The window of a block as its coordinates or its table of position biases tell, if they do."""
     if coordinates is not None:
         return tuple((side + 1) // 2 for side in coordinates.shape[1:3])
+    table = checkpoint.tensors.get(OUR_TABLE.fill(block))
     return None if table is None or checkpoint.layout.axes == 3 else square_window(len(table))
-
-
-def _windows(checkpoint: Checkpoint, window_size: int | Sequence[Any] | None) -> list[tuple[int, ...]] | None:
-    if window_size is None:
-        return None
-    from ..swin import windows_per_stage
-
-    return windows_per_stage(window_size, checkpoint.stages, checkpoint.layout.axes, least=0)

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from errno import EHOSTUNREACH, ENETUNREACH, ENOSPC
 from pathlib import Path
 
-from hvt_backbones.errors import WeightsError
-from hvt_backbones.weights.files import foreign_content, is_disk_full
+from ..atomic import is_disk_full
+from ..errors import WeightsError
+from .files import foreign_content
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0

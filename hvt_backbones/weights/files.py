@@ -1,34 +1,26 @@
 """Weight files on the disk: read without running code, written whole or not at all.
 
-Only tensors are taken from a file. safetensors files cannot hold anything else; pickles written by `torch.save` go
-through PyTorch's restricted reader (`weights_only=True`), in which the few harmless classes that published
-checkpoints carry beside their weights (settings, logged numbers) are replaced by inert placeholders.
+Only tensors, and the text that describes them, are taken from a file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-import pickle
-import pickletools
 import re
-import shutil
-import uuid
-import warnings
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvt_backbones.errors import InputError, WeightsError
-from hvt_backbones.weights.report import shown
+from ..atomic import whole_file
+from ..errors import InputError, WeightsError
+from .pickles import check_zip, damaged, load_pickle
+from .report import shown, some
 
 # Keys under which training code stores the mapping of tensors, the first found wins; tensors beside them come before
 # all. The trained weights come before their moving average, so that a checkpoint that holds both is read the same way
@@ -43,89 +35,51 @@ HEAD_BYTES = 1024
 logger = logging.getLogger(__name__)
 
 
-class _Placeholder:
-    """Stands for an object whose content is not needed: takes any arguments and state, keeps none, runs nothing."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _PlaceholderMapping:
-    """The same for classes derived from dict: PyTorch's reader fills an OrderedDict, but no other subclass of dict."""
-
-    def __new__(cls, *args: object) -> OrderedDict:
-        return OrderedDict()
-
-
-class _HistoryBuffer(_Placeholder):
-    """MMEngine's log of a number."""
-
-
-def _history_method(owner: object, name: object) -> None:
-    """For the `getattr` with which MMEngine's logs name their statistics, and for no other: it reaches anything."""
-    if owner is not _HistoryBuffer or name not in ("mean", "max", "min", "current"):
-        raise pickle.UnpicklingError("GLOBAL builtins.getattr was not an allowed global by default")
-
-
-_PLACEHOLDERS = {
-    _Placeholder: (
-        "argparse.Namespace",  # PVT, Twins, timm
-        "pathlib.PosixPath",  # a value in such a namespace
-        "pathlib.WindowsPath",
-        "pathlib._local.PosixPath",
-        "pathlib._local.WindowsPath",
-        "numpy.dtype",  # numbers among the metrics
-        "numpy.ndarray",
-        "numpy.core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy._core.multiarray._reconstruct",
-        "builtins.dict",  # factories of a defaultdict
-        "builtins.list",
-        "builtins.int",
-        "builtins.float",
-        "builtins.slice",
-    ),
-    _HistoryBuffer: ("mmengine.logging.history_buffer.HistoryBuffer",),
-    _history_method: ("builtins.getattr",),
-    _PlaceholderMapping: (
-        "yacs.config.CfgNode",  # Swin
-        "collections.defaultdict",
-        "addict.addict.Dict",
-        "mmcv.utils.config.ConfigDict",
-        "mmengine.config.config.ConfigDict",
-    ),
-}
-
-
 @dataclass(frozen=True)
 class FoundWeights:
-    """Weights in the content of a file.
+    """Weights in the content of a file, and what it says about them.
 
     Attributes:
         tensors: name -> tensor.
         key: the keys that lead there, with dots between; None where the tensors lay at the top.
         others: the keys that lead to the other sets.
+        meta: the text entries of a safetensors file; what a file of `torch.save` holds under `meta`.
     """
 
     tensors: dict[str, Tensor]
-    key: str | None = None
-    others: tuple[str, ...] = ()
+    key: str | None
+    others: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The text entries that `save_state_dict` stored with the weights; empty where there are none."""
+        return {name: text for name, text in self.meta.items() if isinstance(name, str) and isinstance(text, str)}
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """What OpenMMLab stored about the classes, "classes" and "palette", as far as it is plain data."""
+        # before MMEngine the names were written in capitals
+        older = {key.lower(): self.meta[key] for key in ("CLASSES", "PALETTE") if key in self.meta}
+        classes = self.meta.get("dataset_meta", older)
+        if not isinstance(classes, Mapping):
+            return {}
+        return {key: value for key, value in classes.items() if _is_plain(value)}
 
 
-def read_state_dict(path: str | os.PathLike, *, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of `read_weights`."""
-    return read_weights(path, key).tensors
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, [*value.keys(), *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)
 
 
 def read_weights(path: str | os.PathLike, key: str | None = None) -> FoundWeights:
     """Read the mapping of names to tensors from a safetensors file or from a file of `torch.save`, on the CPU.
 
-    The mapping may lie at the top of the file or, at any depth, under one of `WRAPPER_KEYS`; entries beside it
-    (optimiser, settings, epoch) are left out. Files of the zip format are mapped into memory, so that those entries
+    The mapping may lie at the top of the file or, at any depth, under one of `WRAPPER_KEYS`; of the entries beside it
+    (optimiser, settings, epoch) only `meta` is kept. Files of the zip format are mapped into memory, so that the others
     cost nothing.
 
     Args:
@@ -138,56 +92,8 @@ def read_weights(path: str | os.PathLike, key: str | None = None) -> FoundWeight
         WeightsError: the path does not lead to a file of weights, the file is damaged, needs code to be read, or
             holds no tensors.
     """
-    path = Path(path)
-    return find_weights(_read_content(path), key, str(path))
-
-
-def check_file(path: str | os.PathLike) -> None:
-    """Make sure that a file of weights, and of whatever training state is beside them, needs no code to be read.
-
-    Raises:
-        WeightsError: as `read_state_dict`, except that tensors need not be there.
-    """
-    _read_content(Path(path))
-
-
-def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Read the text entries that `save_state_dict` stored with the weights; empty where there are none.
-
-    Raises:
-        WeightsError: as `read_state_dict`.
-    """
-    path = Path(path)
-    if _is_safetensors(path, _read_head(path)):
-        with _open_safetensors(path) as file:
-            return dict(file.metadata() or {})
-    metadata = _read_content(path).get("meta")
-    if not isinstance(metadata, Mapping):
-        return {}
-    return {name: text for name, text in metadata.items() if isinstance(name, str) and isinstance(text, str)}
-
-
-def read_classes(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what OpenMMLab stored about the classes, "classes" and "palette", as far as it is plain data.
-
-    Raises:
-        WeightsError: as `read_state_dict`.
-    """
-    metadata = _read_content(Path(path)).get("meta")
-    if not isinstance(metadata, Mapping):
-        return {}
-    # before MMEngine the names were written in capitals
-    older = {key.lower(): metadata[key] for key in ("CLASSES", "PALETTE") if key in metadata}
-    classes = metadata.get("dataset_meta", older)
-    return {key: value for key, value in classes.items() if _is_plain(value)} if isinstance(classes, Mapping) else {}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_is_plain, [*value.keys(), *value.values()]))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, str | int | float)
+    content, meta = read_content(path)
+    return find_weights(content, key, str(path), meta)
 
 
 def save_state_dict(
@@ -200,39 +106,50 @@ def save_state_dict(
     each. Missing folders are made.
 
     Raises:
-        WeightsError: unknown suffix, the folder cannot be made or written, or the disk is full.
+        InputError: unknown suffix, the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
     if path.suffix not in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES):
-        raise WeightsError(
+        raise InputError(
             f"cannot tell the format of {path} from its suffix: end the name in {SAFETENSORS_SUFFIX} "
             f"or one of {', '.join(PICKLE_SUFFIXES)}"
         )
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder: give the name of a file in it")
+        raise InputError(f"{path} is a folder: give the name of a file in it")
     tensors = _without_shared_memory(state_dict)
-    needed = sum(tensor.nbytes for tensor in tensors.values())
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch(exist_ok=False)
+    with whole_file(path, sum(tensor.nbytes for tensor in tensors.values())) as partial:
+        partial.touch()
         mode = partial.stat().st_mode  # what the umask allows; safetensors' own files are private to the user
-        if shutil.disk_usage(path.parent).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if path.suffix == SAFETENSORS_SUFFIX:
-            _write_safetensors(tensors, partial, metadata)
-        else:
-            torch.save({"meta": dict(metadata or {}), "state_dict": tensors}, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        _write(tensors, partial, metadata or {})
         partial.chmod(mode)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
-        raise WeightsError(_why_not_written(path, needed, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
+
+
+def _without_shared_memory(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors, seen = {}, set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        # a view of a larger tensor would drag all of that into a pickle
+        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        if path.suffix == SAFETENSORS_SUFFIX:
+            texts = {name: text for name, text in metadata.items() if isinstance(text, str)}
+            save_file(tensors, path, metadata=texts or None)
+        else:
+            torch.save({"meta": dict(metadata), "state_dict": tensors}, path)
+    except (SafetensorError, RuntimeError) as error:  # so either reports what the system refuses
+        raise OSError("writing stopped early") from error
 
 
 def foreign_content(head: bytes) -> str | None:
@@ -273,97 +190,44 @@ def _read_head(path: Path) -> bytes:
     return head
 
 
-def _read_content(path: Path) -> Mapping[str, Any]:
+def read_content(path: str | os.PathLike) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """All that a file of weights holds, and of that what is said about them; no code is needed to read it.
+
+    Raises:
+        WeightsError: as `read_weights`, except that tensors need not be there.
+    """
+    path = Path(path)
     head = _read_head(path)
-    if _is_safetensors(path, head):
-        with _open_safetensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    # the first 8 bytes of safetensors are the length of a JSON object that follows
+    if head[8:9] == b"{" or (path.suffix == SAFETENSORS_SUFFIX and not head.startswith((b"PK", b"\x80"))):
+        return _read_safetensors(path)
     if head.startswith(b"PK"):
-        _check_zip(path)
+        check_zip(path)
     elif not head.startswith(b"\x80"):
         raise WeightsError(f"{path} is neither safetensors nor a file of torch.save: pass a weights file")
-    content = _load_pickle(path, mmap=head.startswith(b"PK"))
-    return content if isinstance(content, Mapping) else {}
+    content = load_pickle(path, mmap=head.startswith(b"PK"))
+    if not isinstance(content, Mapping):
+        return {}, {}
+    meta = content.get("meta")
+    return content, meta if isinstance(meta, Mapping) else {}
 
 
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    # the first 8 bytes are the length of a JSON object that follows
-    return head[8:9] == b"{" or (path.suffix == SAFETENSORS_SUFFIX and not head.startswith((b"PK", b"\x80")))
-
-
-@contextlib.contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
 
 
-def _check_zip(path: Path) -> None:
-    """`torch.save` writes a zip archive; its table of contents comes last, so a truncated file has none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise _damaged(path, "the end of the archive is missing") from error
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(
-            f"{path} is a TorchScript program, not weights: in the project that made it, "
-            "save the model's state_dict() with torch.save"
-        )
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise WeightsError(f"{path} is a zip archive without weights of torch.save: unpack it and pass the file inside")
-
-
-def _load_pickle(path: Path, *, mmap: bool) -> Any:
-    placeholders = [(stand_in, name) for stand_in, names in _PLACEHOLDERS.items() for name in names]
-    try:
-        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols; what cannot be read is an error all the same
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-        if needed := named[1] if named else _first_foreign_global(path):
-            raise WeightsError(
-                f"{path} needs the code of {needed!r} to be read, which is refused because a pickle can run any "
-                "program: in the project that wrote it, save only the tensors, "
-                "torch.save(model.state_dict(), 'weights.pth'), and pass that file"
-            ) from error
-        raise WeightsError(
-            f"{path} is a pickle of a kind that cannot be read without running code: in the project that wrote it, "
-            "save it again by torch.save(model.state_dict(), 'weights.pth') with its default protocol"
-        ) from error
-    except Exception as error:  # damaged bytes raise nearly any type, from UnicodeDecodeError to RuntimeError
-        raise _damaged(path, re.split(r"\. |\n", str(error))[0].strip() or type(error).__name__) from error
-
-
-def _first_foreign_global(path: Path) -> str | None:
-    """The first class or function outside torch that a pickle names. Nothing is run: its opcodes are only listed."""
-    pushed: list[object] = []  # what each opcode puts on the stack, where it is a constant
-    memo: list[object] = []
-    with contextlib.ExitStack() as stack, contextlib.suppress(Exception):  # damaged: what was found until then counts
-        file = stack.enter_context(path.open("rb"))
-        if zipfile.is_zipfile(file):
-            archive = stack.enter_context(zipfile.ZipFile(file))
-            file = stack.enter_context(archive.open(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
-        else:
-            file.seek(0)
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                name = argument.replace(" ", ".") if argument else ".".join(map(str, pushed[-2:]))
-                if not name.startswith(("torch.", "collections.")):
-                    return name
-            if opcode.name == "MEMOIZE":  # of protocol 4, as STACK_GLOBAL; older ones name globals in one opcode
-                memo.append(pushed[-1])
-            else:
-                pushed.append(memo[argument] if "BINGET" in opcode.name and memo else argument)
-    return None
-
-
-def find_weights(content: Mapping[str, Any], key: str | None = None, name: str = "the checkpoint") -> FoundWeights:
+def find_weights(
+    content: Mapping[str, Any],
+    key: str | None = None,
+    name: str = "the checkpoint",
+    meta: Mapping[str, Any] = MappingProxyType({}),
+) -> FoundWeights:
     """Choose among the sets of tensors in `content`: what `key` leads to, or by `WRAPPER_KEYS`, with a warning.
 
     Raises:
@@ -372,107 +236,48 @@ def find_weights(content: Mapping[str, Any], key: str | None = None, name: str =
     """
     if key is not None and (not isinstance(key, str) or not key):
         raise InputError(f"weights_key is {shown(key)}: give the key of a set of weights, such as 'state_dict_ema'")
-    sets = tensor_sets(content)
-    below = {path: rest for path in sets if (rest := _below(path, key)) is not None and set(rest) <= set(WRAPPER_KEYS)}
-    if not below:
-        raise WeightsError(name + _where_tensors_are(content, sets, key))
-    taken = min(below, key=lambda path: [WRAPPER_KEYS.index(part) for part in below[path]])
-    where = _dotted(taken)
-    rivals = [_dotted(path) for path in (sets if key is None else below) if path != taken]
-    if rivals and (key is None or key != where):
-        taken_from = "what lies at its top" if where is None else repr(where)
-        logger.warning("%s: taken is %s; weights_key chooses %s instead", name, taken_from, _listed(rivals))
-    tensors = {at: tensor.detach() for at, tensor in sets[taken].items()}
-    return FoundWeights(tensors, where, tuple(_dotted(path) for path in sets if path not in (taken, ())))
-
-
-def find_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `find_weights`."""
-    return find_weights(content).tensors
-
-
-def tensor_sets(content: object) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """All mappings of names to tensors in `content`, at any depth, by the keys that lead there."""
-    sets = dict(_walk(content, ()))
+    sets = dict(_tensor_sets(content))
     # The name of a parameter has a dot. Moments of an optimiser, the state of a random generator, a loss have none.
-    return {path: tensors for path, tensors in sets.items() if any("." in name for name in tensors)} or sets
+    sets = {path: tensors for path, tensors in sets.items() if any("." in name for name in tensors)} or sets
+    ranks = {path: rank for path in sets if (rank := _rank(path, key or "")) is not None}
+    if not ranks:
+        raise WeightsError(name + _where_tensors_are(content, sets, key))
+    taken = min(ranks, key=ranks.__getitem__)
+    rivals = [path for path in (sets if key is None else ranks) if path != taken]
+    if rivals and (key is None or key != taken):
+        taken_from = repr(taken) if taken else "what lies at its top"
+        logger.warning("%s: taken is %s; weights_key chooses %s instead", name, taken_from, _quoted(rivals))
+    tensors = {at: tensor.detach() for at, tensor in sets[taken].items()}
+    return FoundWeights(tensors, taken or None, tuple(path for path in sets if path not in (taken, "")), meta)
 
 
-def _walk(content: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+def _tensor_sets(content: object, path: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """All mappings of names to tensors in `content`, at any depth, by the keys that lead there."""
     if not isinstance(content, Mapping):
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     if tensors := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
         yield path, tensors
     for name, value in named.items():
-        yield from _walk(value, (*path, name))
+        yield from _tensor_sets(value, f"{path}.{name}" if path else name)
 
 
-def _below(path: tuple[str, ...], key: str | None) -> tuple[str, ...] | None:
-    """What follows in `path` after `key`; None where it does not lead there."""
-    return next((path[n:] for n in range(len(path) + 1) if ".".join(path[:n]) == (key or "")), None)
+def _rank(path: str, start: str) -> list[int] | None:
+    """The places in `WRAPPER_KEYS` of what follows `start` in `path`; None where that is anything else."""
+    rest = path.removeprefix(start)
+    if not path.startswith(start) or (start and rest and rest[0] != "."):
+        return None
+    keys = [key for key in rest.split(".") if key]
+    return [WRAPPER_KEYS.index(key) for key in keys] if set(keys) <= set(WRAPPER_KEYS) else None
 
 
-def _dotted(path: tuple[str, ...]) -> str | None:
-    """As `weights_key` has it."""
-    return ".".join(path) or None
-
-
-def _where_tensors_are(content: object, sets: Iterable[tuple[str, ...]], key: str | None) -> str:
+def _where_tensors_are(content: object, sets: Iterable[str], key: str | None) -> str:
     if sets:
         missed = "holds no tensors at its top level" if key is None else f"has no weights under {key!r}"
-        return f" {missed}: choose weights_key= among {_listed(map(_dotted, sets))}"
-    keys = f" (its keys are {_listed(content)})" if isinstance(content, Mapping) and content else ""
+        return f" {missed}: choose weights_key= among {_quoted(path or None for path in sets)}"
+    keys = f" (its keys are {_quoted(content)})" if isinstance(content, Mapping) and content else ""
     return f" holds no tensors{keys}: give a model's state_dict()"
 
 
-def _listed(names: Iterable[str | None], limit: int = 8) -> str:
-    names = [repr(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _damaged(path: Path, reason: str) -> WeightsError:
-    size = path.stat().st_size
-    return WeightsError(f"{path} is truncated or damaged ({size} bytes; {reason}): copy or download it again")
-
-
-def _without_shared_memory(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors, seen = {}, set()
-    for name, tensor in state_dict.items():
-        tensor = tensor.detach().cpu().contiguous()
-        memory = tensor.untyped_storage()
-        # a view of a larger tensor would drag all of that into a pickle
-        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(memory.data_ptr())
-        tensors[name] = tensor
-    return tensors
-
-
-def _write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, Any] | None) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        texts = {name: text for name, text in (metadata or {}).items() if isinstance(text, str)}
-        save_file(tensors, path, metadata=texts or None)
-    except SafetensorError as error:  # the system's error number is only in its text
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room: the disk, the user's quota or the largest file size allowed."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _why_not_written(path: Path, needed: int, error: OSError | RuntimeError) -> str:
-    if is_disk_full(error):
-        return (
-            f"{path} was not written, the disk is full or a quota reached ({os.strerror(error.errno)}): "
-            f"free {needed} bytes there or choose another folder"
-        )
-    if isinstance(error, OSError):
-        return f"{path} was not written ({os.strerror(error.errno or errno.EIO)}): choose a folder you can write to"
-    free = shutil.disk_usage(path.parent).free
-    return f"{path} was not written, writing stopped early ({needed} bytes needed, {free} free): make room and repeat"
+def _quoted(names: Iterable[object]) -> str:
+    return some([repr(name) for name in names], 8)

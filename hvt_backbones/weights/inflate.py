@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from ..backbone import check_arguments
 from ..errors import WeightsError
 from ..swin import Window, windows_per_stage
-from .convert import Checkpoint, find_tensors, read_checkpoint
+from .convert import Checkpoint, read_checkpoint
+from .keymap import template
+from .layouts import find_layout
 from .resize import resize_position_table, square_window
-from .rules import template
+from .sources import Source, read_source
 
 PATCH_PROJECTION = "stages.0.downsample.proj.weight"
 TABLE = template("stages.{s}.blocks.{b}.attn.position_bias.table")
 
 
 def inflate(
-    source: Mapping[str, Any] | str | os.PathLike,
+    source: Source,
     *,
     window_size: Window | Sequence[Window] = (8, 7, 7),
     patch_frames: int = 2,
@@ -47,32 +48,24 @@ def inflate(
         WeightsError: the weights cannot be read, are not of a 2-D Swin, or their windows are not square.
     """
     check_arguments(counts={"patch_frames": patch_frames})
-    from .fetch import read_source
-
-    tensors = find_tensors(source) if isinstance(source, Mapping) else read_source(source).tensors
-    checkpoint = read_checkpoint(tensors, layout)
+    checkpoint = read_checkpoint(read_source(source).tensors, layout)
     if checkpoint.layout.family != "swin":
         raise WeightsError(f"only 2-D Swin is inflated to video, the weights are of {checkpoint.layout.family}")
-    inflate_checkpoint(checkpoint, windows_per_stage(window_size, checkpoint.stages, 3), patch_frames)
-    return checkpoint.tensors
+    windows = windows_per_stage(window_size, checkpoint.stages, 3)
+    return inflate_checkpoint(checkpoint, windows, patch_frames).tensors
 
 
-def inflate_checkpoint(checkpoint: Checkpoint, windows: Sequence[Sequence[int]], patch_frames: int) -> dict[str, str]:
-    """Inflate a checkpoint of a 2-D Swin in place, to windows (frames, height, width) of each stage.
-
-    Returns:
-        Our key of what changed -> how.
-    """
-    inflated = {}
-    for key, tensor in list(checkpoint.tensors.items()):
-        if key.startswith("head."):
-            del checkpoint.tensors[key]
-            checkpoint.dropped |= dict.fromkeys(checkpoint.sources.pop(key), "a head for images")
-        elif key == "absolute_pos_embed":
+def inflate_checkpoint(checkpoint: Checkpoint, windows: Sequence[Sequence[int]], patch_frames: int = 2) -> Checkpoint:
+    """A checkpoint of a 2-D Swin as one of a Video Swin, with windows (frames, height, width) in each stage."""
+    tensors, inflated = {}, {}
+    heads = [key for key in checkpoint.tensors if key.startswith("head.")]
+    for key, tensor in checkpoint.tensors.items():
+        if key in heads:
+            continue
+        if key == "absolute_pos_embed":
             raise WeightsError("the weights have an absolute position embedding, which Video Swin has not")
-        elif key == PATCH_PROJECTION:
-            frames = tensor[:, :, None].expand(-1, -1, patch_frames, -1, -1)
-            checkpoint.tensors[key] = frames / patch_frames
+        if key == PATCH_PROJECTION:
+            tensor = tensor[:, :, None].expand(-1, -1, patch_frames, -1, -1) / patch_frames
             inflated[key] = f"to {patch_frames} frames"
         elif (values := TABLE.match(key)) and values["s"] < len(windows):
             frames, *side = windows[values["s"]]
@@ -81,6 +74,18 @@ def inflate_checkpoint(checkpoint: Checkpoint, windows: Sequence[Sequence[int]],
                 raise WeightsError(f"{key} has {len(tensor)} rows, of no square window: it cannot be inflated")
             if old != tuple(side):
                 tensor = resize_position_table(tensor, old, side)
-            checkpoint.tensors[key] = tensor.repeat(2 * frames - 1, 1)
+            tensor = tensor.repeat(2 * frames - 1, 1)
             inflated[key] = f"window {'x'.join(map(str, old))} to {'x'.join(map(str, (frames, *side)))}"
-    return inflated
+        tensors[key] = tensor
+    theirs = [key for head in heads for key in checkpoint.sources[head]]
+    return replace(
+        checkpoint,
+        layout=find_layout("hvt", "video_swin"),
+        wrapper="",
+        style="dense",
+        given=tensors,
+        tensors=tensors,
+        sources={key: checkpoint.sources[key] for key in tensors},
+        dropped=checkpoint.dropped | dict.fromkeys(theirs, "a head for images"),
+        inflated=inflated,
+    )

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
+from ..layers.window_attention import PositionBias
+from ..swin import WindowAttention
 from .convert import Checkpoint, read_checkpoint
-from .files import find_weights
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
+from .keymap import Layout, template
 from .layouts import ALL, OURS, our_layout
 from .report import LoadReport, shown, some
 from .resize import (
@@ -26,9 +28,8 @@ from .resize import (
     square_window,
     video_window,
 )
-from .rules import template
+from .sources import Source, read_source
 
-Source = Mapping[str, Any] | str | os.PathLike
 ClassMap = Sequence[int] | Tensor | str | os.PathLike
 
 STAGE_NORM = template("stages.{s}.norm.{p}")
@@ -81,18 +82,28 @@ def load_weights(
     """
     if not isinstance(model, Backbone | Classifier):
         raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
-    from .fetch import read_source
+    found = read_source(source, weights_key)
+    backbone = _backbone(model)
+    checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), ape_size=_grid(backbone))
+    report = load_checkpoint(model, checkpoint, class_map)
+    report.weights_key, report.other_weights = found.key, found.others
+    return report
 
-    found = find_weights(source, weights_key) if isinstance(source, Mapping) else read_source(source, weights_key)
-    backbone = model.backbone if isinstance(model, Classifier) else model
-    checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), grid=_grid(backbone))
-    plan = _Plan(model, backbone, checkpoint)
-    plan.report.weights_key, plan.report.other_weights = found.key, found.others
+
+def load_checkpoint(
+    model: Backbone | Classifier, checkpoint: Checkpoint, class_map: ClassMap | None = None
+) -> LoadReport:
+    """What `load_weights` does with weights in our names, which stay as they are.
+
+    Raises:
+        InputError, WeightsError: as `load_weights`.
+    """
+    plan = _Plan(model, checkpoint)
     if class_map is not None:
         plan.map_classes(class_map)
     plan.match()
     plan.check()
-    _warn_of_other_windows(checkpoint, backbone)
+    _warn_of_other_windows(checkpoint, plan.backbone)
     with torch.no_grad():
         for name, tensor in plan.copies.items():
             plan.state[name].copy_(tensor)
@@ -109,24 +120,32 @@ def fit_tensors(backbone: Backbone, tensors: Mapping[str, Tensor]) -> tuple[dict
     Raises:
         WeightsError: the layout is not recognised, its rules do not fit the tensors, or the family is another one.
     """
-    checkpoint = read_checkpoint(tensors, layouts=_layouts(backbone), grid=_grid(backbone))
-    plan = _Plan(backbone, backbone, checkpoint)
+    plan = _Plan(backbone, read_checkpoint(tensors, layouts=_layouts(backbone), ape_size=_grid(backbone)))
     plan.match()
-    unfitted = {plan.names[key]: tensor for key, tensor in checkpoint.tensors.items() if key in plan.names}
+    unfitted = {plan.names[key]: tensor for key, tensor in plan.checkpoint.tensors.items() if key in plan.names}
     return {**unfitted, **plan.copies}, plan.report
 
 
-def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, str]:
-    """Inflate images' weights for video; what changed, and how."""
+def _backbone(model: Backbone | Classifier) -> Backbone:
+    return model.backbone if isinstance(model, Classifier) else model
+
+
+def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> Checkpoint:
+    """Images' weights are inflated for video."""
     if (checkpoint.layout.family, backbone.family) == ("swin", "video_swin"):
-        windows = [stage.blocks[0].attn.window_size for stage in backbone.stages]
-        return inflate_checkpoint(checkpoint, windows, backbone.stages[0].downsample.patch_size[0])
+        attentions = [_window_attentions(stage) for stage in backbone.stages]
+        patch_frames = backbone.get_parameter(PATCH_PROJECTION).shape[2]
+        return inflate_checkpoint(checkpoint, [each[0].window_size for each in attentions], patch_frames)
     if checkpoint.layout.family != backbone.family:
         raise WeightsError(
             f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
             f"the model is a {type(backbone).__name__}: build the model that they belong to"
         )
-    return {}
+    return checkpoint
+
+
+def _window_attentions(module: nn.Module) -> list[WindowAttention]:
+    return [part for part in module.modules() if isinstance(part, WindowAttention)]
 
 
 def _warn_of_other_windows(checkpoint: Checkpoint, backbone: Backbone) -> None:
@@ -135,35 +154,35 @@ def _warn_of_other_windows(checkpoint: Checkpoint, backbone: Backbone) -> None:
     Classifiers are none of it: of all code bases, they shrink the window and their dense models pad.
     """
     of_backbone = (checkpoint.layout.name, checkpoint.style, backbone.family) == ("huggingface", "dense", "swinv2")
-    if of_backbone and any(block.attn.small_map == "pad" for stage in backbone.stages for block in stage.blocks):
+    if of_backbone and any(attention.small_map == "pad" for attention in _window_attentions(backbone)):
         logger.warning(
             "the weights are of transformers' Swinv2Backbone, which shrinks the window where a map is not larger; this "
             'model pads the map, so that its last maps can differ: build it with small_map="shrink" for the same ones'
         )
 
 
-def _layouts(backbone: Backbone) -> list:
+def _layouts(backbone: Backbone) -> list[Layout]:
     """All tables, and for a family that has none its own keys."""
     if backbone.family in OURS:
         return ALL
     return [our_layout(backbone.family, next(iter(backbone.state_dict()))), *ALL]
 
 
-def _grid(backbone: Backbone) -> tuple[int, int] | None:
+def _grid(backbone: Backbone) -> tuple[int, ...] | None:
     """The grid of the model's absolute position embedding; for a model without one any will do."""
     embedding = getattr(backbone, "absolute_pos_embed", None)
-    return None if embedding is None else tuple(embedding.shape[1:-1])
+    return tuple(embedding.shape[1:3]) if isinstance(embedding, Tensor) and embedding.dim() == 4 else None
 
 
 class _Plan:
     """What to copy where, found without touching the model."""
 
-    def __init__(self, model: Backbone | Classifier, backbone: Backbone, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: Backbone | Classifier, checkpoint: Checkpoint) -> None:
         self.model = model
-        self.backbone = backbone
-        self.checkpoint = checkpoint
-        self.inflated = _fit_family(checkpoint, backbone)
+        self.backbone = _backbone(model)
         self.report = LoadReport(checkpoint.layout.name, checkpoint.layout.family)
+        self.of_classifier = _is_of_a_classifier(checkpoint)
+        self.checkpoint = checkpoint = _fit_family(checkpoint, self.backbone)
         self.report.add("recomputed", checkpoint.computed)
         self.report.add("unexpected", checkpoint.unknown)
         for key, reason in checkpoint.dropped.items():
@@ -172,38 +191,37 @@ class _Plan:
         self.misfits: list[str] = []
         self.mapped = ""
         # our key, without `backbone.`, -> the model's own key
-        state = model.state_dict(keep_vars=True)
-        self.names = {key.removeprefix("backbone.") if model is not backbone else key: key for key in state}
-        self.state = state
+        self.state = model.state_dict(keep_vars=True)
+        self.names = {key.removeprefix("backbone.") if model is not self.backbone else key: key for key in self.state}
 
     def map_classes(self, class_map: ClassMap) -> None:
         """Replace the checkpoint's head by the rows that the map names."""
-        rows = _read_class_map(class_map)
-        head = self.checkpoint.tensors.get("head.weight")
+        rows, given = _read_class_map(class_map), self.checkpoint.classes
         classes = getattr(self.model, "num_classes", 0)
-        if head is None or not classes:
+        if not given or not classes:
             raise WeightsError("class_map selects rows of a head: give a Classifier, and weights with a head")
         if len(rows) != classes:
             raise WeightsError(f"class_map has {len(rows)} indices, the model {classes} classes: give one for each")
-        outside = [row for row in rows.tolist() if not 0 <= row < len(head)]
+        outside = [row for row in rows.tolist() if not 0 <= row < given]
         if outside:
-            raise WeightsError(f"class_map names class {outside[0]}, the head of the weights has {len(head)}, from 0")
-        for key in ("head.weight", "head.bias"):
-            if key in self.checkpoint.tensors:
-                self.checkpoint.tensors[key] = self.checkpoint.tensors[key][rows.to(head.device)]
-        self.mapped = f"rows of {len(head)} classes by class_map"
+            raise WeightsError(f"class_map names class {outside[0]}, the head of the weights has {given}, from 0")
+        tensors = self.checkpoint.tensors
+        heads = {key: tensors[key] for key in ("head.weight", "head.bias") if key in tensors}
+        mapped = {key: tensor[rows.to(tensor.device)] for key, tensor in heads.items()}
+        self.checkpoint = replace(self.checkpoint, tensors=tensors | mapped)
+        self.mapped = f"rows of {given} classes by class_map"
 
     def match(self) -> None:
         """Give each tensor of the checkpoint its place, and each parameter without one its reason."""
-        head = self.checkpoint.tensors.get("head.weight")
-        own_head = self._parameter("head.weight")
-        other_classes = head is not None and own_head is not None and len(head) != len(own_head)
+        own_head = self.names.get("head.weight")
+        given, own = self.checkpoint.classes, len(self.state[own_head]) if own_head else 0
+        other_classes = given and own and given != own
         taken = set()
         for key, tensor in self.checkpoint.tensors.items():
             theirs = self.checkpoint.sources[key]
             is_head = key.startswith("head.")
             if is_head and other_classes:
-                self.report.add("dropped", theirs, f"a head of {len(head)} classes, the model has {len(own_head)}")
+                self.report.add("dropped", theirs, f"a head of {given} classes, the model has {own}")
             elif key in self.names:
                 taken.add(key)
                 self._place(key, tensor)
@@ -216,16 +234,13 @@ class _Plan:
         for key, name in self.names.items():
             if key in taken:
                 continue
-            if key.startswith("head.") and (other_classes or head is None):
+            if key.startswith("head.") and (other_classes or not given):
                 reason = "a head of another class count" if other_classes else "the weights have no head"
                 self.report.add("initialised", [name], reason)
             elif self._is_new_norm(key):
                 self.report.add("initialised", [name], "the weights have no norm after this stage")
             else:
                 self.report.add("missing", [name])
-
-    def _parameter(self, key: str) -> Tensor | None:
-        return self.state.get(self.names.get(key))
 
     def _why_not_built(self, key: str) -> str | None:
         """Why the model lacks a tensor of the backbone on purpose."""
@@ -250,14 +265,7 @@ class _Plan:
         norm = STAGE_NORM.match(key)
         last = self.checkpoint.stages - 1
         only_last = _normed_stages(self.checkpoint.tensors) == [last]
-        return norm is not None and added and norm["s"] != last and only_last and self._is_of_a_classifier()
-
-    def _is_of_a_classifier(self) -> bool:
-        """Told by a head, or by a final norm without a number: the norms of outputs are numbered, be it only one."""
-        sources = [key for ours, keys in self.checkpoint.sources.items() if STAGE_NORM.match(ours) for key in keys]
-        numbered = any(char.isdigit() for key in sources for char in key.removeprefix(self.checkpoint.wrapper))
-        beside = any(f".{key}".endswith(NOT_OF_DENSE_MODELS) for key in self.checkpoint.dropped)
-        return self.checkpoint.style == "classifier" or not numbered or beside
+        return norm is not None and added and norm["s"] != last and only_last and self.of_classifier
 
     def _place(self, key: str, tensor: Tensor) -> None:
         name = self.names[key]
@@ -275,8 +283,8 @@ class _Plan:
                 self.misfits.append(f"{name} is {shapes}")
                 return
             tensor = fitted
-        elif key in self.inflated:
-            row, reason = "inflated", self.inflated[key]
+        elif key in self.checkpoint.inflated:
+            row, reason = "inflated", self.checkpoint.inflated[key]
         elif key.startswith("head.") and self.mapped:
             row, reason = "adapted", self.mapped
         self.copies[name] = tensor
@@ -284,8 +292,10 @@ class _Plan:
 
     def _fit(self, key: str, tensor: Tensor, parameter: Tensor) -> tuple[Tensor | None, str, str]:
         """The tensor in the parameter's shape, the row of the report and the reason; None if they have no relation."""
-        if key.endswith(".position_bias.table") and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
-            new = self.backbone.get_submodule(key.rpartition(".")[0]).window_size
+        bias = self.backbone.get_submodule(key.removesuffix(".table")) if key.endswith(".table") else None
+        if isinstance(bias, PositionBias) and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
+            new = bias.window_size
+            old: tuple[int, ...] | None
             old = square_window(len(tensor)) if len(new) == 2 else video_window(len(tensor), new)
             if old is not None:
                 sizes = " to ".join("x".join(map(str, window)) for window in (old, new))
@@ -330,6 +340,14 @@ class _Plan:
         given = _architecture(self.checkpoint.tensors)
         own = _architecture({key: self.state[name] for key, name in self.names.items()})
         return "" if given == own else f"; the weights have {given}, the model has {own}"
+
+
+def _is_of_a_classifier(checkpoint: Checkpoint) -> bool:
+    """Told by a head, or by a final norm without a number: the norms of outputs are numbered, be it only one."""
+    sources = [key for ours, keys in checkpoint.sources.items() if STAGE_NORM.match(ours) for key in keys]
+    numbered = any(char.isdigit() for key in sources for char in key.removeprefix(checkpoint.wrapper))
+    beside = any(f".{key}".endswith(NOT_OF_DENSE_MODELS) for key in checkpoint.dropped)
+    return checkpoint.style == "classifier" or not numbered or beside
 
 
 def _normed_stages(tensors: Iterable[str]) -> list[int]:

@@ -82,7 +82,7 @@ def test_a_full_disk_after_the_checkpoint(
 
     with monkeypatch.context() as patch:
         if part == "weights":
-            patch.setattr("hvt_backbones.weights.files._write_safetensors", full)
+            patch.setattr("hvt_backbones.weights.files._write", full)
         else:
             patch.setattr("csv.DictWriter.writeheader", full)
         status, error = quick_run(*RANDOM)

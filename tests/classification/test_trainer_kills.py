@@ -47,7 +47,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(quick_run: Run, t
     staging = checkpoint.staging_folder(tmp_path / "run", 3)
     staging.mkdir(parents=True)
     (staging / checkpoint.STATE).write_bytes(b"half of it")
-    (tmp_path / "run" / f".{checkpoint.LAST_WEIGHTS}.0123abcd.partial").write_bytes(b"half of it")
+    (tmp_path / "run" / ".model_last.0123abcd.partial.safetensors").write_bytes(b"half of it")
     (tmp_path / "run" / ".tmpGVeNg8").write_bytes(b"half of it")
     assert quick_run("--resume", "auto", "--epochs", "1")[0] == 0
     assert_nothing_else(tmp_path / "run")

@@ -11,7 +11,7 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 
 import hvt_backbones as hvt
 from hvt_backbones.cli import main
-from hvt_backbones.weights.files import read_metadata, read_state_dict
+from hvt_backbones.weights.files import read_weights
 
 from .models import BACKBONES, assert_same_predictions, build, randomise
 
@@ -43,7 +43,7 @@ def test_the_backbone_alone(tmp_path: Path) -> None:
     ours = randomise(build("fpn", "swin", ours=True))
     source, output = save(ours, tmp_path / "ours.pth"), tmp_path / "backbone.safetensors"
     assert main(["convert", source, str(output), "--to", "hvt", "--backbone-only"]) == 0
-    assert read_state_dict(output).keys() == ours.backbone.model.state_dict().keys()
+    assert read_weights(output).tensors.keys() == ours.backbone.model.state_dict().keys()
 
 
 @pytest.mark.parametrize("of_mmengine", [True, False])
@@ -57,7 +57,7 @@ def test_the_classes_stay(of_mmengine: bool, tmp_path: Path) -> None:
         assert main(["convert", str(tmp_path / "ours.pth"), str(tmp_path / output), "--to", "mmdet"]) == 0
     written = torch.load(tmp_path / "theirs.pth", weights_only=True)
     assert written["meta"] == {"dataset_meta": {"classes": classes, "palette": palette}}
-    assert read_metadata(tmp_path / "theirs.safetensors") == {}
+    assert read_weights(tmp_path / "theirs.safetensors").metadata == {}
 
 
 def test_the_model_of_a_whole_model_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -68,6 +68,6 @@ def test_the_model_of_a_whole_model_is_checked(tmp_path: Path, capsys: pytest.Ca
     assert main(["convert", source, output, "--to", "mmdet", "--model", "swin_small"]) == 2
     assert "depths (2, 2, 18, 2)" in capsys.readouterr().err
     assert main(["convert", source, output, "--to", "mmdet", "--model", "swin_tiny"]) == 0
-    written = read_state_dict(output)
+    written = read_weights(output).tensors
     assert torch.equal(written["rpn_head.weight"], torch.ones(2))
     assert "backbone.stages.3.blocks.1.attn.w_msa.relative_position_index" in written

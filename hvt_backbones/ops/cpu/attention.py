@@ -13,14 +13,14 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..eager import has_tangent, plain_eager
-from ..windows import WindowGrid, distinct_masks, mask_numbers
+from ..windows import WindowGrid, distinct_windows, window_mask
 from .partition import Partition, Reverse
 
 CHUNK = 2**18  # logits that each thread makes at a time: 1 MiB of float32
@@ -31,14 +31,14 @@ LEAST = -80.0
 KEPT = 4  # weights are kept for backward in windows of up to so many tokens for each channel of a head
 
 
-def refuses(*tensors: Tensor | None) -> str | None:
+def refuses(qkv: Tensor, *others: Tensor | None) -> str | None:
     """Why it cannot take these: it is for the CPU, and nothing can look into its autograd functions."""
-    device = tensors[0].device.type
+    device = qkv.device.type
     if device != "cpu":
         return f"it is for the CPU, and the map is on {device}"
     if not plain_eager():
         return "something compiles, traces, transforms or watches the operations, and cannot look into it"
-    if has_tangent(*tensors):
+    if has_tangent(qkv, *others):
         return "it has no derivative forward"
     return None
 
@@ -80,14 +80,15 @@ def bmm(
 def masked_runs(
     spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], mask_padding: bool
 ) -> tuple[tuple[int, int, int], ...]:
-    """Windows that follow each other and have the same mask other than zero: (first, end, row of `distinct_masks`)."""
-    masks = distinct_masks(spatial, window, shift, mask_padding, torch.float32, torch.device("cpu"))
+    """Windows that follow each other and have the same mask other than zero: (first, end, place of the mask)."""
+    smaller, places = distinct_windows(spatial, window, shift, mask_padding)
+    masks = window_mask(smaller, window, shift, mask_padding, torch.float32, torch.device("cpu"))
     some = masks.flatten(1).any(dim=1).tolist()
     runs, first = [], 0
-    for number, same in itertools.groupby(mask_numbers(spatial, window, shift, mask_padding)):
+    for place, same in itertools.groupby(places):
         end = first + sum(1 for _ in same)
-        if some[number]:
-            runs.append((first, end, number))
+        if some[place]:
+            runs.append((first, end, place))
         first = end
     return tuple(runs)
 
@@ -107,7 +108,7 @@ class Plan:
     Attributes:
         wide: type of logits and weights, float32 at least.
         shape: of all logits, (B * windows * heads, N, N).
-        masks, runs: `distinct_masks` and `masked_runs`; None and none without a mask.
+        masks, runs: those of `distinct_windows`, and `masked_runs`; none without a mask.
     """
 
     def __init__(
@@ -122,11 +123,12 @@ class Plan:
         self.grid, self.scale = grid, scale
         self.wide = torch.promote_types(dtype, torch.float32)
         self.shape = (grid.batch * grid.windows * grid.num_heads, grid.tokens, grid.tokens)
-        self.masks: Tensor | None = None
+        self.masks = torch.empty(0)
         self.runs: tuple[tuple[int, int, int], ...] = ()
         if any(grid.shift) or mask_padding:
-            where = (grid.spatial, grid.window, grid.shift, mask_padding)
-            self.masks, self.runs = distinct_masks(*where, self.wide, device), masked_runs(*where)
+            smaller, _ = distinct_windows(grid.spatial, grid.window, grid.shift, mask_padding)
+            self.masks = window_mask(smaller, grid.window, grid.shift, mask_padding, self.wide, device)
+            self.runs = masked_runs(grid.spatial, grid.window, grid.shift, mask_padding)
         self.factor = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
 
     def part(self, images: range, windows: range, heads: range) -> Part:
@@ -157,13 +159,13 @@ class Plan:
         windows = logits.view(-1, part.end - part.first, part.heads.stop - part.heads.start, *logits.shape[1:])
         if bias is not None:
             windows.add_(bias[part.heads])
-        for first, end, number in self.runs[bisect.bisect_right(self.runs, part.first, key=operator.itemgetter(1)) :]:
+        for first, end, place in self.runs[bisect.bisect_right(self.runs, part.first, key=operator.itemgetter(1)) :]:
             if first >= part.end:
                 break
             masked = windows[:, max(first, part.first) - part.first : end - part.first]
-            masked.add_(self.masks[number])
+            masked.add_(self.masks[place])
             masked.sub_(masked.detach().amax(dim=-1, keepdim=True))
-            F.threshold_(masked, LEAST, -math.inf)
+            F.threshold(masked, LEAST, -math.inf, inplace=True)
         return torch.softmax(logits, dim=-1, out=out)
 
     def drop(self, weights: Tensor, left: Tensor | None, part: Part) -> Tensor:
@@ -176,6 +178,23 @@ class Plan:
         long_q, long_k = (F.normalize(tensor.to(self.wide), dim=-1) for tensor in (q, k))
         long_q = (long_q.view(-1, *heads.shape[:1], *q.shape[1:]) * heads).view(q.shape)
         return long_q.to(q.dtype), long_k.to(k.dtype)
+
+    def attend(
+        self,
+        windows: Tensor,
+        bias: Tensor | None,
+        logit_scale: Tensor | None,
+        left: Tensor | None,
+        part: Part,
+        out: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """A part (n, N, head_dim), with its weights in `kept`; without `out` and it in operations autograd follows."""
+        q, k, v = windows[:, part.sequences]
+        if logit_scale is not None:
+            q, k = self.cosine(q, k, logit_scale, part)
+        weights = self.weights(q, k, bias, part, kept)
+        return torch.bmm(self.drop(weights, left, part).to(v.dtype), v, out=out)
 
 
 def _split(length: int, step: int) -> Iterator[range]:
@@ -192,27 +211,10 @@ def _attend(
     kept: Tensor | None = None,
 ) -> Tensor:
     """Attend part by part, with the result in `out`, which may be the queries' memory, and the weights in `kept`."""
-    queries, keys, values = windows.unbind()
     for part in plan.parts():
         here = part.sequences
-        q, k, v = queries[here], keys[here], values[here]
-        if logit_scale is not None:
-            q, k = plan.cosine(q, k, logit_scale, part)
-        weights = plan.weights(q, k, bias, part, None if kept is None else kept[here])
-        torch.bmm(plan.drop(weights, left, part).to(v.dtype), v, out=out[here])
+        plan.attend(windows, bias, logit_scale, left, part, out[here], None if kept is None else kept[here])
     return out
-
-
-def _attend_at_once(
-    windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
-) -> Tensor:
-    """`_attend` in operations that autograd follows."""
-    q, k, v = windows.unbind()
-    everything = plan.everything()
-    if logit_scale is not None:
-        q, k = plan.cosine(q, k, logit_scale, everything)
-    weights = plan.weights(q, k, bias, everything)
-    return torch.bmm(plan.drop(weights, left, everything).to(v.dtype), v)
 
 
 class Attend(torch.autograd.Function):
@@ -224,7 +226,7 @@ class Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
+        ctx: Any, windows: Tensor, bias: Tensor | None, logit_scale: Tensor | None, left: Tensor | None, plan: Plan
     ) -> Tensor:
         most = plan.grid.tokens > KEPT * windows.shape[-1]
         kept = None if most else windows.new_empty(plan.shape, dtype=plan.wide)
@@ -233,16 +235,17 @@ class Attend(torch.autograd.Function):
         return _attend(windows, bias, logit_scale, left, plan, torch.empty_like(windows[0]), kept)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *given, left, kept = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        windows, bias, logit_scale, left, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
-            return (*_gradients(*given, left, kept, ctx.plan, grad, needed), None, None)
+            found = _gradients(windows, bias, logit_scale, left, kept, ctx.plan, grad, needed)
+            return (*found, None, None)
         # the gradients are to have gradients
-        attended = _attend_at_once(*given, left, ctx.plan)
-        wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(attended, wanted, grad, create_graph=True))
-        return (*(next(found) if need else None for need in needed), None, None)
+        attended = ctx.plan.attend(windows, bias, logit_scale, left, ctx.plan.everything())
+        wanted = [tensor for tensor, need in zip((windows, bias, logit_scale), needed, strict=True) if need]
+        gradients = iter(torch.autograd.grad(attended, wanted, grad, create_graph=True))
+        return (*(next(gradients) if need else None for need in needed), None, None)
 
 
 def _gradients(
@@ -257,17 +260,17 @@ def _gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of `windows`, `bias` and `logit_scale`, part by part."""
     of_windows = torch.empty_like(windows)
-    of_bias = torch.zeros_like(bias, dtype=plan.wide) if needed[1] else None
-    of_scale = torch.zeros_like(logit_scale) if needed[2] else None
+    of_bias = torch.zeros_like(bias, dtype=plan.wide) if bias is not None and needed[1] else None
+    of_scale = torch.zeros_like(logit_scale) if logit_scale is not None and needed[2] else None
     unread = grad.new_empty(1, 1, 1)
     for part in plan.parts():
         q, k, v = windows[:, part.sequences]
         of_q, of_k, of_v = of_windows[:, part.sequences]
         above = grad[part.sequences]
         if logit_scale is not None:
-            leaves = [tensor.detach().requires_grad_() for tensor in (q, k, logit_scale)]
+            leaves = leaf_q, leaf_k, leaf_scale = [tensor.detach().requires_grad_() for tensor in (q, k, logit_scale)]
             with torch.enable_grad():
-                scaled = plan.cosine(*leaves, part)
+                scaled = plan.cosine(leaf_q, leaf_k, leaf_scale, part)
             q, k = (tensor.detach() for tensor in scaled)
         weights = plan.weights(q, k, bias, part) if kept is None else kept[part.sequences]
 
@@ -286,4 +289,4 @@ def _gradients(
             of_k.copy_(of_leaves[1])
             if of_scale is not None:
                 of_scale.add_(of_leaves[2])
-    return of_windows, None if of_bias is None else of_bias.to(bias.dtype), of_scale
+    return of_windows, None if bias is None or of_bias is None else of_bias.to(bias.dtype), of_scale

@@ -6,9 +6,11 @@ and padding is written into the windows alone.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,9 +92,9 @@ def _partition(maps: Tensor, padding: Tensor | None, grid: WindowGrid) -> Tensor
         in_windows.copy_(on_map)
     if grid.padded:
         ones = (1,) * grid.axes
-        value = 0.0 if padding is None else padding.view(-1, 1, *ones, grid.num_heads, *ones, maps.shape[-1])
+        value = None if padding is None else padding.view(-1, 1, *ones, grid.num_heads, *ones, maps.shape[-1])
         for view in _padding(windows, grid):
-            view.zero_() if padding is None else view.copy_(value)
+            view.zero_() if value is None else view.copy_(value)
     return windows
 
 
@@ -117,16 +119,16 @@ class Partition(torch.autograd.Function):
         return _partition(maps, padding, grid)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor | None, WindowGrid], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, WindowGrid], output: Tensor) -> None:
         ctx.grid = inputs[2]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         of_padding = None
         if ctx.needs_input_grad[1]:
             axes = ctx.grid.axes
             summed = (*range(1, 2 + axes), *range(3 + axes, 3 + 2 * axes))
-            of_padding = sum(view.sum(summed) for view in _padding(grad, ctx.grid))
+            of_padding = functools.reduce(torch.add, (view.sum(summed) for view in _padding(grad, ctx.grid)))
         return Reverse.apply(grad, ctx.grid), of_padding, None
 
 
@@ -138,9 +140,9 @@ class Reverse(torch.autograd.Function):
         return _reverse(windows, grid)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, WindowGrid], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, WindowGrid], output: Tensor) -> None:
         ctx.grid = inputs[1]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return Partition.apply(grad, None, ctx.grid), None

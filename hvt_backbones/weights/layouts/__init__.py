@@ -11,8 +11,13 @@ of version 4).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
 from ...errors import WeightsError
-from ..rules import Layout
+from ..keymap import Layout
+from ..report import some
 from .pvt_v2 import PVT_V2
 from .swin import SWIN, SWINV2
 from .twins import TWINS
@@ -73,3 +78,46 @@ def find_layout(name: str, family: str) -> Layout:
     if name not in written:
         raise WeightsError(f"layout {name!r} does not have the family {family}: it has {', '.join(written)}")
     return written[name]
+
+
+def recognise(tensors: Mapping[str, Tensor], name: str = "auto", layouts: Sequence[Layout] = ALL) -> tuple[Layout, str]:
+    """The layout of a state dict by its keys, and the prefix before those of the backbone ("" for none).
+
+    Raises:
+        WeightsError: no layout has such keys, or the prefix is not unique.
+    """
+    if name != "auto":
+        name = canonical_name(name)
+        layouts = [layout for layout in layouts if layout.name == name]
+    found = {
+        (layout, prefix): _is_marked(layout, prefix, tensors)
+        for layout in layouts
+        for prefix in sorted(key.removesuffix(layout.anchor) for key in tensors if key.endswith(layout.anchor))
+        if (not prefix or prefix.endswith(".")) and all(prefix + key in tensors for key in layout.requires)
+        # the keys of video are those of images, the kernel is not
+        if (tensors[prefix + layout.anchor].dim() == 5) == (layout.axes == 3)
+    }
+    # marks tell layouts apart that share their other keys; a layout that was named needs no telling apart
+    chosen = [match for match, marked in found.items() if marked] or (list(found) if name != "auto" else [])
+    if not chosen:
+        wanted = f"not in the {name} layout" if name != "auto" else f"in none of the layouts {', '.join(LAYOUTS)}"
+        given = some(sorted(tensors)) if tensors else "there are none"
+        raise WeightsError(f"the keys are {wanted} of Swin, SwinV2, PVTv2, Twins or Video Swin: {given}")
+    prefixes = sorted({prefix for _, prefix in chosen})
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"the weights hold {len(prefixes)} backbones, under {', '.join(repr(prefix) for prefix in prefixes)}: "
+            "pass the keys of one of them"
+        )
+    return chosen[0]
+
+
+def _is_marked(layout: Layout, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+    around = around_of(prefix)
+    marked = not layout.marks or any(prefix + key in tensors or around + key in tensors for key in layout.marks)
+    return marked and not any(prefix + key in tensors for key in layout.unlike)
+
+
+def around_of(prefix: str) -> str:
+    """The prefix of the module that holds the backbone."""
+    return prefix.rpartition(".")[0].rpartition(".")[0] + "." if prefix.count(".") > 1 else ""

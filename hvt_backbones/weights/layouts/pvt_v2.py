@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..rules import Layout, Part, packed, rule, rules
-from .shared import BLOCK, HEAD, HF_HEAD, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
+from ..keymap import Layout, Part, packed, rule, rules, same
+from .shared import BLOCK, HEAD, HF_HEAD, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK, multi_head
 from .tensor_rules import CONV_1X1
 
 STAGE = "stages.{s}."
+DWCONV = ("mlp.dwconv.dwconv.{p}", "mlp.dwconv.{p}")
 OFFICIAL = Layout(
     "official",
     "pvt_v2",
@@ -15,15 +16,7 @@ OFFICIAL = Layout(
     rules=(
         rule("patch_embed{s+1}.proj.{p}", STAGE + "downsample.proj.{p}"),
         rule("patch_embed{s+1}.norm.{p}", STAGE + "downsample.norm.{p}"),
-        *rules(
-            "block{s+1}.{b}.",
-            BLOCK,
-            [
-                *SAME_BLOCK,
-                *REDUCED_ATTENTION,
-                ("mlp.dwconv.dwconv.{p}", "mlp.dwconv.{p}"),
-            ],
-        ),
+        *rules("block{s+1}.{b}.", BLOCK, [*SAME_BLOCK, *REDUCED_ATTENTION, DWCONV]),
         rule("norm{s+1}.{p}", STAGE + "norm.{p}"),
         HEAD,
     ),
@@ -36,10 +29,8 @@ TIMM = Layout(
     rules=(
         rule("patch_embed.proj.{p}", "stages.0.downsample.proj.{p}"),
         rule("patch_embed.norm.{p}", "stages.0.downsample.norm.{p}"),
-        rule(STAGE + "downsample.proj.{p}", STAGE + "downsample.proj.{p}"),
-        rule(STAGE + "downsample.norm.{p}", STAGE + "downsample.norm.{p}"),
-        *rules(BLOCK, BLOCK, [*SAME_BLOCK, *REDUCED_ATTENTION, ("mlp.dwconv.{p}", "mlp.dwconv.{p}")]),
-        rule(STAGE + "norm.{p}", STAGE + "norm.{p}"),
+        *rules(STAGE, STAGE, same("downsample.proj.{p}", "downsample.norm.{p}", "norm.{p}")),
+        *rules(BLOCK, BLOCK, [*SAME_BLOCK, *REDUCED_ATTENTION, *same("mlp.dwconv.{p}")]),
         HEAD,
     ),
 )
@@ -53,20 +44,15 @@ MMDET = Layout(
     rules=(
         rule("layers.{s}.0.projection.{p}", STAGE + "downsample.proj.{p}"),
         rule("layers.{s}.0.norm.{p}", STAGE + "downsample.norm.{p}"),
-        packed(
-            [Part(MM_BLOCK + "attn.attn.in_proj_{p}", 3)],
-            [Part(BLOCK + "attn.q.{p}"), Part(BLOCK + "attn.kv.{p}", 2)],
-        ),
+        multi_head(MM_BLOCK + "attn.attn."),
         rule(MM_BLOCK + "ffn.layers.0.weight", BLOCK + "mlp.fc1.weight", CONV_1X1),
         rule(MM_BLOCK + "ffn.layers.4.weight", BLOCK + "mlp.fc2.weight", CONV_1X1),
         *rules(
             MM_BLOCK,
             BLOCK,
             [
-                ("norm{n}.{p}", "norm{n}.{p}"),
+                *same("norm{n}.{p}", "attn.sr.{p}", "attn.norm.{p}"),
                 ("attn.attn.out_proj.{p}", "attn.proj.{p}"),
-                ("attn.sr.{p}", "attn.sr.{p}"),
-                ("attn.norm.{p}", "attn.norm.{p}"),
                 ("ffn.layers.0.bias", "mlp.fc1.bias"),
                 ("ffn.layers.1.{p}", "mlp.dwconv.{p}"),
                 ("ffn.layers.4.bias", "mlp.fc2.bias"),
@@ -101,7 +87,7 @@ HUGGINGFACE = Layout(
                 ("attention.spatial_reduction.{p}", "attn.sr.{p}"),
                 ("attention.layer_norm.{p}", "attn.norm.{p}"),
                 ("mlp.dense{n}.{p}", "mlp.fc{n}.{p}"),
-                ("mlp.dwconv.dwconv.{p}", "mlp.dwconv.{p}"),
+                DWCONV,
             ],
         ),
         rule(HF_STAGE + "layer_norm.{p}", STAGE + "norm.{p}"),

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..rules import Buffer, Layout, Part, Rule, packed, rule, rules
-from .shared import BLOCK, CLASSIFIER_NORM, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK
+from ..keymap import Layout, Part, Rows, Rule, packed, rule, rules, same
+from .shared import BLOCK, CLASSIFIER_NORM, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK, TV_BLOCK
 from .tensor_rules import OFFICIAL_EMBEDDING, TOKENS, UNFOLD
 
-Rows = list[tuple[str, str]]
-
 TABLE = ("attn.relative_position_bias_table", "attn.position_bias.table")
-V1_ATTENTION = [("attn.qkv.{p}", "attn.qkv.{p}"), TABLE]
+V1_ATTENTION = [*same("attn.qkv.{p}"), TABLE]
 V2_LOGITS = [
-    ("attn.qkv.weight", "attn.qkv.weight"),
-    ("attn.logit_scale", "attn.logit_scale"),
+    *same("attn.qkv.weight", "attn.logit_scale"),
     ("attn.cpb_mlp.{n}.{p}", "attn.position_bias.mlp.{n}.{p}"),
     ("attn.rpe_mlp.{n}.{p}", "attn.position_bias.mlp.{n}.{p}"),  # of the files of SimMIM, which its loader renames
 ]
-V2_ATTENTION = [*V2_LOGITS, ("attn.q_bias", "attn.q_bias"), ("attn.v_bias", "attn.v_bias")]
+V2_ATTENTION = [*V2_LOGITS, *same("attn.q_bias", "attn.v_bias")]
 
 
 def embed(theirs: str, projection: str = "proj") -> list[Rule]:
@@ -29,15 +26,12 @@ def embed(theirs: str, projection: str = "proj") -> list[Rule]:
 
 
 def merging(theirs: str) -> list[Rule]:
-    rows = [("reduction.weight", "reduction.weight"), ("norm.{p}", "norm.{p}")]
-    return rules(theirs, "stages.{s}.downsample.", rows)
+    return rules(theirs, "stages.{s}.downsample.", same("reduction.weight", "norm.{p}"))
 
 
-def buffers(attention: str, family: str, index: str = "index") -> tuple[Buffer, ...]:
-    both = (Buffer(f"{attention}.relative_position_index", index),)
-    if family == "swinv2":
-        both += (Buffer(f"{attention}.relative_coords_table", "coordinates"),)
-    return both
+def buffers(attention: str, family: str, index: str = "index") -> dict[str, str]:
+    coordinates = {f"{attention}.relative_coords_table": "coordinates"} if family == "swinv2" else {}
+    return {f"{attention}.relative_position_index": index, **coordinates}
 
 
 # ---- the official code and timm: the same blocks; timm puts the merging at the start of the next stage
@@ -86,7 +80,7 @@ def official_and_timm(family: str, attention: Rows) -> list[Layout]:
 def openmmlab(family: str, attention: Rows, merge: list[Rule]) -> dict[str, Any]:
     block = "stages.{s}.blocks.{b}."
     mark = "logit_scale" if family == "swinv2" else "relative_position_bias_table"
-    attention = [*attention, ("attn.proj.{p}", "attn.proj.{p}")]
+    attention = [*attention, *same("attn.proj.{p}")]
     window_attention = [(theirs.replace("attn.", "attn.w_msa."), ours) for theirs, ours in attention]
     return {
         "family": family,
@@ -125,16 +119,10 @@ MM_SWINV2 = openmmlab(
 
 # ---- torchvision: patch embedding, stage, merging, stage, ... in one nn.Sequential
 
-TV_BLOCK = "features.{2s+1}.{b}."
+TV_STAGE = "features.{2s+1}.{b}."
 
 
 def torchvision(family: str, mark: str, attention: list[Rule]) -> Layout:
-    rows = [
-        ("norm{n}.{p}", "norm{n}.{p}"),
-        ("attn.proj.{p}", "attn.proj.{p}"),
-        ("mlp.0.{p}", "mlp.fc1.{p}"),
-        ("mlp.3.{p}", "mlp.fc2.{p}"),
-    ]
     return Layout(
         "torchvision",
         family,
@@ -144,18 +132,18 @@ def torchvision(family: str, mark: str, attention: list[Rule]) -> Layout:
             rule("features.0.0.{p}", "stages.0.downsample.proj.{p}"),
             rule("features.0.2.{p}", "stages.0.downsample.norm.{p}"),
             *attention,
-            *rules(TV_BLOCK, BLOCK, rows),
+            *rules(TV_STAGE, BLOCK, TV_BLOCK),
             *merging("features.{2s}."),
             rule("norm.{p}", "stages.{last}.norm.{p}"),
             HEAD,
         ),
-        buffers=buffers(f"{TV_BLOCK}attn", family, "flat index"),
+        buffers=buffers(f"{TV_STAGE}attn", family, "flat index"),
     )
 
 
 # the key's part of the bias counts as zero in torchvision's forward, whatever it is
 TV_QKV_BIAS = packed(
-    [Part(TV_BLOCK + "attn.qkv.bias", 3)], [Part(BLOCK + "attn.q_bias"), Part(None), Part(BLOCK + "attn.v_bias")]
+    [Part(TV_STAGE + "attn.qkv.bias", 3)], [Part(BLOCK + "attn.q_bias"), Part(None), Part(BLOCK + "attn.v_bias")]
 )
 
 # ---- transformers
@@ -214,7 +202,7 @@ def hf_swin(table: str, qkv: Rule, block: Rows, **more: Any) -> Layout:
 HF_SWIN = hf_swin(
     "attention.relative_position_bias.relative_position_bias_table",
     hf_qkv("attention.", "{p}", "q_proj", "k_proj", "v_proj"),
-    [*HF_NORMS, ("attention.o_proj.{p}", "attn.proj.{p}"), ("mlp.fc{n}.{p}", "mlp.fc{n}.{p}")],
+    [*HF_NORMS, ("attention.o_proj.{p}", "attn.proj.{p}"), *same("mlp.fc{n}.{p}")],
     wrapper={"classifier": "swin.", "dense": "swin."},
 )
 HF_SWIN_FILES = hf_swin(
@@ -237,7 +225,7 @@ HF_SWINV2 = Layout(
             [
                 ("query.bias", "q_bias"),
                 ("value.bias", "v_bias"),
-                ("logit_scale", "logit_scale"),
+                *same("logit_scale"),
                 ("continuous_position_bias_mlp.{n}.{p}", "position_bias.mlp.{n}.{p}"),
             ],
         ),
@@ -250,13 +238,13 @@ SWIN = [
     *official_and_timm("swin", V1_ATTENTION),
     Layout("mmpretrain", marks=("head.fc.weight",), **MM_SWIN),
     Layout("mmdet", **MM_SWIN),
-    torchvision("swin", TABLE[0].removeprefix("attn."), rules(TV_BLOCK, BLOCK, V1_ATTENTION)),
+    torchvision("swin", TABLE[0].removeprefix("attn."), rules(TV_STAGE, BLOCK, V1_ATTENTION)),
     HF_SWIN,
     HF_SWIN_FILES,
 ]
 SWINV2 = [
     *official_and_timm("swinv2", V2_ATTENTION),
     Layout("mmpretrain", **MM_SWINV2),
-    torchvision("swinv2", "logit_scale", [*rules(TV_BLOCK, BLOCK, V2_LOGITS), TV_QKV_BIAS]),
+    torchvision("swinv2", "logit_scale", [*rules(TV_STAGE, BLOCK, V2_LOGITS), TV_QKV_BIAS]),
     HF_SWINV2,
 ]

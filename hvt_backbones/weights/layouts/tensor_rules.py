@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import WeightsError
-from ..rules import Facts, TensorRule
+from ..keymap import Facts, TensorRule
 
 
 def _tokens_to_grid(tensor: Tensor, facts: Facts) -> Tensor:

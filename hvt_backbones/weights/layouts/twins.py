@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from ..rules import Layout, Part, Rule, packed, rule, rules
-from .shared import BLOCK, CLASSIFIER_NORM, HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, REDUCED_ATTENTION, SAME_BLOCK
+from ..keymap import Layout, Rule, rule, rules, same
+from .shared import (
+    BLOCK,
+    CLASSIFIER_NORM,
+    HEAD,
+    MM_BLOCK,
+    MM_CLASSIFIER,
+    MM_HEAD,
+    REDUCED_ATTENTION,
+    SAME_BLOCK,
+    multi_head,
+)
 
 STAGE = "stages.{s}."
 POSITION = "stages.{s}.blocks.0.position.{p}"
-LOCAL = ("attn.qkv.{p}", "attn.qkv.{p}")
+LOCAL = same("attn.qkv.{p}")
 # in the first block, which is local in SVT
 FIRST_ATTENTION = {"twins_pcpvt": "attn.kv.weight", "twins_svt": "attn.qkv.weight"}
 
@@ -24,7 +34,7 @@ def official_and_timm(family: str) -> list[Layout]:
     common = [
         *embed("proj"),
         rule("pos_block.{s}.proj.0.{p}", POSITION),
-        *rules("blocks.{s}.{b}.", BLOCK, [*SAME_BLOCK, LOCAL, *REDUCED_ATTENTION]),
+        *rules("blocks.{s}.{b}.", BLOCK, [*SAME_BLOCK, *LOCAL, *REDUCED_ATTENTION]),
     ]
     extra_norms = rule("norm_list.{s}.{p}", STAGE + "norm.{p}", style="dense")
     return [
@@ -49,7 +59,7 @@ def mmpretrain(family: str) -> Layout:
         rules=(
             *embed("projection"),
             rule("position_encodings.{s}.proj.{p}", POSITION),
-            *rules(block, BLOCK, [*MM_BLOCK, ("attn.proj.{p}", "attn.proj.{p}"), LOCAL, *REDUCED_ATTENTION]),
+            *rules(block, BLOCK, [*MM_BLOCK, *same("attn.proj.{p}"), *LOCAL, *REDUCED_ATTENTION]),
             rule("norm_after_stage{s}.{p}", STAGE + "norm.{p}"),
             MM_HEAD,
         ),
@@ -77,20 +87,8 @@ def mmseg(family: str) -> Layout:
         rules=(
             *embed("projection"),
             rule("position_encodings.{s}.proj.{p}", POSITION),
-            packed(
-                [Part(block + "attn.attn.in_proj_{p}", 3)],
-                [Part(BLOCK + "attn.q.{p}"), Part(BLOCK + "attn.kv.{p}", 2)],
-            ),
-            *rules(
-                block,
-                BLOCK,
-                [
-                    *MM_BLOCK,
-                    LOCAL,
-                    ("attn.sr.{p}", "attn.sr.{p}"),
-                    ("attn.norm.{p}", "attn.norm.{p}"),
-                ],
-            ),
+            multi_head(block + "attn.attn."),
+            *rules(block, BLOCK, [*MM_BLOCK, *LOCAL, *same("attn.sr.{p}", "attn.norm.{p}")]),
             *projections[family],
             rule("norm_list.{s}.{p}", STAGE + "norm.{p}"),
             CLASSIFIER_NORM,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..rules import Layout, rule, rules
-from .shared import BLOCK, HEAD, MM_CLASSIFIER, SAME_BLOCK
+from typing import Any
+
+from ..keymap import Layout, rule, rules
+from .shared import BLOCK, HEAD, MM_CLASSIFIER, SAME_BLOCK, TV_BLOCK
 from .swin import TABLE, V1_ATTENTION, buffers, embed, merging
 
 FAMILY = "video_swin"
@@ -11,7 +13,7 @@ THEIR_BLOCK = "layers.{s}.blocks.{b}."
 NUMBERED_NORM = rule("norm{s}.{p}", "stages.{s}.norm.{p}")
 # both have mmaction's recognizers, with a head beside the backbone
 CLS_HEAD = rule("cls_head.fc_cls.{p}", "head.{p}", style="classifier", outer=True)
-COMMON = {
+COMMON: dict[str, Any] = {
     "family": FAMILY,
     "axes": 3,
     "anchor": "patch_embed.proj.weight",
@@ -25,7 +27,7 @@ RULES = (
     *merging("layers.{s-1}.downsample."),
     CLS_HEAD,
 )
-TV_BLOCK = "features.{2s}.{b}."
+TV_STAGE = "features.{2s}.{b}."
 
 VIDEO_SWIN = [
     # the official model has one output and one norm, mmaction2's a norm for each of `out_indices`
@@ -44,21 +46,11 @@ VIDEO_SWIN = [
         requires=("features.0.0." + TABLE[0],),
         rules=(
             *embed("patch_embed."),
-            *rules(
-                TV_BLOCK,
-                BLOCK,
-                [
-                    ("norm{n}.{p}", "norm{n}.{p}"),
-                    ("attn.proj.{p}", "attn.proj.{p}"),
-                    ("mlp.0.{p}", "mlp.fc1.{p}"),
-                    ("mlp.3.{p}", "mlp.fc2.{p}"),
-                    *V1_ATTENTION,
-                ],
-            ),
+            *rules(TV_STAGE, BLOCK, [*TV_BLOCK, *V1_ATTENTION]),
             *merging("features.{2s-1}."),
             rule("norm.{p}", "stages.{last}.norm.{p}"),
             HEAD,
         ),
-        buffers=buffers(TV_BLOCK + "attn", FAMILY),
+        buffers=buffers(TV_STAGE + "attn", FAMILY),
     ),
 ]

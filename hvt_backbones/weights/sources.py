@@ -1,4 +1,4 @@
-"""From a name of weights to a file on this disk: local paths, URLs, and repositories of the Hugging Face Hub.
+"""From a name, a tag, a path or a URL to a file on this disk, and to the weights in it.
 
 Downloads are verified where a hash is known, and made once when several processes ask at the same time. What the
 cache holds is used without asking the network.
@@ -10,16 +10,24 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ..atomic import is_disk_full
 from ..errors import InputError, WeightsError
-from .download import download, has_sha256
-from .files import FoundWeights, is_disk_full, read_weights
+from ..variants import Variant, find_variant
+from .download import CHUNK_BYTES, download, has_sha256
+from .files import FoundWeights, find_weights, read_weights
+from .published import HUB_PREFIX, PublishedWeights
 from .report import shown
 
-HUB_PREFIX = "hf-hub:"
+Source = Mapping[str, Any] | str | os.PathLike
+
+CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")
 HUB_FILENAMES = ("model.safetensors", "pytorch_model.bin")
 
 # torchvision, timm and OpenMMLab end a file's name with the first digits of its SHA-256; eight digits that read as a
@@ -27,32 +35,78 @@ HUB_FILENAMES = ("model.safetensors", "pytorch_model.bin")
 HASH_IN_NAME = re.compile(r"-(?!(?:19|20)\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.")
 
 
-def fetch(
-    source: str | os.PathLike,
-    *,
-    sha256: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    filename: str | None = None,
-) -> Path:
+def is_file_or_url(source: str | Path) -> bool:
+    """Whether `source` leads to a file, here or elsewhere, rather than being a model's name or a weight tag."""
+    path = Path(source)
+    there = isinstance(source, Path) or source.startswith(HUB_PREFIX) or "://" in source
+    return there or path.is_file() or len(path.parts) > 1 or path.suffix in CHECKPOINT_SUFFIXES
+
+
+def published_weights(variant: Variant, tag: str | None) -> PublishedWeights:
+    """The weights of a tag (None for the first), or of an image model's name where `variant` is its video model.
+
+    Raises:
+        InputError, WeightsError: neither is known.
+    """
+    if variant.family == "video_swin" and tag is not None and tag not in variant.tags:
+        try:
+            images, tag = find_variant(tag)
+        except InputError as error:
+            known = f"{variant.name} has no weights {tag!r}; it has {', '.join(variant.tags)}"
+            raise WeightsError(f"{known}, and is inflated from a 2-D Swin, such as swin_tiny") from error
+        if images.family != "swin":
+            raise InputError(f"{variant.name} is inflated from a 2-D Swin, such as swin_tiny, not from {images.name}")
+        return images.published(tag)
+    return variant.published(tag)
+
+
+def pretrained_file(variant: Variant, tag: str | None, pretrained: bool | str | Path) -> Path:
+    """The file that `pretrained` of `create_backbone` means for a model whose name speaks of the weights `tag`.
+
+    Raises:
+        InputError, WeightsError: it leads nowhere.
+    """
+    if not isinstance(pretrained, bool):
+        if is_file_or_url(pretrained):
+            return fetch(pretrained)
+        tag = str(pretrained)
+    published = published_weights(variant, tag)
+    return fetch(published.source, filename=published.filename)
+
+
+def read_source(source: Source, weights_key: str | None = None) -> FoundWeights:
+    """The weights of a state dict, a path, a URL or "hf-hub:org/name".
+
+    Raises:
+        InputError: it is none of these.
+        WeightsError: they cannot be found or read.
+    """
+    if isinstance(source, Mapping):
+        return find_weights(source, weights_key)
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"source is {shown(source)}: give a state dict, a path, a URL or hf-hub:org/name")
+    return read_weights(fetch(source), weights_key)
+
+
+def fetch(source: str | os.PathLike, *, filename: str | None = None) -> Path:
     """Return the path of a weights file, downloaded into the cache if it is not there yet.
+
+    A URL whose file name carries the first digits of its SHA-256 ("swin_t-704ceda3.pth") is verified against those, a
+    file of the Hub against the Hub's own record. The caches are those of `torch.hub` and of `huggingface_hub`.
 
     Args:
         source: a local path (or file:// URL), an http(s) URL, or "hf-hub:org/name" with an optional "@revision".
-        sha256: the file's SHA-256 or its first digits. Without it, a URL whose file name carries them
-            ("swin_t-704ceda3.pth") is verified against those, and a file of the Hub against the Hub's own record.
-        cache_dir: where downloads go. Default: `torch.hub`'s folder for URLs, `huggingface_hub`'s for the Hub.
-        filename: the name in the cache (URLs) or in the repository (Hub; by default model.safetensors, else
-            pytorch_model.bin).
+        filename: the name in the Hub's repository; by default model.safetensors, else pytorch_model.bin.
 
     Raises:
         WeightsError: the file cannot be found, downloaded, verified or stored.
     """
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
-        return _fetch_url(name, sha256, cache_dir, filename)
+        return _fetch_url(name)
     if name.startswith(HUB_PREFIX):
-        path = _fetch_from_hub(name.removeprefix(HUB_PREFIX), cache_dir, filename)
-    elif name.startswith("file://"):
+        return _fetch_from_hub(name.removeprefix(HUB_PREFIX), (filename,) if filename else HUB_FILENAMES)
+    if name.startswith("file://"):
         path = Path(urllib.request.url2pathname(urllib.parse.urlsplit(name).path))
     elif "://" in name:
         raise WeightsError(f"cannot fetch {name}: pass a path, an http(s) URL or {HUB_PREFIX}org/name")
@@ -60,39 +114,22 @@ def fetch(
         path = Path(name).expanduser()
     if not path.exists():
         raise WeightsError(f"{path} does not exist: check the path, or pass a URL or {HUB_PREFIX}org/name")
-    if sha256 is not None and not has_sha256(path, sha256):
-        raise WeightsError(f"{path} does not have the expected SHA-256 {sha256}: check where the file comes from")
     return path
 
 
-def read_source(source: str | os.PathLike, weights_key: str | None = None) -> FoundWeights:
-    """The weights of a path, a URL or "hf-hub:org/name".
-
-    Raises:
-        WeightsError: they cannot be found or read.
-    """
-    if not isinstance(source, str | os.PathLike):
-        raise InputError(f"source is {shown(source)}: give a state dict, a path, a URL or hf-hub:org/name")
-    return read_weights(fetch(source), weights_key)
-
-
-def _fetch_url(url: str, sha256: str | None, cache_dir: str | os.PathLike | None, filename: str | None) -> Path:
+def _fetch_url(url: str) -> Path:
+    import torch
     from filelock import FileLock
 
-    url_name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
-    if not url_name:
+    filename = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
+    if not filename:
         raise WeightsError(f"{url} names no file: pass the address of the weights file itself")
-    hash_in_name = HASH_IN_NAME.search(url_name)
-    if filename is None:
-        # A name without a hash may belong to many files: the address tells them apart.
-        stem, suffix = os.path.splitext(url_name)
-        filename = url_name if hash_in_name else f"{stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}"
-    destination = _url_cache(cache_dir) / filename
-
-    def is_cached() -> bool:
-        return destination.is_file() and (sha256 is None or has_sha256(destination, sha256))
-
-    if is_cached():
+    hash_in_name = HASH_IN_NAME.search(filename)
+    if hash_in_name is None:  # such a name may belong to many files: the address tells them apart
+        stem, suffix = os.path.splitext(filename)
+        filename = f"{stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}"
+    destination = Path(torch.hub.get_dir()) / "checkpoints" / filename
+    if destination.is_file():
         return destination
     if _is_offline():
         raise WeightsError(
@@ -108,17 +145,9 @@ def _fetch_url(url: str, sha256: str | None, cache_dir: str | os.PathLike | None
                 f"cannot write to the cache {destination.parent} ({error.strerror or error}): "
                 "make the folder writable, or set TORCH_HOME to one that is"
             ) from error
-        if not is_cached():  # another process may have brought it while this one waited
-            download(url, destination, sha256 or (hash_in_name[1] if hash_in_name else None))
+        if not destination.is_file():  # another process may have brought it while this one waited
+            download(url, destination, hash_in_name and hash_in_name[1])
     return destination
-
-
-def _url_cache(cache_dir: str | os.PathLike | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _is_offline() -> bool:
@@ -127,26 +156,26 @@ def _is_offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def _fetch_from_hub(name: str, cache_dir: str | os.PathLike | None, filename: str | None) -> Path:
+def _fetch_from_hub(name: str, filenames: tuple[str, ...]) -> Path:
     """Let `huggingface_hub` do it: cache, lock, retries and resume are its own. Errors become ours."""
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
     repository, _, revision = name.partition("@")
-    wanted = {"repo_id": repository, "revision": revision or None, "cache_dir": cache_dir}
-    filenames = (filename,) if filename else HUB_FILENAMES
+    cache = constants.HF_HUB_CACHE
     try:
         for candidate in filenames:
-            if isinstance(cached := try_to_load_from_cache(filename=candidate, **wanted), str):
+            cached = try_to_load_from_cache(repository, candidate, cache_dir=cache, revision=revision or None)
+            if isinstance(cached, str):
                 return Path(cached)
         if _is_offline():
             raise WeightsError(
-                f"{' and '.join(filenames)} of {repository} are not in the cache {_hub_cache(cache_dir)} and "
+                f"{' and '.join(filenames)} of {repository} are not in the cache {cache} and "
                 f"HF_HUB_OFFLINE forbids the network: run `hf download {repository} {filenames[0]}` elsewhere and copy "
                 f"the folder models--{repository.replace('/', '--')} there, or pass the file's path"
             )
         for candidate in filenames:
             try:
-                path = Path(hf_hub_download(filename=candidate, **wanted))
+                path = Path(hf_hub_download(repository, candidate, cache_dir=cache, revision=revision or None))
             except errors.LocalEntryNotFoundError:
                 raise
             except errors.EntryNotFoundError:
@@ -157,7 +186,7 @@ def _fetch_from_hub(name: str, cache_dir: str | os.PathLike | None, filename: st
     except WeightsError:
         raise
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(_why_hub_failed(name, cache_dir, error)) from error
+        raise WeightsError(_why_hub_failed(name, cache, error)) from error
 
 
 def _verify_blob(path: Path, repository: str) -> None:
@@ -174,26 +203,18 @@ def _verify_blob(path: Path, repository: str) -> None:
         )
 
 
-def _hub_cache(cache_dir: str | os.PathLike | None) -> str:
-    from huggingface_hub import constants
-
-    return os.fspath(cache_dir or constants.HF_HUB_CACHE)
-
-
-def _why_hub_failed(name: str, cache_dir: str | os.PathLike | None, error: Exception) -> str:
+def _why_hub_failed(name: str, cache: str, error: BaseException) -> str:
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
-    if isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):  # says only that the Hub could not be asked: the cause says why
+    if isinstance(error, errors.LocalEntryNotFoundError):  # the Hub could not be asked: the cause says why
         error = error.__cause__ or error
         if isinstance(error, errors.FileMetadataError):
             return f"{hub} does not answer as a Hugging Face Hub: check HF_ENDPOINT, the proxy and the firewall"
         if not isinstance(error, errors.HfHubHTTPError):
             return (
                 f"no connection to {hub} ({_first_line(error)}) and {name} is not in the cache "
-                f"{_hub_cache(cache_dir)}: check the network and the proxy, or pass the path of a downloaded file"
+                f"{cache}: check the network and the proxy, or pass the path of a downloaded file"
             )
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: accept its terms on its page at {hub}, then run `hf auth login`"
@@ -205,17 +226,25 @@ def _why_hub_failed(name: str, cache_dir: str | os.PathLike | None, error: Excep
         return f"{hub} refuses {name} (HTTP {error.response.status_code}): try later, or pass the path of a file"
     if isinstance(error, (errors.HFValidationError, ValueError)):
         return f"{name!r} is not the name of a repository ({_first_line(error)}): write {HUB_PREFIX}org/name"
-    if is_disk_full(error) or "os error 28" in str(error):
+    if is_disk_full(error) or _has_no_room(cache):
         return (
-            f"cannot store {name}, the disk of {_hub_cache(cache_dir)} is full or a quota reached: "
+            f"cannot store {name}, the disk of {cache} is full or a quota reached: "
             "free room there, or set HF_HOME to another disk"
         )
     if isinstance(error, OSError) and error.errno is not None:
         return (
-            f"cannot store {name} in {_hub_cache(cache_dir)} ({error.strerror}): "
+            f"cannot store {name} in {cache} ({error.strerror}): "
             "make the folder writable, or set HF_HOME to one that is"
         )
     return f"the download of {name} was cut ({_first_line(error)}): repeat the command"
+
+
+def _has_no_room(folder: str) -> bool:
+    """Asked of the disk: `hf_xet` reports whatever stops it as a RuntimeError."""
+    try:
+        return shutil.disk_usage(folder).free < CHUNK_BYTES
+    except OSError:
+        return False
 
 
 def _first_line(error: BaseException) -> str:
