@@ -29,17 +29,20 @@ class ModelConfig:
     """What is trained."""
 
     name: Text = Field(description="variant, as `hvt models` lists them")
-    pretrained: bool | Text = Field(False, description="true, a weights tag (in1k, in22k, ...), a path or a URL")
-    overrides: dict[str, Any] = Field({}, description="constructor arguments instead of the variant's")
-    class_map: Text | None = Field(
-        None, description="file whose line k is the class of the pretrained head that class k takes its weights from"
+    pretrained: bool | Text = Field(
+        default=False, description="true, a weights tag (in1k, in22k, ...), a path or a URL"
     )
-    freeze_stages: int = Field(0, ge=0, le=100, description="stages, from the first, that are not trained")
+    overrides: dict[str, Any] = Field(default={}, description="constructor arguments instead of the variant's")
+    class_map: Text | None = Field(
+        default=None,
+        description="file whose line k is the class of the pretrained head that class k takes its weights from",
+    )
+    freeze_stages: int = Field(default=0, ge=0, le=100, description="stages, from the first, that are not trained")
     freeze_backbone: bool = Field(
-        False, description="train the head alone, over features as in evaluation (linear probe)"
+        default=False, description="train the head alone, over features as in evaluation (linear probe)"
     )
     grad_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+        default=False, description="recompute activations in the backward pass: less memory, more time"
     )
 
 
@@ -48,41 +51,49 @@ class DataConfig:
     """Which pictures, and how they become tensors."""
 
     kind: Literal["imagefolder", "tar", "wds", "hfds", "digits", "synthetic"] = Field(
-        "imagefolder",
+        default="imagefolder",
         description="imagefolder: DIR/train/CLASS/*.png; tar: the same in DIR/train.tar or DIR/train/*.tar; wds: "
         "WebDataset shards DIR/train/*.tar; hfds: a Hugging Face dataset; digits: scikit-learn's handwritten digits, "
         "laid out as an imagefolder; synthetic: noise, to measure speed",
     )
-    dir: Text | None = Field(None, description="folder of the data, or name of the Hugging Face dataset")
+    dir: Text | None = Field(default=None, description="folder of the data, or name of the Hugging Face dataset")
     class_order: Literal["natural", "text"] = Field(
-        "natural",
+        default="natural",
         description="how class folders (imagefolder, tar) are numbered: natural has 9 before 10, text 10 before 9 as "
         "torchvision",
     )
-    train_split: Text = Field("train", description="folder under data.dir, or split, to train on")
-    val_split: Text = Field("val", description="folder under data.dir, or split, to evaluate on")
-    synthetic_classes: int = Field(1000, ge=1, le=1_000_000, description="classes of synthetic data")
+    train_split: Text = Field(default="train", description="folder under data.dir, or split, to train on")
+    val_split: Text = Field(default="val", description="folder under data.dir, or split, to evaluate on")
+    synthetic_classes: int = Field(default=1000, ge=1, le=1_000_000, description="classes of synthetic data")
     synthetic_images: int = Field(
-        51200, ge=1, le=10**9, description="training pictures of synthetic data; a tenth as many held out"
+        default=51200, ge=1, le=10**9, description="training pictures of synthetic data; a tenth as many held out"
     )
     repeated_augmentation: int = Field(
-        1, ge=1, le=100, description="times that an epoch shows a picture, of as many fewer"
+        default=1, ge=1, le=100, description="times that an epoch shows a picture, of as many fewer"
     )
     on_error: Literal["fail", "skip"] = Field(
-        "fail", description="at a picture that cannot be read: end the run, or count it and go on without it"
+        default="fail", description="at a picture that cannot be read: end the run, or count it and go on without it"
     )
-    max_errors: Share = Field(0.01, description="largest share of the pictures that data.on_error = skip passes over")
+    max_errors: Share = Field(
+        default=0.01, description="largest share of the pictures that data.on_error = skip passes over"
+    )
     input_size: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
-        (3, 224, 224), min_length=3, max_length=3, description="channels, height, width"
+        default=(3, 224, 224), min_length=3, max_length=3, description="channels, height, width"
     )
-    mean: tuple[Share, ...] = Field((0.485, 0.456, 0.406), description="per channel, of pixels scaled to 0..1")
+    mean: tuple[Share, ...] = Field(default=(0.485, 0.456, 0.406), description="per channel, of pixels scaled to 0..1")
     std: tuple[Annotated[float, Field(ge=1e-3, le=1)], ...] = Field(
-        (0.229, 0.224, 0.225), description="per channel, of pixels scaled to 0..1"
+        default=(0.229, 0.224, 0.225), description="per channel, of pixels scaled to 0..1"
     )
-    interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="how pictures are resized")
-    crop_pct: float = Field(0.875, ge=0.1, le=1, description="share of the resized picture that evaluation crops out")
-    batch_size: int = Field(128, ge=1, le=65536, description="pictures per device and batch")
-    workers: int = Field(4, ge=0, le=256, description="processes per device that decode pictures; 0: the main one")
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = Field(
+        default="bicubic", description="how pictures are resized"
+    )
+    crop_pct: float = Field(
+        default=0.875, ge=0.1, le=1, description="share of the resized picture that evaluation crops out"
+    )
+    batch_size: int = Field(default=128, ge=1, le=65536, description="pictures per device and batch")
+    workers: int = Field(
+        default=4, ge=0, le=256, description="processes per device that decode pictures; 0: the main one"
+    )
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -90,23 +101,23 @@ class AugmentationConfig:
     """timm's augmentation of the training pictures."""
 
     scale: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.08, 1.0), min_length=2, max_length=2, description="area of the random crop"
+        default=(0.08, 1.0), min_length=2, max_length=2, description="area of the random crop"
     )
     ratio: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field(
-        (0.75, 4 / 3), min_length=2, max_length=2, description="width / height of the random crop"
+        default=(0.75, 4 / 3), min_length=2, max_length=2, description="width / height of the random crop"
     )
-    hflip: Share = Field(0.5, description="probability of a horizontal flip")
-    color_jitter: Share = Field(0.4, description="brightness, contrast, saturation; unused with auto_augment")
-    auto_augment: Text | None = Field(None, description="timm's policy string, e.g. rand-m9-mstd0.5-inc1")
-    random_erasing: Share = Field(0.0, description="probability that a rectangle is erased")
+    hflip: Share = Field(default=0.5, description="probability of a horizontal flip")
+    color_jitter: Share = Field(default=0.4, description="brightness, contrast, saturation; unused with auto_augment")
+    auto_augment: Text | None = Field(default=None, description="timm's policy string, e.g. rand-m9-mstd0.5-inc1")
+    random_erasing: Share = Field(default=0.0, description="probability that a rectangle is erased")
     erasing_mode: Literal["const", "rand", "pixel"] = Field(
-        "pixel", description="zeros, one colour, or noise per pixel"
+        default="pixel", description="zeros, one colour, or noise per pixel"
     )
-    mixup: float = Field(0.0, ge=0, le=100, description="alpha of mixup; 0 is off")
-    cutmix: float = Field(0.0, ge=0, le=100, description="alpha of cutmix; 0 is off")
-    mix_prob: Share = Field(1.0, description="probability that a batch is mixed")
-    switch_prob: Share = Field(0.5, description="probability of cutmix rather than mixup where both are on")
-    label_smoothing: float = Field(0.1, ge=0, le=0.99, description="probability mass spread over all classes")
+    mixup: float = Field(default=0.0, ge=0, le=100, description="alpha of mixup; 0 is off")
+    cutmix: float = Field(default=0.0, ge=0, le=100, description="alpha of cutmix; 0 is off")
+    mix_prob: Share = Field(default=1.0, description="probability that a batch is mixed")
+    switch_prob: Share = Field(default=0.5, description="probability of cutmix rather than mixup where both are on")
+    label_smoothing: float = Field(default=0.1, ge=0, le=0.99, description="probability mass spread over all classes")
 
     @property
     def mixes(self) -> bool:
@@ -117,21 +128,27 @@ class AugmentationConfig:
 class OptimizerConfig:
     """timm's optimiser over the model's parameter groups."""
 
-    name: Text = Field("adamw", description="of timm.optim.list_optimizers(): adamw, lamb, sgd, ...")
-    lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate")
+    name: Text = Field(default="adamw", description="of timm.optim.list_optimizers(): adamw, lamb, sgd, ...")
+    lr: float = Field(default=1e-3, gt=0, le=100, description="peak learning rate")
     lr_batch_size: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=10**6,
         description="global batch that the rates are stated for, to be scaled to the real one; null: as they are",
     )
-    weight_decay: float = Field(0.05, ge=0, le=10, description="not applied to norms, biases and position tables")
-    betas: tuple[Annotated[float, Field(ge=0, le=0.999999)], ...] = Field(
-        (0.9, 0.999), min_length=2, max_length=2, description="of Adam's moments"
+    weight_decay: float = Field(
+        default=0.05, ge=0, le=10, description="not applied to norms, biases and position tables"
     )
-    eps: float = Field(1e-8, gt=0, le=1, description="added to Adam's denominator")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate per layer towards the input")
-    clip_grad: float | None = Field(None, gt=0, le=1e6, description="largest global gradient norm; null does not clip")
+    betas: tuple[Annotated[float, Field(ge=0, le=0.999999)], ...] = Field(
+        default=(0.9, 0.999), min_length=2, max_length=2, description="of Adam's moments"
+    )
+    eps: float = Field(default=1e-8, gt=0, le=1, description="added to Adam's denominator")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="factor of the learning rate per layer towards the input"
+    )
+    clip_grad: float | None = Field(
+        default=None, gt=0, le=1e6, description="largest global gradient norm; null does not clip"
+    )
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -139,38 +156,50 @@ class ScheduleConfig:
     """timm's schedule of the learning rate, updated every step."""
 
     name: Literal["cosine", "linear", "poly", "tanh", "constant"] = Field(
-        "cosine", description="shape after the warm-up"
+        default="cosine", description="shape after the warm-up"
     )
     warmup_epochs: int = Field(
-        5, ge=0, le=100_000, description="epochs of linear warm-up, part of train.epochs; fewer in a shorter run"
+        default=5,
+        ge=0,
+        le=100_000,
+        description="epochs of linear warm-up, part of train.epochs; fewer in a shorter run",
     )
-    warmup_lr: float = Field(1e-6, ge=0, le=100, description="learning rate of the first step")
-    min_lr: float = Field(1e-5, ge=0, le=100, description="learning rate at the end")
+    warmup_lr: float = Field(default=1e-6, ge=0, le=100, description="learning rate of the first step")
+    min_lr: float = Field(default=1e-5, ge=0, le=100, description="learning rate at the end")
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TrainConfig:
     """The loop."""
 
-    epochs: int = Field(300, ge=1, le=100_000, description="passes over the training pictures")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="of weights, order and augmentation")
-    device: Literal["auto", "cpu", "cuda", "npu"] = Field("auto", description="auto takes an accelerator if any")
+    epochs: int = Field(default=300, ge=1, le=100_000, description="passes over the training pictures")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of weights, order and augmentation")
+    device: Literal["auto", "cpu", "cuda", "npu"] = Field(
+        default="auto", description="auto takes an accelerator if any"
+    )
     amp: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="precision; auto: bf16 on accelerators that support it, else fp32; fp16 scales the loss"
+        default="auto",
+        description="precision; auto: bf16 on accelerators that support it, else fp32; fp16 scales the loss",
     )
-    compile: bool = Field(False, description="torch.compile the model: minutes at the start, faster steps")
+    compile: bool = Field(default=False, description="torch.compile the model: minutes at the start, faster steps")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the model, beside data.workers; null: torch's choice"
+        default=None, ge=1, le=1024, description="CPU threads of the model, beside data.workers; null: torch's choice"
     )
-    accumulation: int = Field(1, ge=1, le=65536, description="batches whose gradients make one step")
+    accumulation: int = Field(default=1, ge=1, le=65536, description="batches whose gradients make one step")
     ema_decay: float = Field(
-        0.0, ge=0, le=0.999999, description="of an average of the weights, which is then evaluated and saved; 0 is off"
+        default=0.0,
+        ge=0,
+        le=0.999999,
+        description="of an average of the weights, which is then evaluated and saved; 0 is off",
     )
     max_bad_steps: int = Field(
-        3, ge=1, le=10**6, description="steps in a row with a loss or gradient that is no number, before the end"
+        default=3,
+        ge=1,
+        le=10**6,
+        description="steps in a row with a loss or gradient that is no number, before the end",
     )
     benchmark_steps: int | None = Field(
-        None, ge=1, le=10**6, description="only measure: steps to time after a warm-up; nothing is saved"
+        default=None, ge=1, le=10**6, description="only measure: steps to time after a warm-up; nothing is saved"
     )
 
 
@@ -179,10 +208,11 @@ class ParallelConfig:
     """How several processes share the work; one process per device."""
 
     mode: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = Field(
-        "ddp", description="ddp: a whole model on each; fsdp2: PyTorch's shards; zero1, 2, 3: DeepSpeed's stages"
+        default="ddp",
+        description="ddp: a whole model on each; fsdp2: PyTorch's shards; zero1, 2, 3: DeepSpeed's stages",
     )
     timeout: float = Field(
-        600.0, ge=1, le=604_800, description="seconds that a process waits for the others before it gives up"
+        default=600.0, ge=1, le=604_800, description="seconds that a process waits for the others before it gives up"
     )
 
 
@@ -190,21 +220,23 @@ class ParallelConfig:
 class OutputConfig:
     """What is left behind."""
 
-    dir: Text | None = Field(None, description="folder of this run; null is outputs/RECIPE")
+    dir: Text | None = Field(default=None, description="folder of this run; null is outputs/RECIPE")
     resume: Text | None = Field(
-        None, description="auto continues the run in output.dir; or the folder of a run or of one checkpoint"
+        default=None, description="auto continues the run in output.dir; or the folder of a run or of one checkpoint"
     )
-    overwrite: bool = Field(False, description="replace a run that output.dir already holds")
-    allow_changes: bool = Field(False, description="resume although settings differ from those of the checkpoint")
+    overwrite: bool = Field(default=False, description="replace a run that output.dir already holds")
+    allow_changes: bool = Field(
+        default=False, description="resume although settings differ from those of the checkpoint"
+    )
     save_steps: int | None = Field(
-        None, ge=1, le=10**9, description="steps between checkpoints, beside those after every epoch"
+        default=None, ge=1, le=10**9, description="steps between checkpoints, beside those after every epoch"
     )
-    keep_last: int = Field(2, ge=1, le=100_000, description="newest checkpoints that are kept")
-    keep_best: int = Field(1, ge=0, le=100_000, description="checkpoints with the best top-1 that are kept")
+    keep_last: int = Field(default=2, ge=1, le=100_000, description="newest checkpoints that are kept")
+    keep_best: int = Field(default=1, ge=0, le=100_000, description="checkpoints with the best top-1 that are kept")
     log_steps: int = Field(
-        50, ge=1, le=10**9, description="steps between lines within an epoch and points of TensorBoard"
+        default=50, ge=1, le=10**9, description="steps between lines within an epoch and points of TensorBoard"
     )
-    tensorboard: bool = Field(True, description="write TensorBoard events, where the package is installed")
+    tensorboard: bool = Field(default=True, description="write TensorBoard events, where the package is installed")
 
 
 @dataclass(frozen=True, kw_only=True)

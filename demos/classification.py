@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Arguments are those of the trainer, after its recipe. Exits with 1 where the three commands disagree."""
     given = sys.argv[1:] if argv is None else argv
     config = parse_command_line(["digits", "--output-dir", str(OUTPUT), "--overwrite", *given])
-    folder = Path(config.output.dir)
+    folder = checkpoint.run_folder(config.output)
     data = data_root(config.data)
     weights = folder / checkpoint.BEST_WEIGHTS
     start = time.perf_counter()
@@ -122,7 +122,7 @@ def draw_predictions(predictions: Sequence[tuple[Path, dict[str, Any]]], target:
         for spine in axes.spines.values():
             spine.set(visible=mistake, color=WRONG, linewidth=3)
         label = f"{top['name']}, not {truth}" if mistake else top["name"]
-        below = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        below: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, -0.17, label, fontsize=10, color=WRONG if mistake else INK, fontweight="bold", **below)
         axes.text(0.5, -0.33, f"{100 * top['probability']:.0f} %", fontsize=8, color=MUTED, **below)
     with whole_file(target) as path:

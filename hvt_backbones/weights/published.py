@@ -28,7 +28,7 @@ class Preprocessing:
         crop_mode: "center" keeps the picture's proportions; "squash" resizes all of it to `input_size`.
     """
 
-    input_size: tuple[int, ...] = (3, 224, 224)
+    input_size: tuple[int, int, int] = (3, 224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
