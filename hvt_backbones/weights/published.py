@@ -107,12 +107,13 @@ def timm_weights(name: str) -> PublishedWeights:
     source = HUB_PREFIX + cfg.hf_hub_id if cfg.hf_hub_id else cfg.url
     if not isinstance(source, str):
         raise WeightsError(f"timm publishes no weights for {name!r}: pass a path or a URL")
+    channels, height, width = cfg.input_size
     return PublishedWeights(
         source=source,
         filename=cfg.hf_hub_filename if cfg.hf_hub_id else None,
         num_classes=cfg.num_classes,
         preprocessing=Preprocessing(
-            input_size=tuple(cfg.input_size),
+            input_size=(channels, height, width),
             mean=tuple(cfg.mean),
             std=tuple(cfg.std),
             crop_pct=cfg.crop_pct,
