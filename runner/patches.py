@@ -175,21 +175,17 @@ def _import_mmdet() -> None:
 
 
 def _import_mmaction() -> None:
-    """mmaction2 1.2.0, the last release, beside the maintained mmcv; where it imports by itself, nothing is done."""
+    """mmaction2 1.2.0, the last release, or a checkout, beside the maintained mmcv."""
     import mmcv
 
-    # it asserts mmcv < 2.2 in its first lines, and works with later ones (open-mmlab/mmcv#3096)
     version = mmcv.__version__
+    if _version("mmaction2") in (None, "1.2.0"):
+        # it asserts mmcv < 2.2 in its first lines, and works with later ones (open-mmlab/mmcv#3096)
+        mmcv.__version__ = ACCEPTED_MMCV
     try:
         import mmaction
-    except AssertionError as error:
-        if "MMCV" not in str(error):
-            raise
-        mmcv.__version__ = ACCEPTED_MMCV
-        try:
-            import mmaction
-        finally:
-            mmcv.__version__ = version
+    finally:
+        mmcv.__version__ = version
     modules: dict[str, ModuleType] = {}
     # its wheel lacks a localizer that it imports (open-mmlab/mmaction2#2714)
     if not (Path(mmaction.__file__).parent / "models" / "localizers" / "drn").is_dir():
