@@ -14,8 +14,7 @@ from mmengine.logging import print_log
 from hvt_backbones.errors import InputError
 
 from .annotations import Use, compare_classes, inspect
-from .config import describe
-from .findings import Findings
+from .findings import Findings, describe
 
 _use: ContextVar[Use | None] = ContextVar("_use", default=None)
 _told: set[str] = set()  # an evaluation reads the file of its data set again

@@ -19,8 +19,7 @@ from typing import Any
 from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
-from .config import describe
-from .findings import Findings, Kind, Report
+from .findings import Findings, Kind, Report, describe
 
 NUMBER = "ids are whole numbers, each given once"
 STRUCTURE = Kind("not COCO's form", "expected {images: [...], annotations: [...], categories: [...]}")

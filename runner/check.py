@@ -16,9 +16,9 @@ from hvt_backbones.errors import ArgumentParser, whole_number
 
 from . import patches
 from .application import Application
-from .config import add_config_arguments, building, describe, open_config
+from .config import add_config_arguments, building, open_config
 from .data import check_data
-from .findings import Findings, Kind, Report
+from .findings import Findings, Kind, Report, describe
 from .parts import PARTS, data_of, evaluators_of
 from .run import write_json
 

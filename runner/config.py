@@ -21,12 +21,12 @@ from hvt_backbones.errors import InputError, nearest
 
 from . import patches
 from .application import ROOT, Application
+from .findings import describe
 from .parts import complete
 
 # top-level keys beside the Runner's arguments that MMEngine and the commands read
 OTHER_KEYS = ("activation_checkpointing", "compile", "efficient_conv_bn_eval", "find_unused_parameters",
               "model_wrapper_cfg", "sync_bn", "tta_model", "tta_pipeline", "work_dir")  # fmt: skip
-LONGEST = 300  # characters of a foreign message
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 ALIKE = 0.85  # in_channels and out_channels are less so
 
@@ -238,9 +238,3 @@ def _assertion(error: AssertionError, settings: Mapping[str, Any]) -> str:
     words = set(re.findall(r"\w+", line))
     given = [f"{key}={value!r}" for key, value in settings.items() if key in words]
     return f"{', '.join(given) or 'its arguments'}: it needs `{line.removeprefix('assert ')}`"
-
-
-def describe(error: BaseException) -> str:
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    kind = type(error).__name__
-    return f"{kind}: {text[:LONGEST]}{'...' if len(text) > LONGEST else ''}" if text else kind

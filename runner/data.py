@@ -15,8 +15,7 @@ from hvt_backbones.errors import InputError
 from hvt_backbones.weights.report import some
 
 from .annotation_guard import tell
-from .config import describe
-from .findings import Findings, compare_size, evenly
+from .findings import Findings, compare_size, describe, evenly
 from .maps import gather, inspect, numbers_of, readers_of
 from .parts import data_of, evaluators_of
 from .pictures import resizing

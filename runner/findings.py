@@ -16,6 +16,14 @@ from hvt_backbones.images import ON_ITS_SIDE, open_picture, orientation
 
 CHUNK = 8  # items that a process takes at a time
 SHOWN = 20  # of each kind; --json has all
+LONGEST = 300  # characters of a foreign message
+
+
+def describe(error: BaseException) -> str:
+    """A foreign error in one line: its kind and what it says."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    kind = type(error).__name__
+    return f"{kind}: {text[:LONGEST]}{'...' if len(text) > LONGEST else ''}" if text else kind
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from hvt_backbones.errors import InputError
 from hvt_backbones.images import open_picture
 from hvt_backbones.weights.report import some
 
-from .config import describe
-from .findings import UNREADABLE, Findings, Kind, picture_sizes
+from .findings import UNREADABLE, Findings, Kind, describe, picture_sizes
 
 IGNORED, NUMBERS, UNKNOWN = 255, 256, -1
 BITS = 0x0102  # a tag of TIFF: of each channel

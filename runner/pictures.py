@@ -19,7 +19,7 @@ from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import InputError
 from hvt_backbones.images import ON_ITS_SIDE, TURNS, find_images, open_picture, orientation, read_image
 
-from .config import describe
+from .findings import describe
 
 TURNED_BY_EXIF = ("color", "grayscale")  # how MMCV calls what OpenCV brings upright by itself
 BACKENDS = ("cv2", "pillow")  # those of MMCV that do

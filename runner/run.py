@@ -35,9 +35,10 @@ from .application import Application
 from .bad_steps import BadStepHook, DivergedError, keep_sources
 from .changes import check_changes, resume_changed
 from .checkpoints import find_latest
-from .config import LONGEST, add_config_arguments, building, describe, open_config
+from .config import add_config_arguments, building, open_config
 from .data import check_data
 from .devices import join_processes, use_amp, use_device
+from .findings import LONGEST, describe
 from .parts import check_classes, check_parts, data_of
 from .quiet import quiet_logger
 
