@@ -235,7 +235,7 @@ def _find_base(path: Path, name: Any) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """A parser that knows every setting; its values stay text, `check_setting` reads them."""
+    """A parser that knows every setting; its values stay text, which `read` reads."""
     parser = ArgumentParser(
         prog="python -m classification.train",
         usage="%(prog)s RECIPE [--key value ...]",

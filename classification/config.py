@@ -7,13 +7,13 @@ wrong key, type or value is always one `InputError` line that names the key and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
-from pydantic_core import to_jsonable_python
 
 from hvt_backbones import InputError
 
@@ -337,4 +337,11 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML and JSON hold them."""
-        return to_jsonable_python(self)
+        return {section: _plain(values) for section, values in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    # not by pydantic: it writes inf as null, and a key that is a number as text
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def test_config_survives_yaml(tmp_path: Path) -> None:
     config = parse_command_line(["digits", "--augmentation.scale", "[0.5, 0.9]"])
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(config.as_dict()))
     assert parse_command_line([str(tmp_path / "again.yaml")]) == config
+    overrides = {"large": float("inf"), "numbered": {1: [2, 3]}}
+    recorded = replace(config, model=replace(config.model, overrides=overrides)).as_dict()
+    assert recorded["model"]["overrides"] == overrides
+    assert recorded["augmentation"]["scale"] == [0.5, 0.9]
 
 
 def test_help_lists_every_setting_with_type_and_default(capsys: pytest.CaptureFixture) -> None:
