@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hvt_backbones.device import select_device
-from hvt_backbones.errors import ArgumentParser, InputError, nearest, whole_number
+from hvt_backbones.errors import ArgumentParser, InputError, WeightsError, nearest, whole_number
 from hvt_backbones.ops import IMPLEMENTATIONS
 
 from . import measure
@@ -184,9 +184,9 @@ def compare_all(
                         measure.add_rate(report, settings.device, settings.dtype)
                     print(f"{title} {row['mode']}: done", file=sys.stderr)
                     save()
-            except InputError:
-                raise
             except Exception as error:  # the other rows are wanted too
+                if isinstance(error, InputError) and not isinstance(error, WeightsError):
+                    raise  # it is of all rows
                 traceback.print_exc()
                 report["failures"].append(f"{title}: {type(error).__name__}: {error}")
                 save()

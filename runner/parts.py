@@ -114,7 +114,7 @@ def _complete_classes(cfg: Config) -> None:
 
 def _channels(backbone: Any) -> tuple[int, ...]:
     with torch.device("meta"):
-        return MODELS.build({**backbone, "pretrained": False, "init_cfg": None}).channels
+        return MODELS.build({**backbone, "pretrained": False, "weights_key": None, "init_cfg": None}).channels
 
 
 def _listed(owner: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hvt_backbones.variants import find_variant
-from runner.application import Application, Row
+from runner.application import ROOT, Application, Row
 from runner.parts import complete
 
 SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
@@ -156,7 +156,7 @@ def _published(cell: str) -> Published | None:
 
 def readme_is_current(application: Application) -> bool:
     """Whether the tables of its README are those of the zoo."""
-    readme = (application.configs.parent / "README.md").read_text()
+    readme = (ROOT / application.name / "README.md").read_text()
     return all(table in readme for table in application.markdown().rstrip().split("\n\n### "))
 
 

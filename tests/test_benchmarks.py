@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 import hvt_backbones as hvt
 from benchmarks import competitors, dense, gpu_checks, measure, peers
+from hvt_backbones.errors import WeightsError
 
 from .conftest import ROOT
 
@@ -263,6 +265,16 @@ def test_dense_reports_a_model_that_fails(small_dense: str, monkeypatch: pytest.
     monkeypatch.setitem(dense.MODELS, "small", dense.Dense("pvt_v2_b0", timm="pvt_v2_b1"))
     assert dense.main(["--models", small_dense, "--sizes", "32x32", "--rounds", "1"]) == 1
     assert "FAILED small 32x32: RuntimeError: Error(s) in loading" in capsys.readouterr().out
+
+
+def test_dense_goes_on_after_weights_that_do_not_fit(small_dense: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def convert_state_dict(*arguments: Any, **options: Any) -> None:
+        raise WeightsError("it has no place")
+
+    monkeypatch.setattr(dense.hvt, "convert_state_dict", convert_state_dict)
+    assert dense.main(["--models", small_dense, "--sizes", "32x32", "32x64", "--rounds", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert all(f"FAILED small {size}: WeightsError: it has no place" in printed for size in ("32x32", "32x64"))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,12 @@ def test_every_image_model_has_a_name(token: str) -> None:
     assert cfg.model.test_cfg.crop_size == (640, 640)
 
 
+def test_channels_are_completed_beside_a_key_of_weights() -> None:
+    options = {"model.backbone.pretrained": "weights.pth", "model.backbone.weights_key": "ema"}
+    model = open_config(SWIN_T, options, DETECTION).model
+    assert (model.neck.in_channels, model.backbone.weights_key) == ([96, 192, 384, 768], "ema")
+
+
 def test_video_has_other_combinations_too() -> None:
     cfg = VIDEO.config("swin-small-p244-w877_in22k-pre_8xb8-32x2x1-30e_kinetics600-rgb")
     assert (cfg.model.backbone.pretrained, cfg.model.cls_head.num_classes) == ("swin_small.in22k", 600)
