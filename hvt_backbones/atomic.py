@@ -38,7 +38,7 @@ def whole_file(path: Path, needed: int | None = None) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise _not_written(path, error, "room" if needed is None else f"{needed} bytes there") from error
+        raise _not_written(path, error, needed) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -84,7 +84,11 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _not_written(path: Path, error: OSError, room: str = "room") -> InputError:
+def _not_written(path: Path, error: OSError, needed: int | None = None) -> InputError:
     # Pillow's and NumPy's own errors have no number, and so no text for it
     reason = error.strerror or error
-    return InputError(f"{path} was not written ({reason}): free {room} or choose another folder")
+    remedy = "free room or choose another folder"
+    if needed is not None:
+        full = is_disk_full(error) or error.errno is None  # safetensors and torch.save tell no number
+        remedy = f"free {needed} bytes there or choose another folder" if full else "choose a folder you can write to"
+    return InputError(f"{path} was not written ({reason}): {remedy}")

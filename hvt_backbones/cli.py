@@ -206,9 +206,9 @@ def run_features(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from .model_file import describe_weights, kept_metadata, recorded_arguments
+    from .model_file import describe_weights, kept_metadata, read_described, recorded_arguments
     from .swin import windows_per_stage
-    from .weights.convert import read_checkpoint, write_checkpoint
+    from .weights.convert import write_checkpoint
     from .weights.files import read_weights, save_state_dict
     from .weights.inflate import inflate_checkpoint
 
@@ -220,7 +220,7 @@ def run_convert(args: argparse.Namespace) -> None:
     metadata: dict[str, Any] = kept_metadata(weights.metadata, variant.name if variant else None)
     named = not any(key.endswith("relative_coords_table") for key in weights.tensors)  # which tell the window
     arch = recorded_arguments(args.input, metadata, named=named)
-    checkpoint = read_checkpoint(weights.tensors, args.layout, ape_size=arch.get("ape_size"))
+    checkpoint = read_described(args.input, weights.tensors, metadata, args.layout)
     found = checkpoint.layout
     if variant is not None:
         opened = describe_weights(str(args.input), checkpoint, weights.metadata, args.model)

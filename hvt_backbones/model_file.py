@@ -96,19 +96,27 @@ def open_model(source: str, model: str | None = None, weights_key: str | None = 
     """
     if is_file_or_url(source):
         weights = read_weights(sources.fetch(source), weights_key)
-        return describe_weights(source, _checkpoint(source, weights.tensors, weights.metadata), weights.metadata, model)
+        checkpoint = read_described(source, weights.tensors, weights.metadata)
+        return describe_weights(source, checkpoint, weights.metadata, model)
     variant, tag = image_variant(source)
     if model is not None:
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)
     weights = read_weights(sources.fetch(published.source, filename=published.filename), weights_key)
-    return _model_file(source, _checkpoint(source, weights.tensors, {}), {}, variant, published.preprocessing)
+    return _model_file(source, read_described(source, weights.tensors, {}), {}, variant, published.preprocessing)
 
 
-def _checkpoint(source: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+def read_described(
+    source: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], layout: str = "auto"
+) -> Checkpoint:
+    """`read_checkpoint` with what the text beside the weights tells of them.
+
+    Raises:
+        InputError, WeightsError: as `read_checkpoint`, with the name of the source.
+    """
     ape_size = recorded_arguments(source, metadata, named=False).get("ape_size")
     try:
-        return read_checkpoint(tensors, ape_size=ape_size)
+        return read_checkpoint(tensors, layout, ape_size=ape_size)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
 

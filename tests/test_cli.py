@@ -367,6 +367,7 @@ BAD = {
     "features of less than a patch": ("features TINY PICTURE --output maps.npz --size 3", "smaller than one"),
     "random features of a file": ("features TINY PICTURE --output maps.npz --random-weights", "--random-weights"),
     "unknown target layout": ("convert TINY out.pth --to keras", "official"),
+    "wrong source layout": ("convert TINY out.pth --to timm --layout mmdet", "tiny.safetensors: the keys are not in"),
     "convert a picture": ("convert PICTURE out.pth --to timm", "a.png"),
     "convert onto itself": ("convert TINY TINY --to timm", "another name"),
     "convert to a folder": ("convert TINY FOLDER --to timm", "is a folder"),

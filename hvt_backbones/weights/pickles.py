@@ -25,8 +25,8 @@ LEGACY_PICKLES = 5  # in a file of `torch.save` before its zip format: the conte
 GETATTR = "builtins.getattr"
 # the classes and functions that PyTorch's restricted reader knows itself
 OF_TENSORS = re.compile(
-    r"torch\.(\w+|(_utils|_tensor|storage|serialization|nn\.parameter)\.\w+|(\w+\.)+\w+(Storage|Tensor))"
-    r"|collections\.\w+|_codecs\.encode|builtins\.(bytearray|complex|set)"
+    r"torch\.(\w+|(_utils|_tensor|storage|nn\.parameter)\.\w+|serialization\._get_layout|(\w+\.)+\w+(Storage|Tensor))"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(bytearray|complex|set)"
 )
 
 
