@@ -219,7 +219,7 @@ def _rewritten(
     """In the keys of `layout`, with the buffers that its code stores."""
     axes, stages = checkpoint.layout.axes, checkpoint.stages
     windows = None if window_size is None else windows_per_stage(window_size, stages, axes, least=0)
-    pretrained = windows_per_stage(pretrained_window_size, stages, axes, least=0)
+    pretrained = windows_per_stage(pretrained_window_size, stages, axes, name="pretrained_window_size", least=0)
     wrapper = layout.wrapper.get(checkpoint.style, "")
     if layout.rules is None:
         return {key if OUR_HEAD.match(key) else wrapper + key: tensor for key, tensor in checkpoint.tensors.items()}
