@@ -312,7 +312,9 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device, *, needs_clas
     with _matching(checkpoint):
         content = load_checkpoint(model, path, map_location="cpu", strict=True)
     recorded = {key.lower(): value for key, value in content.get("meta", {}).get("dataset_meta", {}).items()}
-    dataset = next(data_of(cfg, "test"))
+    dataset = next(data_of(cfg, "test"), None)
+    if dataset is None:
+        raise InputError(f"config {cfg.filename} has no test_dataloader, whose data set says the classes: add it")
     with building(cfg.filename):
         configured = DATASETS.build({**dataset, "lazy_init": True}).metainfo
     meta = {**configured, **recorded}

@@ -64,7 +64,11 @@ def test_no_bits_are_black(mode: str) -> None:
 @pytest.mark.parametrize("recipe", pipelines().values())
 def test_every_pipeline_of_the_recipes(recipe: str) -> None:
     chosen = load_recipe(RECIPES / f"{recipe}.yaml")
-    ours = {key.partition(".")[2]: value for key, value in chosen.items() if key.startswith("augmentation.")}
+    ours = {
+        key.partition(".")[2]: tuple(value) if isinstance(value, list) else value
+        for key, value in chosen.items()
+        if key.startswith("augmentation.")
+    }
     transform = train_transform(DataConfig(input_size=(3, 32, 32)), AugmentationConfig(**ours))
     sizes = [(40, 32), (1, 1), (3, 50)]
     for seed in range(DRAWS):
