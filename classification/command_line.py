@@ -284,7 +284,8 @@ def parse_command_line(argv: Sequence[str] | None = None) -> Config:
         below = read(settings.get("model.overrides", {}), FIELDS["model.overrides"])
         if isinstance(below, dict):  # else it is refused
             settings["model.overrides"] = below | overrides
-    settings.setdefault("output.dir", f"outputs/{recipe.stem}")
+    if read(settings.get("output.dir"), FIELDS["output.dir"]) is None:
+        settings["output.dir"] = f"outputs/{recipe.stem}"
     for key in PATHS & settings.keys():  # a shell does this for arguments, nobody for a recipe
         if isinstance(settings[key], str):
             settings[key] = os.path.expanduser(settings[key])

@@ -19,6 +19,7 @@ def test_recipe_is_found_by_name_and_by_path() -> None:
     config = parse_command_line(["digits"])
     assert config == parse_command_line([str(RECIPES / "digits.yaml")])
     assert config.output.dir == "outputs/digits"
+    assert config == parse_command_line(["digits", "--output-dir", "null"])
 
 
 def test_command_line_wins_over_recipe_and_recipe_over_default(tmp_path: Path) -> None:
