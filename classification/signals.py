@@ -6,7 +6,6 @@ It imports nothing that takes long, for `interrupted_at_once` is there while tha
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
@@ -16,8 +15,6 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
-
-import psutil
 
 TOGETHER = 1.0  # seconds; a terminal and a launcher may both pass on the same Ctrl-C
 PARTING = 5.0  # seconds between the last that is heard of a process and its end
@@ -112,6 +109,10 @@ def _report_unless_left_alone(kind: type[BaseException], error: BaseException, t
 
 
 def _await_termination() -> None:
+    import multiprocessing
+
+    import psutil
+
     process = multiprocessing.parent_process()  # the operating system's may be a server that forks for it
     assert process is not None
     assert process.pid is not None
@@ -174,6 +175,8 @@ def _missing(members: list[tuple[int, str, int]]) -> str:
 
 
 def _absence(pid: int) -> str | None:
+    import psutil
+
     try:
         status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
