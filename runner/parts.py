@@ -78,6 +78,11 @@ def _complete_channels(model: Any) -> None:
     necks = [necks] if isinstance(necks, Mapping) else necks
     roi_head = model.get("roi_head") or {}
     extractors = list(_listed(roi_head, ("bbox_roi_extractor", "mask_roi_extractor")))
+    heads = list(_listed(model, (*HEADS, "mask_head")))
+    regions = list(_listed(roi_head, REGION_HEADS))
+    said = ["in_channels" in part for part in (*necks[:1], *(head for _, head in (*heads, *regions)))]
+    if all(said) and all("out_channels" in extractor for _, extractor in extractors):
+        return
     given = _channels(model.backbone)
     for neck in necks[:1]:
         _fill(neck, "in_channels", list(given))
@@ -88,7 +93,7 @@ def _complete_channels(model: Any) -> None:
         given = (last["out_channels"],) * last["num_outs"]
     for _, extractor in extractors:
         _fill(extractor, "out_channels", given[0])
-    for name, head in _listed(model, (*HEADS, "mask_head")):
+    for name, head in heads:
         if name in DENSE_HEADS:
             index = head.get("in_index", -1)
             chosen = choose_maps(given, index, name, "the neck" if necks else f"the backbone {model.backbone.name}")
@@ -96,7 +101,7 @@ def _complete_channels(model: Any) -> None:
         else:
             maps = given[-1] if name == "cls_head" else given[0]
         _fill(head, "in_channels", maps)
-    for _, head in _listed(roi_head, REGION_HEADS):
+    for _, head in regions:
         _fill(head, "in_channels", extractors[0][1]["out_channels"] if extractors else given[0])
 
 
