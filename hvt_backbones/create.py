@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from .backbone import Backbone, is_whole
 from .classifier import Classifier
-from .errors import InputError
+from .errors import InputError, nearest
 from .pvt_v2 import PyramidVisionTransformerV2
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
@@ -115,11 +114,9 @@ def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
     accepted = FAMILY_CLASSES[variant.family].arguments() - {"out_indices"}
     for argument in overrides:
         if argument not in accepted:
-            near = difflib.get_close_matches(argument, accepted, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(
-                f"{variant.name} has no argument {argument!r}: {hint}it takes {', '.join(sorted(accepted))}"
-            )
+            hint = nearest(argument, sorted(accepted), most=1, cutoff=0.6, otherwise="")
+            takes = f"{hint} it takes {', '.join(sorted(accepted))}".lstrip()
+            raise InputError(f"{variant.name} has no argument {argument!r}: {takes}")
     stages = _num_stages({**variant.arch, **overrides})
     if stages > len(variant.arch["depths"]):
         missing = [key for key, value in variant.arch.items() if isinstance(value, tuple) and key not in overrides]
