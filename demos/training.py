@@ -49,7 +49,7 @@ class Goal:
         name: as it is shown.
         key: as MMEngine calls it.
         required: of the pretrained model, from 0 to 1.
-        quick: the same with `--quick`.
+        quick: the same with `--quick`; None for no demand.
         at_most: whether it must not be exceeded.
         unit: of MMEngine's value: 1, or 0.01 for percent.
         chance: what guessing gives, to be shown.
@@ -58,12 +58,12 @@ class Goal:
     name: str
     key: str
     required: float
-    quick: float
+    quick: float | None
     at_most: bool = False
     unit: float = 1.0
     chance: float | None = None
 
-    def bound(self, quick: bool) -> float:
+    def bound(self, quick: bool) -> float | None:
         return self.quick if quick else self.required
 
 
@@ -147,8 +147,8 @@ def run_demo(argv: Sequence[str] | None, demo: Demo) -> int:
     table, failures = verdict(trainings, demo.goals, args.quick)
     write_json(args.work_dir / "metrics.json", {training.start: training.result for training in trainings})
     held_out = len(trainings[0].runner.val_dataloader.dataset)
-    print(f"\non {held_out} held-out {demo.data}:\n{table}\n\nIn {args.work_dir}:")
-    print(f"  predictions.png   held-out {demo.data}, with the truth and what the pretrained model says")
+    print(f"\non {held_out} {demo.data} of the evaluation:\n{table}\n\nIn {args.work_dir}:")
+    print(f"  predictions.png   {demo.data}, with the truth and what the pretrained model says")
     print("  curves.png        the values during training")
     print("  log.txt           what MMEngine prints")
     for failure in failures:
@@ -240,13 +240,17 @@ def verdict(trainings: Sequence[Training], goals: Sequence[Goal], quick: bool) -
         lines.append(f"{training.start:<14}{values}   {training.seconds:.0f} s")
     if all(goal.chance is not None for goal in goals):
         lines.append(f"{'chance':<14}" + "".join(f"{goal.chance:>{width}.3f}" for goal in goals))
-    required = [f"{'<= ' if goal.at_most else ''}{goal.bound(quick):.3f}" for goal in goals]
+    bounds = [goal.bound(quick) for goal in goals]
+    required = [
+        "-" if bound is None else f"{'<= ' if goal.at_most else ''}{bound:.3f}"
+        for goal, bound in zip(goals, bounds, strict=True)
+    ]
     lines.append(f"{'required':<14}" + "".join(f"{one:>{width}}" for one in required))
     failures = []
     results = {training.start: training.result for training in trainings}
-    for goal in goals:
-        value, bound = results[PRETRAINED][goal.name], goal.bound(quick)
-        if not (value <= bound if goal.at_most else value >= bound):
+    for goal, bound in zip(goals, bounds, strict=True):
+        value = results[PRETRAINED][goal.name]
+        if bound is not None and not (value <= bound if goal.at_most else value >= bound):
             failures.append(f"{goal.name} {value:.3f} is {'above' if goal.at_most else 'below'} {bound}")
         if SCRATCH in results and not value - results[SCRATCH][goal.name] >= LEAD:
             scratch = results[SCRATCH][goal.name]
@@ -266,10 +270,11 @@ def draw_curves(path: Path, trainings: Sequence[Training], demo: Demo, quick: bo
             if goal.name in training.tested:
                 end = training.history[-1][0], training.tested[goal.name]
                 axes.plot(*end, color=color, marker="*", markersize=13, linestyle="", label=f"{training.start}, test")
-        axes.axhline(goal.bound(quick), color=MUTED, linestyle=":", label="at most" if goal.at_most else "required")
+        if (bound := goal.bound(quick)) is not None:
+            axes.axhline(bound, color=MUTED, linestyle=":", label="at most" if goal.at_most else "required")
         if goal.chance is not None:
             axes.axhline(goal.chance, color=MUTED, linestyle="--", label="chance")
-        axes.set_title(f"{goal.name}, held-out {demo.data}", color=INK)
+        axes.set_title(f"{goal.name}, {demo.data} of the evaluation", color=INK)
         axes.set_xlabel("iteration", color=MUTED)
         axes.set_ylim(0, 1)
         axes.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""The soak's short form ends without a fault, and a fault would be seen."""
+"""The soak's short form of one part ends without a fault, and a fault would be seen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from soak.commands import GROWTH, Row, growth_of, run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", soak.PARTS)
-def test_a_few_samples_of_everything(part: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    status = soak.main(["--short", part, "--out", str(tmp_path / "table.txt")])
+def test_a_few_samples(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Of one part: each takes minutes, and its commands are tested on their own; `make soak` runs them all."""
+    status = soak.main(["--short", "detection", "--out", str(tmp_path / "table.txt")])
     assert status == 0, capfd.readouterr().out
-    assert f"{part}: " in (tmp_path / "table.txt").read_text()
+    assert "detection: " in (tmp_path / "table.txt").read_text()
 
 
 def test_a_prediction_that_is_another_is_a_fault(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 
 from classification import train
@@ -19,7 +17,7 @@ from demos import video as demo
 from demos.kinetics import FRAMES, HEIGHT, INTERVAL, MOTIONS, ROUND, STEPS, WIDTH, draw_clip, draw_states, write_clips
 from demos.training import PRETRAINED, Goal, Training, verdict
 from demos.video import CONFIGS, shuffle_frames
-from tests.dense_demos import Forward, check_pictures, quick_demo, quick_demo_of_a_broken_backbone
+from tests.dense_demos import check_pictures, quick_demo
 from video.clips import ClipDataset
 
 
@@ -156,12 +154,12 @@ def test_what_is_not_near_chance_fails(value: float, message: str | None) -> Non
     assert message is None or any(message in failure for failure in failures)
 
 
-def test_fewer_clips_may_be_farther_from_chance() -> None:
-    goal = Goal(name="shuffled", key="shuffled/top1", required=0.5, quick=0.6, at_most=True)
+def test_what_quick_does_not_demand_is_no_failure() -> None:
+    goal = Goal(name="shuffled", key="shuffled/top1", required=0.5, quick=None, at_most=True)
     training = Training(start=PRETRAINED, runner=None, history=[(1, {})], tested={"shuffled": 0.55})
     assert verdict([training], [goal], False)[1] == ["shuffled 0.550 is above 0.5"]
     table, failures = verdict([training], [goal], True)
-    assert "<= 0.600" in table
+    assert table.splitlines()[-1].split() == ["required", "-"]
     assert failures == []
 
 
@@ -173,43 +171,10 @@ def test_a_pretraining_that_fails_ends_the_demo(monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "log.txt").exists()
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """By the first of three seeds that learns: how long nothing is learnt at the beginning is chance."""
-    folder = tmp_path_factory.mktemp("demo")
-    for seed in range(3):
-        status, printed = quick_demo(demo.main, folder, seed)
-        if status == 0:
-            break
-    return folder, status, printed
-
-
 @pytest.mark.slow
-def test_it_learns(quick: tuple[Path, int, str]) -> None:
-    folder, status, printed = quick
+def test_it_learns(tmp_path: Path) -> None:
+    status, printed = quick_demo(demo.main, tmp_path)
     assert status == 0, printed
-    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["pretrained"]) == {"top-1", "top-1, shuffled", "direction, shuffled"}
-    check_pictures(folder / "run")
-
-
-def out_of_order(forward: Forward) -> Forward:
-    """The frames arrive in a random order."""
-    return lambda backbone, clips: forward(backbone, clips[:, :, torch.randperm(clips.shape[2])])
-
-
-@pytest.mark.slow
-def test_a_backbone_that_loses_the_order_of_frames_does_not(
-    quick: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With what was learnt in order, and one epoch: alone, it would need as long as the other to learn what is left."""
-    (learnt,) = (quick[0] / "run" / "pretrained").glob("epoch_*.pth")
-
-    def go_on(cfg: Config) -> None:
-        cfg.load_from = str(learnt)
-        cfg.train_cfg.update(max_epochs=1, val_interval=1)
-
-    monkeypatch.setattr(demo, "_shorten", go_on)
-    status, printed = quick_demo_of_a_broken_backbone(demo.main, quick[0], out_of_order)
-    assert status == 1, printed
-    assert re.search(r"top-1 0\.\d+ is below", printed)
+    check_pictures(tmp_path / "run")
