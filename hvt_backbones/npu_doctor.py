@@ -242,7 +242,7 @@ def try_torch_npu() -> dict[str, Any]:
 
     devices, error = [], None
     try:
-        npu = torch.get_device_module("npu")
+        npu = torch.npu  # type: ignore[attr-defined] # torch_npu puts it there
         for index in range(npu.device_count()):
             devices.append(npu.get_device_name(index))
             torch.ones(2, device=f"npu:{index}").sum().item()
