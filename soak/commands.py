@@ -33,6 +33,7 @@ class Row:
 
     Attributes:
         name: of the pipeline and of what was done.
+        short: a few samples, which tell nothing of whether memory grows, however long they take.
         amount: samples or iterations.
         faults: what went wrong, a line each.
         warnings: the different ones, without numbers and paths.
@@ -40,6 +41,7 @@ class Row:
     """
 
     name: str
+    short: bool = False
     amount: int = 0
     faults: list[str] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
@@ -106,7 +108,7 @@ def run(
         said = log.read()
     row.seconds += time.perf_counter() - start
     row.peak = max(row.peak, *series)
-    if not may_grow and len(series) >= LONG and (growth := growth_of(series)) > GROWTH:
+    if not (may_grow or row.short) and len(series) >= LONG and (growth := growth_of(series)) > GROWTH:
         row.faults.append(f"memory of {module} grows: {growth:.2f} times as much in the third quarter as in the second")
     killed = kill_when is not None and process.returncode == -signal.SIGKILL
     if kill_when is not None and not killed:

@@ -127,7 +127,7 @@ def each(
 ) -> Iterator[Row]:
     """`soak(row, configuration, empty folder)` of the distinct configurations."""
     for name in distinct_configs(application, short=short):
-        row = Row(f"{application.name}: {name}")
+        row = Row(f"{application.name}: {name}", short=short)
         try:
             soak(row, name, folder / name)
         except Exception as error:  # the others are run all the same
