@@ -102,7 +102,7 @@ def _complete_channels(model: Any) -> None:
             maps = given[-1] if name == "cls_head" else given[0]
         _fill(head, "in_channels", maps)
     for _, head in regions:
-        _fill(head, "in_channels", extractors[0][1]["out_channels"] if extractors else given[0])
+        _fill(head, "in_channels", extractors[0][1].get("out_channels", given[0]) if extractors else given[0])
 
 
 def _complete_classes(cfg: Config) -> None:
