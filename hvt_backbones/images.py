@@ -129,7 +129,8 @@ def decode(file: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
     file.seek(0)
     with open_picture(file) as picture:
         picture.load()  # some formats have their EXIF behind the pixels
-        turn = TURNS.get(orientation(picture))
+        # a TIFF is turned by its `load`, which takes the tag away in later versions of Pillow only
+        turn = None if picture.format == "TIFF" else TURNS.get(orientation(picture))
         upright = _eight_bits(picture if turn is None else picture.transpose(turn))
         if picture.mode.startswith("I;16") and getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
             upright = ImageOps.invert(upright)

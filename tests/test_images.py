@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hvt_backbones import InputError
 from hvt_backbones.images import TURNS, decode, find_images, orientation, read_image
@@ -84,9 +84,12 @@ def test_pictures_stand_upright(turn: int, kind: str, tmp_path: Path) -> None:
     path = written(
         tmp_path, Image.fromarray(COLOURS), kind, exif=exif, **({"lossless": True} if kind == "webp" else {})
     )
-    with Image.open(path) as picture:
-        expected = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    assert np.array_equal(np.array(read_image(path)), expected)
+    stored = Image.fromarray(COLOURS)
+    if kind == "jpeg":  # loses a little
+        with Image.open(path) as picture:
+            stored = picture.convert("RGB")
+    expected = stored if turn == 1 else stored.transpose(TURNS[turn])
+    assert np.array_equal(np.array(read_image(path)), np.array(expected))
 
 
 @pytest.mark.parametrize("turn", [3, 6, 8])
