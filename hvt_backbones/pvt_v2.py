@@ -59,6 +59,7 @@ class PyramidVisionTransformerV2(Backbone):
         sr_ratios: side of the square of tokens that becomes one key and value, per stage; see
             `SpatialReductionAttention` for what becomes of a remainder.
         qkv_bias: bias of the query, key and value projections.
+        qk_scale: factor on the logits instead of `head_dim ** -0.5`.
         linear: the linear-cost variant (Sec. 3.2): keys and values come from the map averaged to 7x7 cells.
         drop_rate, attn_drop_rate: dropout of activations and of attention weights.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
@@ -83,6 +84,7 @@ class PyramidVisionTransformerV2(Backbone):
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         qkv_bias: bool = True,
+        qk_scale: float | None = None,
         linear: bool = False,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -103,7 +105,12 @@ class PyramidVisionTransformerV2(Backbone):
         check_arguments(
             counts={"in_chans": in_chans},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            factors={"norm_eps": norm_eps, "patch_norm_eps": patch_norm_eps, "sr_norm_eps": sr_norm_eps},
+            factors={
+                "norm_eps": norm_eps,
+                "patch_norm_eps": patch_norm_eps,
+                "sr_norm_eps": sr_norm_eps,
+                "qk_scale": 1.0 if qk_scale is None else qk_scale,
+            },
             flags={"qkv_bias": qkv_bias, "linear": linear},
         )
         check_heads(embed_dims, num_heads)
@@ -117,6 +124,7 @@ class PyramidVisionTransformerV2(Backbone):
                 sr_ratio=sr_ratios[i],
                 linear=linear,
                 qkv_bias=qkv_bias,
+                qk_scale=qk_scale,
                 norm_eps=sr_norm_eps,
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,

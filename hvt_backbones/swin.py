@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, keywords, sides
+from .backbone import Backbone, Stage, check_arguments, check_heads, check_stages, is_whole, keywords, sides
 from .errors import InputError
 from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
 from .layers.maps import channels_first, channels_last
@@ -210,6 +210,8 @@ class SwinTransformerV2(SwinTransformer):
         window_size: as in `SwinTransformer`.
         pretrained_window_size: the window the weights were trained with, 0 for the present one; given like
             `window_size`. Offsets are divided by it, so that the learned bias extends to the present window.
+        extra_norm_every_n_blocks: a further LayerNorm at the end of every so many blocks of a stage, on the main
+            branch, as the largest models have it (Sec. 3.2); 0 for none. The name is mmpretrain's.
 
     The other arguments, and the errors, are those of `SwinTransformer`, but for `qk_scale`.
     """
@@ -226,5 +228,15 @@ class SwinTransformerV2(SwinTransformer):
         windows = windows_per_stage(pretrained_window_size, stages, cls.axes, name=name, least=0)
         return [{name: window, "small_map": small_map} for window in windows]
 
-    def __init__(self, *, window_size: Window | Sequence[Window] = 8, **arguments: Any) -> None:
+    def __init__(
+        self, *, window_size: Window | Sequence[Window] = 8, extra_norm_every_n_blocks: int = 0, **arguments: Any
+    ) -> None:
+        if not is_whole(extra_norm_every_n_blocks, 0):
+            raise InputError(
+                f"extra_norm_every_n_blocks is {extra_norm_every_n_blocks!r}: give a whole number, 0 for none"
+            )
         super().__init__(window_size=window_size, **arguments)
+        for stage in self.stages if extra_norm_every_n_blocks else ():
+            for block in stage.blocks[extra_norm_every_n_blocks - 1 :: extra_norm_every_n_blocks]:
+                assert isinstance(block, Block)
+                block.norm3 = nn.LayerNorm(list(block.norm2.normalized_shape), eps=block.norm2.eps)

@@ -26,7 +26,7 @@ class LocalAttention(nn.Module):
         dim, num_heads: channels and heads.
         window_size: tokens per window along each axis; the map is zero-padded to whole windows.
         mask_padding: hide the padding from the other tokens, as the segmentation code does.
-        qkv_bias, attn_drop_rate, drop_rate: as in `SpatialReductionAttention`.
+        qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in `SpatialReductionAttention`.
 
     Shape: (B, H, W, C) -> (B, H, W, C).
     """
@@ -39,6 +39,7 @@ class LocalAttention(nn.Module):
         *,
         mask_padding: bool = False,
         qkv_bias: bool = True,
+        qk_scale: float | None = None,
         attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
     ) -> None:
@@ -46,6 +47,7 @@ class LocalAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.mask_padding = mask_padding
+        self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -61,6 +63,7 @@ class LocalAttention(nn.Module):
             self.window_size,
             (0,) * len(self.window_size),
             self.num_heads,
+            scale=self.qk_scale,
             pad_value=padding_value(x, self.window_size, self.qkv),
             mask_padding=self.mask_padding and all(padded),
             dropout_p=self.attn_drop_rate if self.training else 0.0,
@@ -95,6 +98,7 @@ class Twins(Backbone):
         patch_size: int | Sequence[int] = 4,
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         qkv_bias: bool = True,
+        qk_scale: float | None = None,
         pad_patches: bool = False,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -118,7 +122,11 @@ class Twins(Backbone):
         check_arguments(
             counts={"in_chans": in_chans},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
-            factors={"norm_eps": norm_eps, "sr_norm_eps": sr_norm_eps},
+            factors={
+                "norm_eps": norm_eps,
+                "sr_norm_eps": sr_norm_eps,
+                "qk_scale": 1.0 if qk_scale is None else qk_scale,
+            },
             flags={"qkv_bias": qkv_bias, "pad_patches": pad_patches},
         )
         check_heads(embed_dims, num_heads)
@@ -126,7 +134,12 @@ class Twins(Backbone):
         rates = drop_path_rates(drop_path_rate, tuple(depths))
 
         def attention(i: int, j: int) -> nn.Module:
-            given: dict[str, Any] = {"qkv_bias": qkv_bias, "attn_drop_rate": attn_drop_rate, "drop_rate": drop_rate}
+            given: dict[str, Any] = {
+                "qkv_bias": qkv_bias,
+                "qk_scale": qk_scale,
+                "attn_drop_rate": attn_drop_rate,
+                "drop_rate": drop_rate,
+            }
             if local is not None and j % 2 == 0:
                 return local(i, embed_dims[i], num_heads[i], **given)
             return SpatialReductionAttention(
@@ -167,6 +180,7 @@ class TwinsPCPVT(Twins):
         sr_ratios: side of the square of tokens that becomes one key and value, per stage; see
             `SpatialReductionAttention` for what becomes of a remainder.
         qkv_bias: bias of the query, key and value projections.
+        qk_scale: factor on the logits instead of `head_dim ** -0.5`.
         norm_after_stage: which stages end in a norm, for the output and for the next stage: True or False, or one per
             stage. The official detection and segmentation code has none in PCPVT and all in SVT, the classifiers have
             the last in both.

@@ -28,6 +28,7 @@ ModelName = Literal[
     "swinv2_tiny_window16", "swinv2_small_window16", "swinv2_base_window16",
     "swinv2_base_window12_192", "swinv2_base_window12to16_256", "swinv2_base_window12to24_384",
     "swinv2_large_window12_192", "swinv2_large_window12to16_256", "swinv2_large_window12to24_384",
+    "swinv2_huge", "swinv2_giant",
     "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b2_li", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5",
     "twins_pcpvt_small", "twins_pcpvt_base", "twins_pcpvt_large",
     "twins_svt_small", "twins_svt_base", "twins_svt_large",
@@ -46,6 +47,7 @@ class Arch(TypedDict, total=False):
     mlp_ratios: PerStage
     sr_ratios: PerStage
     linear: bool
+    extra_norm_every_n_blocks: int
     window_size: int | PerStage | tuple[tuple[int, int, int], ...]
     window_sizes: PerStage
     pretrained_window_size: PerStage
@@ -191,6 +193,30 @@ def swinv2(
     )
 
 
+def swinv2_scaled(size: str, embed_dim: int, *depths: int, params_m: float) -> Variant:
+    """SwinV2-H and -G (arXiv:2111.09883, Sec. 3.2 and 3.5), of which no weights are published.
+
+    They are stated at their resolution of pretraining. A head has 32 channels as in all others; mmpretrain's huge one,
+    whose heads it calls uncertain, has 44.
+    """
+    embed_dims = tuple(embed_dim * 2**stage for stage in range(4))
+    return Variant(
+        name=f"swinv2_{size}",
+        family="swinv2",
+        arch={
+            "embed_dim": embed_dim,
+            "depths": depths,
+            "num_heads": tuple(dim // 32 for dim in embed_dims),
+            "window_size": (12, 12, 12, 6),
+            "extra_norm_every_n_blocks": 6,
+        },
+        input_size=192,
+        params_m=params_m,
+        weights={},
+        aliases={f"swin_v2_{size[0]}": None, f"swinv2_{size[0]}": None},
+    )
+
+
 def pyramid(family: str, size: str, *aliases: str, arch: Arch, params_m: float, flops_g: float, top1: float) -> Variant:
     """PVTv2 or Twins, trained on ImageNet-1K at 224."""
     name = f"{family}_{size}"
@@ -297,6 +323,8 @@ VARIANTS: dict[str, Variant] = {
         swinv2("large", 16, "in22k_ft_in1k", 256, flops_g=47.5, top1=86.9),
         swinv2("base", 24, "in22k_ft_in1k", 384, flops_g=54.7, top1=87.1),
         swinv2("large", 24, "in22k_ft_in1k", 384, flops_g=115.4, top1=87.6),
+        swinv2_scaled("huge", 352, 2, 2, 18, 2, params_m=658),
+        swinv2_scaled("giant", 512, 2, 2, 42, 4, params_m=3000),
         pvt_v2("b0", pvt_arch(2, 2, 2, 2, embed_dims=(32, 64, 160, 256)), params_m=3.7, flops_g=0.6, top1=70.5),
         pvt_v2("b1", pvt_arch(2, 2, 2, 2), params_m=14.0, flops_g=2.1, top1=78.7),
         pvt_v2("b2", pvt_arch(3, 4, 6, 3), params_m=25.4, flops_g=4.0, top1=82.0),

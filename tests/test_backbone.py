@@ -246,6 +246,22 @@ def test_bias_and_dropout_reach_every_block(family: str) -> None:
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.2}
 
 
+@pytest.mark.parametrize("family", [name for name in TINY if name != "swinv2"])
+def test_the_scale_of_logits_may_be_given(family: str) -> None:
+    """As queries that are so many times as long."""
+    given, model = tiny(family, qk_scale=0.7).double().eval(), tiny(family).double().eval()
+    for name, parameter in model.named_parameters():
+        *_, layer, _ = name.split(".")
+        if layer in ("q", "qkv"):
+            attention = model.get_submodule(name.partition(f".{layer}.")[0])
+            dim = attention.proj.in_features
+            parameter.data[:dim] *= 0.7 * (dim // attention.num_heads) ** 0.5
+    for one, other in zip(given(images(family, 50, 75).double()), model(images(family, 50, 75).double()), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(hvt.InputError, match="qk_scale is 0"):
+        tiny(family, qk_scale=0)
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
     from hvt_backbones.layers.block import DropPath
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import hvt_backbones as hvt
 from hvt_backbones.layers.window_attention import LogPositionBias, WindowAttention
 
-from .families import tiny
+from .families import randomise, tiny
 
 
 def test_a_position_network_without_parameters_has_the_type_of_the_map() -> None:
@@ -57,6 +57,19 @@ def test_a_new_v2_block_is_the_identity() -> None:
     torch.testing.assert_close(model.stages[0](x)[0], model.stages[0].downsample(x))
 
 
+def test_further_norms_end_every_so_many_blocks_of_a_stage() -> None:
+    arguments = {"embed_dim": 8, "depths": (4, 5), "num_heads": (1, 2), "window_size": 4, "out_indices": (1,)}
+    arguments |= {"drop_path_rate": 0.0, "extra_norm_every_n_blocks": 2, "norm_eps": 1e-3}
+    model = hvt.SwinTransformerV2(**arguments)
+    normed = [[block.norm3 is not None for block in stage.blocks] for stage in model.stages]
+    assert normed == [[False, True, False, True], [False, True, False, True, False]]
+    block, x = randomise(model.stages[1].blocks[3]), torch.randn(2, 8, 8, 16)
+    out = block(x)
+    norm, block.norm3 = block.norm3, None
+    expected = F.layer_norm(block(x), (16,), norm.weight, norm.bias, eps=1e-3)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
 def test_absolute_position_embedding_is_resized_to_the_grid() -> None:
     model = tiny("swin", ape_size=(8, 6))
     exact = torch.zeros(1, 8, 6, 8)
@@ -74,8 +87,9 @@ def test_absolute_position_embedding_is_resized_to_the_grid() -> None:
         ({"small_map": "crop"}, "small_map is 'crop': choose one of pad, shrink"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"window_size": (4, 4, 4)}, "window_size"),
+        ({"extra_norm_every_n_blocks": -1}, "extra_norm_every_n_blocks is -1: give a whole number, 0 for none"),
     ],
 )
 def test_arguments_that_do_not_fit(change: dict, message: str) -> None:
     with pytest.raises(hvt.InputError, match=message):
-        tiny("swin", **change)
+        tiny("swinv2" if "extra_norm_every_n_blocks" in change else "swin", **change)

@@ -36,8 +36,8 @@ def test_every_named_model_has_a_row() -> None:
 
 @all_variants
 def test_published_parameters_are_those_of_the_model(variant: Variant) -> None:
-    # the sources round to whole millions (Swin) or cut after a tenth (Twins)
-    unit = 1.0 if "swin" in variant.family else 0.1
+    # the sources round to whole millions (Swin; the largest to tenths of a billion) or cut after a tenth (Twins)
+    unit = 0.1 if "swin" not in variant.family else 1.0 if variant.params_m < 1000 else 50.0
     assert count(on_meta(variant.name)) / 1e6 == pytest.approx(variant.params_m, abs=unit)
 
 
@@ -76,7 +76,8 @@ def test_arguments_are_the_official_ones(variant: Variant, official: dict[str, d
 @all_variants
 def test_published_flops_are_those_of_the_model(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     if variant.flops_g is None:
-        assert "window12_192" in variant.name, "only the ImageNet-22K models have no published count"
+        # nobody published a count of the ImageNet-22K models and of the largest
+        assert "window12_192" in variant.name or not variant.weights
         return
     # autocast, which SwinV2 turns off around its position bias, does not know the meta device
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
@@ -90,7 +91,7 @@ def test_published_flops_are_those_of_the_model(variant: Variant, monkeypatch: p
 
 @all_variants
 def test_weights_are_in_the_installed_packages_tables(variant: Variant) -> None:
-    assert variant.weights
+    assert bool(variant.weights) == (variant.name not in ("swinv2_huge", "swinv2_giant"))
     for tag in variant.tags:
         published = variant.published(tag)
         assert published.source

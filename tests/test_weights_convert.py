@@ -510,6 +510,15 @@ def test_a_head_outside_is_not_the_head_inside() -> None:
     assert list(checkpoint.dropped) == ["head.weight"]
 
 
+def test_further_norms_of_swinv2_have_the_name_of_mmpretrain() -> None:
+    weights = Classifier(swinv2(extra_norm_every_n_blocks=2), CLASSES).state_dict()
+    theirs = convert_state_dict(weights, to="mmpretrain", window_size=4)
+    assert [key for key in theirs if "norm3" in key and key.endswith("weight")] == [
+        f"backbone.stages.{stage}.blocks.1.norm3.weight" for stage in range(2)
+    ]
+    assert_equal_dicts(convert_state_dict(theirs, to="hvt"), dict(weights))
+
+
 def test_mmpretrain_is_told_by_its_head() -> None:
     weights = convert_state_dict(Classifier(swin(), CLASSES).state_dict(), to="mmpretrain")
     assert {key for key in weights if not key.startswith("backbone.")} == {"head.fc.weight", "head.fc.bias"}

@@ -42,6 +42,7 @@ class SpatialReductionAttention(nn.Module):
         linear: PVTv2's linear attention (arXiv:2106.13797, Sec. 3.2): the map is averaged to 7x7 cells whatever its
             size, and `sr_ratio` does not count.
         qkv_bias: bias of the query, key and value projections.
+        qk_scale: factor on the logits instead of `head_dim ** -0.5`.
         norm_eps: eps of the norm of the reduced map.
         attn_drop_rate, drop_rate: dropout of the attention weights and of the result.
 
@@ -58,6 +59,7 @@ class SpatialReductionAttention(nn.Module):
         sr_ratio: int,
         linear: bool = False,
         qkv_bias: bool = True,
+        qk_scale: float | None = None,
         norm_eps: float = 1e-5,
         attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
@@ -68,6 +70,7 @@ class SpatialReductionAttention(nn.Module):
         self.num_heads = num_heads
         self.linear = linear
         self.sr_ratio = sr_ratio
+        self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
@@ -95,7 +98,7 @@ class SpatialReductionAttention(nn.Module):
         kv = self.kv(self.reduce(x)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # (B, heads, h * w, head_dim) each
         dropout_p = self.attn_drop_rate if self.training else 0.0
-        attended = attend(q, k, v, dropout_p=dropout_p)
+        attended = attend(q, k, v, dropout_p=dropout_p, scale=self.qk_scale)
         return self.proj_drop(self.proj(attended.transpose(1, 2).reshape(x.shape)))
 
 

@@ -93,6 +93,7 @@ class Block(nn.Module):
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = mlp
+        self.norm3: nn.Module | None = None  # of the sum of all branches: see `SwinTransformerV2`
         self.drop_path = DropPath(drop_path)
         self.position = position
 
@@ -103,4 +104,6 @@ class Block(nn.Module):
         else:
             x = x + self.drop_path(self.attn(self.norm1(x)))
             x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x if self.position is None else x + convolve(x, self.position)
+        if self.position is not None:
+            x = x + convolve(x, self.position)
+        return x if self.norm3 is None else self.norm3(x)

@@ -86,7 +86,8 @@ def source_weights(config: Config) -> tuple[Variant, str | None]:
 
 
 def test_every_model_has_a_recipe_of_its_name() -> None:
-    of_images = {name for name, variant in VARIANTS.items() if variant.frames is None}
+    # nobody published how the models without weights were trained as classifiers
+    of_images = {name for name, variant in VARIANTS.items() if variant.frames is None and variant.weights}
     assert of_images <= set(NAMES)
     assert [name for name in of_images if load_recipe(RECIPES / f"{name}.yaml")["model.name"] != name] == []
 
