@@ -12,6 +12,7 @@ from .classifier import Classifier
 from .create import create_backbone, create_classifier, list_models
 from .errors import InputError, WeightsError
 from .pvt_v2 import PyramidVisionTransformerV2
+from .simmim import SimMIM
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
 from .version import __version__
@@ -24,6 +25,7 @@ __all__ = [
     "InputError",
     "LoadReport",
     "PyramidVisionTransformerV2",
+    "SimMIM",
     "SwinTransformer",
     "SwinTransformerV2",
     "TwinsPCPVT",

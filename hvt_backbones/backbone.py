@@ -169,11 +169,12 @@ class Backbone(nn.Module):
         """Between the patch embedding and the first block, (B, *grid, C) -> the same: position embedding, dropout."""
         return x
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
         """Feature maps of the stages in `out_indices`.
 
         Args:
             images: (B, C, H, W); video families (B, C, T, H, W). Any size from one patch upward.
+            embed: in the place of `self.embed`: masked pre-training hides patches there.
 
         Returns:
             (B, C_i, H_i, W_i) each, finest first. They are views of channels-last memory.
@@ -185,7 +186,7 @@ class Backbone(nn.Module):
         x = channels_last(images)
         maps = []
         for i, stage in enumerate(self.stages):
-            x, normed = stage(x, self.embed if i == 0 else None)
+            x, normed = stage(x, (embed or self.embed) if i == 0 else None)
             if i in self.out_indices:
                 maps.append(channels_first(normed))
             if self.norm_feeds_next_stage:

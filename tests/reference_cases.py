@@ -95,6 +95,8 @@ def find_cases(folder: Path) -> list[Case]:
 
 def make_model(case: Case) -> nn.Module:
     """Our model for a case. KeyError: no such family or layout here (yet)."""
+    if case.family == "simmim":
+        return _simmim(case)
     cls, arguments = BUILDERS[case.family, case.layout](case)
     if case.is_classifier:
         last = (len(arguments["depths"]) - 1,)
@@ -170,6 +172,24 @@ def _swin(case: Case) -> tuple[type[hvt.Backbone], dict[str, Any]]:
     return hvt.SwinTransformerV2, {**arguments, "pretrained_window_size": tuple((side, side) for side in pretrained)}
 
 
+def _simmim(case: Case) -> hvt.SimMIM:
+    encoder, norm_target = case.kwargs["encoder"], case.kwargs["config"]["NORM_TARGET"]
+    family = "swinv2" if "V2" in encoder["class"] else "swin"
+    arguments = {name: value for name, value in encoder.items() if name not in ("class", "drop_path_rate")}
+    of_encoder = Case(case.folder)
+    of_encoder.__dict__["facts"] = {
+        "family": family,
+        "key_layout": case.layout,
+        "kwargs": arguments,
+        "outputs": ("logits",),
+    }
+    cls, arguments = _swin(of_encoder)
+    last = len(arguments["depths"]) - 1
+    return hvt.SimMIM(
+        cls(**arguments, out_indices=(last,)), norm_target=norm_target["PATCH_SIZE"] if norm_target["ENABLE"] else None
+    )
+
+
 PYRAMID = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios", "qkv_bias", "in_chans", "linear")
 
 
@@ -223,6 +243,8 @@ BUILDERS = {
 
 def outputs(case: Case, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Our value for every output of the case that is not a gradient, in the case's shapes."""
+    if case.family == "simmim":
+        return _simmim_outputs(case, model, images)
     backbone = model.backbone if case.is_classifier else model
     raw: dict[str, Tensor] = {}
     handles = []
@@ -255,8 +277,19 @@ def outputs(case: Case, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def _simmim_outputs(case: Case, model: hvt.SimMIM, images: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    handle = model.backbone.register_forward_hook(lambda _m, _a, maps: found.__setitem__("encoder_features", maps[-1]))
+    found["reconstruction"] = model(images, case.tensors["mask"])
+    handle.remove()
+    found["loss"] = model.loss(images, found["reconstruction"], case.tensors["mask"])[None]
+    return found
+
+
 def loss(case: Case, found: dict[str, Tensor]) -> Tensor:
     """The scalar whose gradients a case stores."""
+    if case.family == "simmim":
+        return found["loss"].sum()
     if case.is_classifier:
         return found["logits"].square().sum()
     return torch.stack([x.pow(3).sum() for name, x in found.items() if name.startswith("stage")]).sum()

@@ -15,16 +15,16 @@ from ..errors import WeightsError
 from ..layers.window_attention import relative_coordinates, relative_position_index
 from ..swin import windows_per_stage
 from .files import find_weights
-from .keymap import Facts, Layout, grouped, repacked, template
+from .keymap import Facts, Layout, Rule, grouped, repacked, template
 from .layouts import ALL, around_of, canonical_name, find_layout, recognise
 from .report import some
 from .resize import square_window
 
 # Buffers that a model computes from sizes; `attn_mask` even depends on the image.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+OF_SIMMIM = "belongs to masked-image pre-training"
 # The last part of keys, anywhere, that belong to no model of ours -> why they are there.
 FOREIGN = {
-    "mask_token": "belongs to masked-image pre-training",
     **dict.fromkeys(("total_ops", "total_params"), "a counter of thop"),
     **dict.fromkeys(("input_shape", "output_shape", "parameter_quantity"), "a counter of torchstat"),
     **dict.fromkeys(("inference_memory", "MAdd", "duration", "Flops", "Memory"), "a counter of torchstat"),
@@ -32,6 +32,7 @@ FOREIGN = {
 OUR_STAGE = template("stages.{s}.blocks.{b}.attn.proj.weight")
 OUR_TABLE = template("stages.{s}.blocks.{b}.attn.position_bias.table")
 OUR_HEAD = template("head.{p}")
+OUR_SIMMIM = ("mask_token", "decoder.weight", "decoder.bias")
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Checkpoint:
 
     Attributes:
         layout, wrapper: what it was, and what stood before the keys of the backbone.
-        style: "classifier" or "dense", see `Facts`.
+        style: see `Facts`.
         given: the state dict as it was.
         tensors: our key, without `backbone.`, -> tensor.
         sources: our key -> the keys that it came from.
@@ -146,31 +147,36 @@ def read_checkpoint(
 
 
 def _take_ours(result: Checkpoint, inner: dict[str, str], outer: dict[str, str]) -> None:
-    heads = {key: theirs for key, theirs in outer.items() if OUR_HEAD.match(key)}
-    others = {theirs: f"outside {result.wrapper!r}" for key, theirs in outer.items() if key not in heads}
-    result.dropped |= others
-    keys = inner | heads
-    result.tensors = {key: result.given[theirs] for key, theirs in keys.items()}
-    result.sources = {key: (theirs,) for key, theirs in keys.items()}
-    alone = result.wrapper.endswith("backbone.") and not others
-    result.style = "classifier" if heads or alone or any(OUR_HEAD.match(key) for key in inner) else "dense"
+    everything = inner | outer
+    simmim = set(OUR_SIMMIM) <= everything.keys()
+    for key, theirs in everything.items():
+        if key == "mask_token" and not simmim:
+            result.dropped[theirs] = OF_SIMMIM
+        elif key in inner or OUR_HEAD.match(key) or (simmim and key in OUR_SIMMIM):
+            result.tensors[key], result.sources[key] = result.given[theirs], (theirs,)
+        else:
+            result.dropped[theirs] = f"outside {result.wrapper!r}"
+    alone = result.wrapper.endswith("backbone.") and not result.dropped
+    classifier = alone or any(map(OUR_HEAD.match, result.tensors))
+    result.style = "simmim" if simmim else "classifier" if classifier else "dense"
 
 
 def _translate(result: Checkpoint, inner: dict[str, str], outer: dict[str, str], grid: tuple[int, ...] | None) -> None:
     rules = result.layout.rules or ()
     groups, unmatched = grouped(inner, [r for r in rules if not r.outer or not result.wrapper], "theirs")
-    result.unknown = [inner[key] for key in unmatched]
+    result.unknown = [inner[key] for key in unmatched if not key.endswith("mask_token")]
     beside, foreign = grouped(outer, [r for r in rules if r.outer], "theirs")
     result.dropped |= {outer[key]: f"outside {result.wrapper!r}" for key in foreign}
+    result.dropped |= {inner[key]: OF_SIMMIM for key in unmatched if key.endswith("mask_token")}
     named = [(group, inner) for group in groups] + [(group, outer) for group in beside]
-    styles = {group.rule.style for group, _ in named}
-    result.style = "classifier" if "classifier" in styles and "dense" not in styles else "dense"
+    result.style = _style([group.rule for group, _ in named])
     last = max((group.values["s"] for group, _ in named if "s" in group.values), default=0)
     facts = Facts(result.style, grid)
     for group, names in named:
         theirs = tuple(names[key] for key in group.keys)
-        if group.rule.style not in (None, result.style):
-            result.dropped |= dict.fromkeys(theirs, f"not used by the {result.style} model")
+        if not group.rule.is_for(result.style):
+            reason = OF_SIMMIM if group.rule.style == "simmim" else f"not used by the {result.style} model"
+            result.dropped |= dict.fromkeys(theirs, reason)
             continue
         tensors = {key: result.given[names[key]] for key in group.keys}
         for key, tensor in repacked(group, tensors, "ours", last, facts).items():
@@ -178,6 +184,15 @@ def _translate(result: Checkpoint, inner: dict[str, str], outer: dict[str, str],
                 raise WeightsError(f"{some([*result.sources[key], *theirs])} mean the same: remove one of them")
             result.tensors[key] = tensor
             result.sources[key] = theirs
+
+
+def _style(rules: Sequence[Rule]) -> str:
+    """Of the model whose keys these rules matched."""
+    of_simmim = {part.key for rule in rules if rule.style == "simmim" for part in rule.ours}
+    if len(of_simmim) > 1:  # a mask token alone was left behind
+        return "simmim"
+    styles = {rule.style for rule in rules}
+    return "classifier" if "classifier" in styles and "dense" not in styles else "dense"
 
 
 def write_checkpoint(
@@ -222,8 +237,10 @@ def _rewritten(
     pretrained = windows_per_stage(pretrained_window_size, stages, axes, name="pretrained_window_size", least=0)
     wrapper = layout.wrapper.get(checkpoint.style, "")
     if layout.rules is None:
-        return {key if OUR_HEAD.match(key) else wrapper + key: tensor for key, tensor in checkpoint.tensors.items()}
-    rules = [rule for rule in layout.rules if rule.style in (None, checkpoint.style)]
+        beside = (key in OUR_SIMMIM or OUR_HEAD.match(key) for key in checkpoint.tensors)
+        pairs = zip(checkpoint.tensors.items(), beside, strict=True)
+        return {key if outside else wrapper + key: tensor for (key, tensor), outside in pairs}
+    rules = [rule for rule in layout.rules if rule.is_for(checkpoint.style)]
     groups, unmatched = grouped(checkpoint.tensors, rules, "ours", stages - 1)
     if unmatched:
         raise WeightsError(

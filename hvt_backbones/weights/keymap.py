@@ -80,7 +80,7 @@ class Facts:
     """What a tensor rule may need to know beside the tensor.
 
     Attributes:
-        style: "classifier" or "dense": which of a layout's two kinds of model it is.
+        style: "classifier", "dense" or "simmim": which of a layout's kinds of model it is.
         grid: height and width of the absolute position embedding, where they are known.
     """
 
@@ -96,7 +96,7 @@ class Rule:
 
     Attributes:
         tensors: how the tensor changes; only where there is one part on either side.
-        style: the rule is for the classifier or for the dense model only.
+        style: the rule is for this kind of model only; one for classifiers is for SimMIM too, which has their norm.
         outer: their key lies outside the module that holds the backbone, such as the classification layer beside it.
     """
 
@@ -105,6 +105,9 @@ class Rule:
     tensors: TensorRule | None = None
     style: str | None = None
     outer: bool = False
+
+    def is_for(self, style: str) -> bool:
+        return self.style in (None, style, "classifier" if style == "simmim" else style)
 
 
 def rule(

@@ -15,8 +15,9 @@ from ..backbone import Backbone
 from ..classifier import Classifier
 from ..errors import InputError, WeightsError
 from ..layers.window_attention import PositionBias
+from ..simmim import SimMIM
 from ..swin import WindowAttention
-from .convert import Checkpoint, read_checkpoint
+from .convert import OF_SIMMIM, OUR_SIMMIM, Checkpoint, read_checkpoint
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .keymap import Layout, template
 from .layouts import ALL, OURS, our_layout
@@ -30,6 +31,7 @@ from .resize import (
 )
 from .sources import Source, read_source
 
+Model = Backbone | Classifier | SimMIM
 ClassMap = Sequence[int] | Tensor | str | os.PathLike
 
 STAGE_NORM = template("stages.{s}.norm.{p}")
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_weights(
-    model: Backbone | Classifier,
+    model: Model,
     source: Source,
     *,
     layout: str = "auto",
@@ -52,7 +54,7 @@ def load_weights(
 ) -> LoadReport:
     """Load weights into `model`, and account for every key of both.
 
-    Either kind of model takes either kind of checkpoint, also a detector's or segmentor's. Position tables are resized
+    Each kind of model takes each kind of checkpoint, also a detector's or segmentor's. Position tables are resized
     to the model's windows, the patch embedding is adapted to its input channels; a head of another class count is
     left out. Weights of a 2-D Swin are inflated for a Video Swin, see `inflate`. Values are stored in the dtype of the
     model's parameters.
@@ -80,8 +82,8 @@ def load_weights(
         InputError: an argument of the wrong kind.
         WeightsError: the weights cannot be read, or do not fit the model; the message names the keys.
     """
-    if not isinstance(model, Backbone | Classifier):
-        raise InputError(f"load_weights takes a Backbone or a Classifier, not a {type(model).__name__}")
+    if not isinstance(model, Model):
+        raise InputError(f"load_weights takes a Backbone, a Classifier or a SimMIM, not a {type(model).__name__}")
     found = read_source(source, weights_key)
     backbone = _backbone(model)
     checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), ape_size=_grid(backbone))
@@ -90,9 +92,7 @@ def load_weights(
     return report
 
 
-def load_checkpoint(
-    model: Backbone | Classifier, checkpoint: Checkpoint, class_map: ClassMap | None = None
-) -> LoadReport:
+def load_checkpoint(model: Model, checkpoint: Checkpoint, class_map: ClassMap | None = None) -> LoadReport:
     """What `load_weights` does with weights in our names, which stay as they are.
 
     Raises:
@@ -126,8 +126,8 @@ def fit_tensors(backbone: Backbone, tensors: Mapping[str, Tensor]) -> tuple[dict
     return {**unfitted, **plan.copies}, plan.report
 
 
-def _backbone(model: Backbone | Classifier) -> Backbone:
-    return model.backbone if isinstance(model, Classifier) else model
+def _backbone(model: Model) -> Backbone:
+    return model if isinstance(model, Backbone) else model.backbone
 
 
 def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> Checkpoint:
@@ -177,7 +177,7 @@ def _grid(backbone: Backbone) -> tuple[int, ...] | None:
 class _Plan:
     """What to copy where, found without touching the model."""
 
-    def __init__(self, model: Backbone | Classifier, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: Model, checkpoint: Checkpoint) -> None:
         self.model = model
         self.backbone = _backbone(model)
         self.report = LoadReport(checkpoint.layout.name, checkpoint.layout.family)
@@ -227,6 +227,8 @@ class _Plan:
                 self._place(key, tensor)
             elif is_head:
                 self.report.add("dropped", theirs, "the model has no head")
+            elif key in OUR_SIMMIM:
+                self.report.add("dropped", theirs, OF_SIMMIM)
             elif reason := self._why_not_built(key):
                 self.report.add("dropped", theirs, reason)
             else:
@@ -237,6 +239,8 @@ class _Plan:
             if key.startswith("head.") and (other_classes or not given):
                 reason = "a head of another class count" if other_classes else "the weights have no head"
                 self.report.add("initialised", [name], reason)
+            elif key in OUR_SIMMIM and self.checkpoint.style != "simmim":
+                self.report.add("initialised", [name], "the weights are of no masked pre-training")
             elif self._is_new_norm(key):
                 self.report.add("initialised", [name], "the weights have no norm after this stage")
             else:
@@ -347,7 +351,7 @@ def _is_of_a_classifier(checkpoint: Checkpoint) -> bool:
     sources = [key for ours, keys in checkpoint.sources.items() if STAGE_NORM.match(ours) for key in keys]
     numbered = any(char.isdigit() for key in sources for char in key.removeprefix(checkpoint.wrapper))
     beside = any(f".{key}".endswith(NOT_OF_DENSE_MODELS) for key in checkpoint.dropped)
-    return checkpoint.style == "classifier" or not numbered or beside
+    return checkpoint.style != "dense" or not numbered or beside
 
 
 def _normed_stages(tensors: Iterable[str]) -> list[int]:

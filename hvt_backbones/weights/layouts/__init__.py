@@ -37,7 +37,15 @@ OURS = {
 def our_layout(family: str, anchor: str, requires: tuple[str, ...] = ()) -> Layout:
     """The layout of this library's own models: every key stays as it is."""
     axes = 3 if family.startswith("video") else 2
-    return Layout("hvt", family, anchor, requires, rules=None, wrapper={"classifier": "backbone."}, axes=axes)
+    return Layout(
+        "hvt",
+        family,
+        anchor,
+        requires,
+        rules=None,
+        wrapper=dict.fromkeys(("classifier", "simmim"), "backbone."),
+        axes=axes,
+    )
 
 
 ALL = [

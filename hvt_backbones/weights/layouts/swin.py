@@ -6,7 +6,7 @@ from typing import Any
 
 from ..keymap import Layout, Part, Rows, Rule, packed, rule, rules, same
 from .shared import BLOCK, CLASSIFIER_NORM, HEAD, HF_HEAD, MM_BLOCK, MM_CLASSIFIER, MM_HEAD, SAME_BLOCK, TV_BLOCK
-from .tensor_rules import OFFICIAL_EMBEDDING, TOKENS, UNFOLD
+from .tensor_rules import MASK_TOKEN, OFFICIAL_EMBEDDING, TOKENS, UNFOLD
 
 TABLE = ("attn.relative_position_bias_table", "attn.position_bias.table")
 V1_ATTENTION = [*same("attn.qkv.{p}"), TABLE]
@@ -27,6 +27,13 @@ def embed(theirs: str, projection: str = "proj") -> list[Rule]:
 
 def merging(theirs: str) -> list[Rule]:
     return rules(theirs, "stages.{s}.downsample.", same("reduction.weight", "norm.{p}"))
+
+
+def simmim(decoder: str) -> list[Rule]:
+    return [
+        rule("mask_token", "mask_token", MASK_TOKEN, style="simmim"),
+        rule(f"{decoder}.{{p}}", "decoder.{p}", style="simmim", outer=True),
+    ]
 
 
 def buffers(attention: str, family: str, index: str = "index") -> dict[str, str]:
@@ -54,8 +61,10 @@ def official_and_timm(family: str, attention: Rows) -> list[Layout]:
             rule("norm{s}.{p}", "stages.{s}.norm.{p}", style="dense"),
             CLASSIFIER_NORM,
             HEAD,
+            *simmim("decoder.0"),
         ),
         buffers=buffers(f"{block}attn", family),
+        wrapper={"simmim": "encoder."},
     )
     timm = Layout(
         "timm",
@@ -94,9 +103,10 @@ def openmmlab(family: str, attention: Rows, merge: list[Rule]) -> dict[str, Any]
             rule("norm{s}.{p}", "stages.{s}.norm.{p}"),
             CLASSIFIER_NORM,
             MM_HEAD,
+            *simmim("neck.decoder.0"),
         ),
         "buffers": buffers(f"{block}attn.w_msa", family),
-        "wrapper": MM_CLASSIFIER,
+        "wrapper": {**MM_CLASSIFIER, "simmim": "backbone."},
     }
 
 

@@ -56,7 +56,16 @@ def _to_1x1_conv(tensor: Tensor, facts: Facts) -> Tensor:
     return tensor[:, :, None, None]
 
 
+def _flat(tensor: Tensor, facts: Facts) -> Tensor:
+    return tensor.flatten()
+
+
+def _as_a_token(tensor: Tensor, facts: Facts) -> Tensor:
+    return tensor[None, None]
+
+
 TOKENS = TensorRule(_tokens_to_grid, _grid_to_tokens)
 OFFICIAL_EMBEDDING = TensorRule(_tokens_to_grid, _grid_to_official)
 UNFOLD = TensorRule(_from_unfold_order, _to_unfold_order)
 CONV_1X1 = TensorRule(_from_1x1_conv, _to_1x1_conv)
+MASK_TOKEN = TensorRule(_flat, _as_a_token)
