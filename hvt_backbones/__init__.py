@@ -9,7 +9,7 @@ except RuntimeError as error:
 
 from .backbone import Backbone
 from .classifier import Classifier
-from .create import create_backbone, create_classifier, list_models
+from .create import create_backbone, create_classifier, create_simmim, list_models
 from .errors import InputError, WeightsError
 from .pvt_v2 import PyramidVisionTransformerV2
 from .simmim import SimMIM
@@ -36,6 +36,7 @@ __all__ = [
     "convert_state_dict",
     "create_backbone",
     "create_classifier",
+    "create_simmim",
     "inflate",
     "list_models",
     "load_weights",

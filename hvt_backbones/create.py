@@ -11,12 +11,13 @@ from .backbone import Backbone, is_whole
 from .classifier import Classifier
 from .errors import InputError, nearest
 from .pvt_v2 import PyramidVisionTransformerV2
+from .simmim import SimMIM
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
 from .variants import ModelName, Variant, find_variant, list_models
 from .video_swin import VideoSwinTransformer
 
-__all__ = ["create_backbone", "create_classifier", "list_models"]
+__all__ = ["create_backbone", "create_classifier", "create_simmim", "list_models"]
 
 FAMILY_CLASSES: dict[str, type[Backbone]] = {
     cls.family: cls
@@ -93,13 +94,47 @@ def create_classifier(
     if num_classes is None:
         wanted = tag if pretrained is True else pretrained
         num_classes = 1000 if variant.frames is None else _video_classes(variant, wanted)
+    model = Classifier(_with_last_map(variant, overrides), num_classes)
+    _load(model, variant, tag, pretrained, class_map=class_map, weights_key=weights_key)
+    return model
+
+
+def create_simmim(
+    name: ModelName | str,
+    *,
+    norm_target: int | None = None,
+    pretrained: bool | str | Path = False,
+    weights_key: str | None = None,
+    **overrides: Any,
+) -> SimMIM:
+    """Masked image modelling over a Swin or SwinV2, as the official pre-training code builds it.
+
+    Args:
+        name: as in `create_backbone`.
+        norm_target: see `SimMIM`.
+        pretrained, weights_key: as in `create_backbone`; weights of a classifier load without mask token and decoder.
+        **overrides: as in `create_backbone`, without `out_indices`.
+
+    Raises:
+        InputError: an unknown model or argument, a model of another family, or a value that does not fit.
+        WeightsError: weights that cannot be found or do not fit.
+    """
+    variant, tag = find_variant(name)
+    if variant.family not in ("swin", "swinv2"):
+        raise InputError(f"SimMIM is for Swin and SwinV2, and {variant.name} is of the family {variant.family}")
+    backbone = _with_last_map(variant, overrides)
+    assert isinstance(backbone, SwinTransformer)
+    model = SimMIM(backbone, norm_target=norm_target)
+    _load(model, variant, tag, pretrained, weights_key=weights_key)
+    return model
+
+
+def _with_last_map(variant: Variant, overrides: dict[str, Any]) -> Backbone:
+    """The backbone as the official classifier has it."""
     arguments = _arguments(variant, overrides)
     last = _num_stages(arguments) - 1
     family = FAMILY_CLASSES[variant.family]
-    arguments = {**family.classifier_arguments(last + 1), **arguments}
-    model = Classifier(family(**arguments, out_indices=(last,)), num_classes)
-    _load(model, variant, tag, pretrained, class_map=class_map, weights_key=weights_key)
-    return model
+    return family(**{**family.classifier_arguments(last + 1), **arguments}, out_indices=(last,))
 
 
 def _video_classes(variant: Variant, tag: Any) -> int:
@@ -138,7 +173,7 @@ def _num_stages(arguments: dict[str, Any]) -> int:
 
 
 def _load(
-    model: Backbone | Classifier,
+    model: Backbone | Classifier | SimMIM,
     variant: Variant,
     tag: str | None,
     pretrained: bool | str | Path,

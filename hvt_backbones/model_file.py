@@ -42,7 +42,13 @@ def image_variant(name: str) -> tuple[Variant, str | None]:
 def data_config(name: str, tag: str | None = None) -> Preprocessing:
     """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one."""
     variant, name_tag = image_variant(name)
-    return variant.published(tag or name_tag).preprocessing
+    return _preprocessing(variant, tag or name_tag)
+
+
+def _preprocessing(variant: Variant, tag: str | None = None) -> Preprocessing:
+    if variant.weights:
+        return variant.published(tag).preprocessing
+    return Preprocessing(input_size=(3, variant.input_size, variant.input_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +142,7 @@ def describe_weights(
     variant, _ = find_variant(name)
     if recorded is not None and find_variant(recorded)[0].family != variant.family:
         raise WeightsError(f"{source} is of the model {recorded}, not of {model}: leave --model out")
-    return _model_file(source, checkpoint, metadata, variant, variant.published().preprocessing)
+    return _model_file(source, checkpoint, metadata, variant, _preprocessing(variant))
 
 
 def _model_file(

@@ -391,6 +391,7 @@ def test_preprocessing_of_published_weights() -> None:
     torchvision = data_config("swin_t", "torchvision_in1k")
     assert (torchvision.input_size, torchvision.crop_pct) == ((3, 224, 224), 224 / 232)
     assert data_config("swinv2_base_window12_192.in22k").input_size == (3, 192, 192)
+    assert data_config("swinv2_giant").input_size == (3, 192, 192)  # of which there are none
 
 
 def test_a_path_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
