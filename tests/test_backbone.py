@@ -246,7 +246,7 @@ def test_bias_and_dropout_reach_every_block(family: str) -> None:
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.2}
 
 
-@pytest.mark.parametrize("family", [name for name in TINY if name != "swinv2"])
+@pytest.mark.parametrize("family", [name for name in TINY if "qk_scale" in TINY[name].func.arguments()])
 def test_the_scale_of_logits_may_be_given(family: str) -> None:
     """As queries that are so many times as long."""
     given, model = tiny(family, qk_scale=0.7).double().eval(), tiny(family).double().eval()
