@@ -251,7 +251,9 @@ def build_parser() -> argparse.ArgumentParser:
             key = f"{section}.{entry.name}"
             schema = FIELDS[key]
             note = f"default {_as_yaml(schema['default'])}" if "default" in schema else "required"
-            switch = schema.get("type") == "boolean"  # needs no value: --overwrite
+            kind, *words = schema.get("anyOf", [schema])
+            # needs no value: --overwrite
+            switch = kind.get("type") == "boolean" and all("enum" in word for word in words)
             group.add_argument(
                 f"--{key}",
                 *([flags[key]] if key in flags else []),

@@ -41,8 +41,10 @@ class ModelConfig:
     freeze_backbone: bool = Field(
         default=False, description="train the head alone, over features as in evaluation (linear probe)"
     )
-    grad_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, more time"
+    grad_checkpointing: bool | Literal["block", "stage", "attention", "mlp"] = Field(
+        default=False,
+        description="recompute activations in the backward pass, of a whole block (true) or stage, or of each block's "
+        "attention or MLP: less memory, more time",
     )
 
 

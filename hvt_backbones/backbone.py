@@ -9,9 +9,9 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from torch import Tensor, fx, nn
-from torch.utils.checkpoint import checkpoint
 
 from .errors import InputError
+from .layers.block import Block, recompute
 from .layers.maps import channels_first, channels_last
 
 # Parameters that say where a token is, or how sharply it looks: weight decay would pull them to zero for no reason
@@ -102,18 +102,19 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks: Sequence[nn.Module] = nn.ModuleList(blocks)  # type: ignore[assignment] # no Sequence to its type
         self.norm = nn.Identity() if norm is None else norm
-        self.grad_checkpointing = False
+        self.recomputed: str | None = None  # "block" or "stage", by `Backbone.set_grad_checkpointing`
 
     def forward(self, x: Tensor, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         x = self.downsample(x)
         if embed is not None:
             x = embed(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+        x = recompute(self._attend)(x) if self.training and self.recomputed == "stage" else self._attend(x)
         return x, self.norm(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = recompute(block)(x) if self.training and self.recomputed == "block" else block(x)
+        return x
 
 
 class Backbone(nn.Module):
@@ -225,10 +226,24 @@ class Backbone(nn.Module):
             stage.eval()
         return self
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
+        """Recompute activations in the backward pass: less memory, at most about a third more time.
+
+        Args:
+            enable: what is recomputed as one: a "block" (True), a "stage", or of each block the "attention" or the
+                "mlp" alone, which keeps more and recomputes less; False for nothing.
+
+        Raises:
+            InputError: another word.
+        """
+        chosen = "block" if enable is True else enable or None
+        if chosen not in (None, "block", "stage", "attention", "mlp"):
+            raise InputError(f"grad checkpointing is {enable!r}: give True, False, block, stage, attention or mlp")
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.recomputed = chosen if chosen in ("block", "stage") else None
+            for block in stage.blocks:
+                if isinstance(block, Block):
+                    block.recomputed = chosen if chosen in ("attention", "mlp") else None
 
     def freeze_stages(self, count: int) -> None:
         """Freeze the first `count` stages: no gradients, and eval mode (no stochastic depth) also during training.

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         """(B, C, [T,] H, W) images or clips -> (B, num_classes) logits."""
         return self.forward_head(self.forward_features(images))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
     def freeze_stages(self, count: int) -> None:

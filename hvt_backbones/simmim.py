@@ -135,7 +135,7 @@ class SimMIM(nn.Module):
         error = (target - reconstruction.to(wide)).abs() * hidden
         return error.sum() / (hidden.sum() + 1e-5) / images.shape[1]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool | str = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
     def param_groups(

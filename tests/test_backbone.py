@@ -100,12 +100,19 @@ def test_checkpointing_changes_memory_not_numbers(family: str) -> None:
         return torch.autograd.grad(loss, list(model.parameters())), kept
 
     plain, plain_memory = run()
-    model.set_grad_checkpointing()
-    checkpointed, memory = run()
-    torch.testing.assert_close(plain, checkpointed)
-    assert memory < plain_memory / 2
+    memory = {}
+    for kind in (True, "block", "stage", "attention", "mlp"):
+        model.set_grad_checkpointing(kind)
+        checkpointed, memory[kind] = run()
+        torch.testing.assert_close(plain, checkpointed, rtol=0, atol=0)
+    assert memory[True] == memory["block"] < plain_memory / 2
+    assert memory["stage"] < memory["block"]
+    assert memory["block"] < min(memory["attention"], memory["mlp"]) < max(memory["attention"], memory["mlp"])
+    assert max(memory["attention"], memory["mlp"]) < plain_memory
     model.set_grad_checkpointing(False)
     assert run()[1] == plain_memory
+    with pytest.raises(hvt.InputError, match="grad checkpointing is 'layer': give True, False, block, stage"):
+        model.set_grad_checkpointing("layer")
 
 
 @families

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
 from .maps import convolve
@@ -55,6 +59,11 @@ class DropPath(nn.Module):
         return f"drop_prob={self.drop_prob:g}"
 
 
+def recompute(part: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`part`, whose activations are computed once more in the backward pass instead of being kept."""
+    return partial(checkpoint, part, use_reentrant=False)
+
+
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """Stochastic-depth rate of each block, per stage: linear from 0 to `rate` over all blocks."""
     last = max(sum(depths) - 1, 1)
@@ -96,14 +105,19 @@ class Block(nn.Module):
         self.norm3: nn.Module | None = None  # of the sum of all branches: see `SwinTransformerV2`
         self.drop_path = DropPath(drop_path)
         self.position = position
+        self.recomputed: str | None = None  # "attention" or "mlp", by `Backbone.set_grad_checkpointing`
+
+    def _branch(self, branch: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
+        return recompute(branch) if self.training and self.recomputed == name else branch
 
     def forward(self, x: Tensor) -> Tensor:
+        attn, mlp = self._branch(self.attn, "attention"), self._branch(self.mlp, "mlp")
         if self.post_norm:
-            x = x + self.drop_path(self.norm1(self.attn(x)))
-            x = x + self.drop_path(self.norm2(self.mlp(x)))
+            x = x + self.drop_path(self.norm1(attn(x)))
+            x = x + self.drop_path(self.norm2(mlp(x)))
         else:
-            x = x + self.drop_path(self.attn(self.norm1(x)))
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
+            x = x + self.drop_path(attn(self.norm1(x)))
+            x = x + self.drop_path(mlp(self.norm2(x)))
         if self.position is not None:
             x = x + convolve(x, self.position)
         return x if self.norm3 is None else self.norm3(x)

@@ -66,7 +66,8 @@ class HVTBackbone(BaseModule):
             frozen stage is frozen with it. What is frozen has no gradients and stays in eval mode.
         norm_eval: keep the norms in eval mode during training. The norms here are LayerNorms, which compute alike in
             either mode; this is for what takes their place.
-        with_cp: recompute activations in the backward pass: less memory, about a third more time.
+        with_cp: recompute activations in the backward pass: of each block (True), or as
+            `Backbone.set_grad_checkpointing` calls it.
         style: whose computation to follow where code bases differ in more than names. "openmmlab": the eps of norms
             of mmdetection's PVTv2 and mmsegmentation's Twins, and the latter's padding. "official": the authors' own
             code, which `create_backbone` follows too (its segmentation code of Twins-SVT needs `mask_padding=True`
@@ -94,7 +95,7 @@ class HVTBackbone(BaseModule):
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         style: str = "openmmlab",
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         **arguments: Any,
@@ -102,7 +103,7 @@ class HVTBackbone(BaseModule):
         super().__init__(init_cfg)
         if not isinstance(style, str) or style not in STYLES:
             raise InputError(f"style is {style!r}: choose one of {', '.join(STYLES)}")
-        check_arguments(flags={"norm_eval": norm_eval, "with_cp": with_cp})
+        check_arguments(flags={"norm_eval": norm_eval})
         variant = find_variant(name)[0]
         family, self._video = variant.family, variant.frames is not None
         depths = arguments.get("depths", variant.arch["depths"])

@@ -56,7 +56,7 @@ WEIGHTS = {"type": "Pretrained", "checkpoint": "a.pth"}
 WRONG_KINDS = {
     "a model is chosen by its name, a string; got 3": {"name": 3},
     "style is ['openmmlab']: choose one of openmmlab, official": {"style": ["openmmlab"]},
-    "with_cp is 'yes': give True or False": {"with_cp": "yes"},
+    "grad checkpointing is 'yes': give True, False, block": {"with_cp": "yes"},
     "norm_eval is 1: give True or False": {"norm_eval": 1},
     "frozen_stages is True: give -1 for none, or 0 to 4": {"frozen_stages": True},
     "got 2": {"name": "video_swin_tiny", "depths": 2},
@@ -124,9 +124,9 @@ def test_norm_eval() -> None:
     assert all(norm.training for norm in backbone().train().modules() if isinstance(norm, torch.nn.LayerNorm))
 
 
-@pytest.mark.parametrize("with_cp", [False, True])
-def test_checkpointing_is_the_backbones(with_cp: bool) -> None:
-    assert {stage.grad_checkpointing for stage in backbone(with_cp=with_cp).model.stages} == {with_cp}
+@pytest.mark.parametrize(("with_cp", "recomputed"), [(False, None), (True, "block"), ("stage", "stage")])
+def test_checkpointing_is_the_backbones(with_cp: bool | str, recomputed: str | None) -> None:
+    assert {stage.recomputed for stage in backbone(with_cp=with_cp).model.stages} == {recomputed}
 
 
 def test_maps_are_contiguous() -> None:
