@@ -234,16 +234,20 @@ class Backbone(nn.Module):
                 "mlp" alone, which keeps more and recomputes less; False for nothing.
 
         Raises:
-            InputError: another word.
+            InputError: another word, or a branch of blocks that are no `Block`.
         """
         chosen = "block" if enable is True else enable or None
         if chosen not in (None, "block", "stage", "attention", "mlp"):
             raise InputError(f"grad checkpointing is {enable!r}: give True, False, block, stage, attention or mlp")
+        branch = chosen if chosen in ("attention", "mlp") else None
+        blocks = [block for stage in self.stages for block in stage.blocks]
+        if branch and not all(isinstance(block, Block) for block in blocks):
+            raise InputError(f"grad checkpointing is {enable!r}, which {self.family} has not: give block or stage")
         for stage in self.stages:
-            stage.recomputed = chosen if chosen in ("block", "stage") else None
-            for block in stage.blocks:
-                if isinstance(block, Block):
-                    block.recomputed = chosen if chosen in ("attention", "mlp") else None
+            stage.recomputed = None if branch else chosen
+        for block in blocks:
+            if isinstance(block, Block):
+                block.recomputed = branch
 
     def freeze_stages(self, count: int) -> None:
         """Freeze the first `count` stages: no gradients, and eval mode (no stochastic depth) also during training.
