@@ -242,9 +242,8 @@ def try_torch_npu() -> dict[str, Any]:
 
     devices, error = [], None
     try:
-        npu = torch.npu  # type: ignore[attr-defined] # torch_npu puts it there
-        for index in range(npu.device_count()):
-            devices.append(npu.get_device_name(index))
+        for index in range(torch.npu.device_count()):  # type: ignore[attr-defined] # torch_npu puts it there
+            devices.append(torch.npu.get_device_name(index))  # type: ignore[attr-defined] # the same
             torch.ones(2, device=f"npu:{index}").sum().item()
     except (RuntimeError, AssertionError) as reason:
         error = str(reason).strip().splitlines()[0]
