@@ -41,7 +41,7 @@ $(VENV)/.installed: $(VENV)/.pip pyproject.toml setup.py constraints.txt
 install-all: $(VENV)/.installed-all
 
 # onedl-mmcv is compiled against the installed torch: with build isolation it would see none and build without its
-# operators, silently. Without symbols for a debugger, which Python's own flags ask for, it takes less than half the time.
+# operators, silently. Without symbols for a debugger, which Python's own flags ask for, it takes about half the time.
 # What was compiled is kept outside of the clone, by the versions that it was compiled for, for the next one (remove the
 # folder to compile anew). The others go without their dependencies, one of which would replace numpy and OpenCV.
 $(VENV)/.installed-all: $(VENV)/.installed

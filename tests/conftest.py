@@ -27,7 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The demos and the soak first: the process that began one last would work alone for minutes.
 
-    Then what forks trainings: PyTorch refuses their backward passes in a fork of a process that has seen a device.
+    Then what forks trainings: after some of the others PyTorch refuses a backward pass in a fork of their process.
     """
 
     def order(item: pytest.Item) -> int:
