@@ -25,17 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demos and the soak first: the process that began one last would work alone for minutes.
-
-    Then what forks trainings: after some of the others PyTorch refuses a backward pass in a fork of their process.
-    """
-
-    def order(item: pytest.Item) -> int:
-        if item.path.name in ("test_demo.py", "test_soak.py"):
-            return 0
-        return 1 if item.path.name == "test_commands.py" else 2
-
-    items.sort(key=order)
+    """The demos and the soak first: the process that began one last would work alone for minutes."""
+    items.sort(key=lambda item: item.path.name not in ("test_demo.py", "test_soak.py"))
 
 
 @pytest.fixture(autouse=True)

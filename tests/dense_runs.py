@@ -6,9 +6,10 @@ import contextlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +146,11 @@ def error_line(capfd: pytest.CaptureFixture) -> str:
     return lines[0]
 
 
-def in_two_processes(main: Callable[[list[str]], int], arguments: list[str]) -> list[int]:
-    """The exit statuses of a command as two processes of one job: forked, so that everything is imported already."""
-    fork, port = multiprocessing.get_context("fork"), str(free_port())
-
-    def run(rank: int) -> None:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port)
-        forget_runs()
-        status = main(arguments)
-        assert gloo_threads_are_gone()
-        sys.exit(status)
-
-    children = [fork.Process(target=run, args=(rank,)) for rank in range(2)]
+def in_two_processes(main: str, arguments: list[str]) -> list[int]:
+    """The exit statuses of a command, as "segmentation.train:main", as two processes of one job."""
+    # not forked: PyTorch refuses a backward pass in a fork of a process that has begun its threads for devices
+    spawn, port = multiprocessing.get_context("spawn"), free_port()
+    children = [spawn.Process(target=_member, args=(main, arguments, rank, port)) for rank in range(2)]
     for child in children:
         child.start()
     try:
@@ -167,6 +160,15 @@ def in_two_processes(main: Callable[[list[str]], int], arguments: list[str]) -> 
     finally:
         for child in children:
             child.kill()
+
+
+def _member(main: str, arguments: list[str], rank: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    status = pkgutil.resolve_name(main)(arguments)
+    assert gloo_threads_are_gone()
+    sys.exit(status)
 
 
 def torchrun(module: str, arguments: Sequence[str], processes: int = 2) -> subprocess.CompletedProcess:

@@ -81,7 +81,7 @@ def test_two_processes_train_evaluate_and_resume(config: Path, tmp_path: Path) -
     (tmp_path / "run").rename(tmp_path / "moved")  # the record of the last checkpoint names the folder of before
     (tmp_path / "moved" / "last_checkpoint").write_text(str(tmp_path / "run" / "iter_2.pth"))
     arguments = [str(config), "--work-dir", str(tmp_path / "moved"), "--resume", *group_norm]
-    assert in_two_processes(train, [*arguments, *CPU, "--launcher", "pytorch"]) == [0, 0]
+    assert in_two_processes("segmentation.train:main", [*arguments, *CPU, "--launcher", "pytorch"]) == [0, 0]
     assert [entry["step"] for entry in logged(tmp_path / "moved") if "loss" in entry] == [3, 4]
     resumed = read_checkpoint(tmp_path / "moved" / "iter_4.pth")
     assert resumed["meta"]["iter"] == 4
@@ -216,21 +216,26 @@ def test_a_running_sum_predicts_what_keeping_every_view_does(channels: int) -> N
         assert "seg_logits" not in found  # nothing of the size of all classes stays
 
 
-@pytest.mark.slow
-def test_the_process_whose_loss_is_no_number_names_its_pictures(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def train_spoiled(arguments: list[str]) -> int:
+    """`segmentation.train`, where the loss of the second process is no number."""
     parse = BaseModel.parse_losses
 
     def spoiled(model: nn.Module, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, variables = parse(model, losses)
         return total * (float("nan") if dist.get_rank() == 1 else 1.0), variables
 
-    monkeypatch.setattr(BaseModel, "parse_losses", spoiled)
+    BaseModel.parse_losses = spoiled
+    return train(arguments)
+
+
+@pytest.mark.slow
+def test_the_process_whose_loss_is_no_number_names_its_pictures(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     options = ("--max-bad-steps", "2", "--cfg-options", "model.decode_head.norm_cfg.type=GN",
                "model.decode_head.norm_cfg.num_groups=4")  # fmt: skip
     arguments = [str(config), "--work-dir", str(tmp_path), *CPU, "--launcher", "pytorch", *options]
-    assert in_two_processes(train, arguments) == [1, 1]
+    assert in_two_processes(f"{__name__}:train_spoiled", arguments) == [1, 1]
     line = error_line(capfd)
     assert "training diverged at step 2 " in line
     names = (tmp_path / "bad_batch.txt").read_text().splitlines()

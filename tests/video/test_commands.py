@@ -287,11 +287,11 @@ def test_two_processes_train_resume_and_test(config: Path, kinetics: Path, tmp_p
     assert metrics(tmp_path / "alone") == {
         name: pytest.approx(together[name], abs=1e-6) for name in metrics(tmp_path / "alone")
     }
-    for arguments, main in ((["--resume", str(tmp_path / "run" / "epoch_1.pth")], train), ([saved], evaluate)):
-        folder = tmp_path / main.__module__
+    for arguments, main in ((["--resume", str(tmp_path / "run" / "epoch_1.pth")], "train"), ([saved], "test")):
+        folder = tmp_path / main
         command = [str(config), *arguments, "--work-dir", str(folder), *CPU, "--launcher", "pytorch", *options]
-        assert in_two_processes(main, command) == [0, 0]
-        if main is evaluate:
+        assert in_two_processes(f"video.{main}:main", command) == [0, 0]
+        if main == "test":
             assert metrics(folder) == metrics(tmp_path / "alone")
         else:
             assert [entry["step"] for entry in logged(folder) if "loss" in entry] == [4]
