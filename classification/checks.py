@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvt_backbones import Classifier, InputError, create_classifier
+from hvt_backbones import Classifier, InputError, SimMIM, create_classifier, create_simmim
 from hvt_backbones.errors import nearest
 from hvt_backbones.model_file import image_variant
+from hvt_backbones.simmim import FAMILIES
 from hvt_backbones.variants import find_variant
 from hvt_backbones.weights.sources import is_file_or_url
 
-from .config import Config, DataConfig, ModelConfig, OptimizerConfig
+from .config import Config, DataConfig, ModelConfig, OptimizerConfig, SimmimConfig
 
 # timm reads such texts leniently and leaves out what it does not understand
 POLICY = re.compile(
@@ -49,7 +50,7 @@ def check_names(config: Config) -> None:
         )
     _check_optimizer(config.optimizer)
     _check_weights(config.model)
-    _check_model(config.model, config.data.input_size)
+    _check_model(config.model, config.data.input_size, config.masked)
 
 
 def check_paths(config: Config) -> None:
@@ -155,8 +156,8 @@ def _check_weights(model: ModelConfig) -> None:
         )
 
 
-def _check_model(settings: ModelConfig, size: tuple[int, ...]) -> None:
-    model = _build_on_meta(settings, size[0])
+def _check_model(settings: ModelConfig, size: tuple[int, ...], simmim: SimmimConfig | None) -> None:
+    model = _build_on_meta(settings, size[0], simmim)
     stages = len(model.backbone.stages)
     if settings.freeze_stages > stages:
         raise InputError(
@@ -171,7 +172,12 @@ def _check_model(settings: ModelConfig, size: tuple[int, ...]) -> None:
         )
     try:
         with torch.no_grad():
-            model.eval()(torch.empty(1, *size, device="meta"))
+            images = torch.empty(1, *size, device="meta")
+            if isinstance(model, SimMIM):
+                mask = images[:, 0, :: model.patch_size, :: model.patch_size]
+                model.eval()(images, mask)
+            else:
+                model.eval()(images)
     except Exception as error:
         if not isinstance(error, InputError) and not settings.overrides:
             raise
@@ -183,8 +189,12 @@ def _check_model(settings: ModelConfig, size: tuple[int, ...]) -> None:
         ) from None
 
 
-def _build_on_meta(settings: ModelConfig, channels: int) -> Classifier:
+def _build_on_meta(settings: ModelConfig, channels: int, simmim: SimmimConfig | None) -> Classifier | SimMIM:
     name, overrides = settings.name, settings.overrides
+    if simmim is not None and find_variant(name)[0].family not in FAMILIES:
+        raise InputError(
+            f"train.task: simmim is for Swin and SwinV2, not for model.name = {name}; expected one of those."
+        )
     for argument, source in SAID_ELSEWHERE.items():
         if argument in overrides:
             raise InputError(f"model.overrides: {argument} is said by {source}; expected constructor arguments.")
@@ -204,6 +214,8 @@ def _build_on_meta(settings: ModelConfig, channels: int) -> Classifier:
             )
     try:
         with torch.device("meta"):
+            if simmim is not None:
+                return create_simmim(name, norm_target=simmim.norm_target, **{**overrides, "in_chans": channels})
             return create_classifier(name, num_classes=10, **{**overrides, "in_chans": channels})
     except Exception as error:
         if not overrides:

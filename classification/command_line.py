@@ -61,7 +61,9 @@ def describe_setting(key: str) -> str:
 
 
 def describe_limits(key: str) -> str:
-    words = {"exclusiveMinimum": "more than", "minimum": "at least", "maximum": "at most"}
+    words = {
+        "exclusiveMinimum": "more than", "minimum": "at least", "exclusiveMaximum": "less than", "maximum": "at most"
+    }  # fmt: skip
     schema = FIELDS[key]
     limited = schema.get("items") or schema.get("anyOf", [schema])[0]
     return " and ".join(f"{text} {limited[name]:.7g}" for name, text in words.items() if name in limited)
@@ -128,7 +130,7 @@ def _say(section: str, error: ErrorDetails, settings: Mapping[str, Any]) -> str:
     key = f"{section}.{error['loc'][0]}"
     if error["type"] == "missing":
         return f"{key}: missing; expected {describe_setting(key)} ({FIELDS[key]['description']})."
-    if error["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
+    if error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         return f"{key}: must be {describe_limits(key)}, got {shown(error['input'])}."
     given = shown(settings[key])
     if error["type"] in ("too_short", "too_long"):

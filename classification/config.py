@@ -127,6 +127,23 @@ class AugmentationConfig:
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
+class SimmimConfig:
+    """Masked image modelling, with train.task = simmim."""
+
+    mask_ratio: float = Field(default=0.6, gt=0, lt=1, description="share of a picture that is hidden, at least")
+    mask_patch_size: int = Field(default=32, ge=1, le=8192, description="side of a hidden square, pixels")
+    norm_target: int | None = Field(
+        default=None,
+        ge=3,
+        le=8191,
+        description="odd side of the square around a pixel by which it is normalised before it is compared",
+    )
+    picture_epochs: int = Field(
+        default=10, ge=0, le=100_000, description="epochs between pictures of input, mask and reconstruction; 0: none"
+    )
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OptimizerConfig:
     """timm's optimiser over the model's parameter groups."""
 
@@ -157,8 +174,11 @@ class OptimizerConfig:
 class ScheduleConfig:
     """timm's schedule of the learning rate, updated every step."""
 
-    name: Literal["cosine", "linear", "poly", "tanh", "constant"] = Field(
+    name: Literal["cosine", "linear", "poly", "tanh", "multistep", "constant"] = Field(
         default="cosine", description="shape after the warm-up"
+    )
+    milestones: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
+        default=(), description="of multistep: epochs from each of which the rate is a tenth of what it was"
     )
     warmup_epochs: int = Field(
         default=5,
@@ -174,6 +194,10 @@ class ScheduleConfig:
 class TrainConfig:
     """The loop."""
 
+    task: Literal["classification", "simmim"] = Field(
+        default="classification",
+        description="what is learnt: the classes, or (Swin and SwinV2) to paint what is hidden, see simmim",
+    )
     epochs: int = Field(default=300, ge=1, le=100_000, description="passes over the training pictures")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="of weights, order and augmentation")
     device: Literal["auto", "cpu", "cuda", "npu"] = Field(
@@ -234,7 +258,9 @@ class OutputConfig:
         default=None, ge=1, le=10**9, description="steps between checkpoints, beside those after every epoch"
     )
     keep_last: int = Field(default=2, ge=1, le=100_000, description="newest checkpoints that are kept")
-    keep_best: int = Field(default=1, ge=0, le=100_000, description="checkpoints with the best top-1 that are kept")
+    keep_best: int = Field(
+        default=1, ge=0, le=100_000, description="checkpoints with the best top-1 (simmim: loss) that are kept"
+    )
     log_steps: int = Field(
         default=50, ge=1, le=10**9, description="steps between lines within an epoch and points of TensorBoard"
     )
@@ -248,6 +274,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     augmentation: AugmentationConfig
+    simmim: SimmimConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     train: TrainConfig
@@ -257,6 +284,12 @@ class Config:
     def __post_init__(self) -> None:
         self._check_data()
         self._check_training()
+        self._check_task()
+
+    @property
+    def masked(self) -> SimmimConfig | None:
+        """The settings of SimMIM where it is the task."""
+        return self.simmim if self.train.task == "simmim" else None
 
     def _check_data(self) -> None:
         data, augmentation = self.data, self.augmentation
@@ -336,6 +369,30 @@ class Config:
             raise InputError("output.allow_changes: is about a resumed run; expected output.resume with it, or false.")
         if train.benchmark_steps is not None and output.resume:
             raise InputError("train.benchmark_steps: saves and reads no run; expected null with output.resume.")
+
+    def _check_task(self) -> None:
+        schedule, norm_target = self.schedule, self.simmim.norm_target
+        if (schedule.name == "multistep") != bool(schedule.milestones):
+            raise InputError(
+                f"schedule.milestones: {list(schedule.milestones)} with schedule.name = {schedule.name}; expected "
+                "epochs with multistep, and none with another."
+            )
+        if norm_target is not None and norm_target % 2 == 0:
+            raise InputError(f"simmim.norm_target: {norm_target} has no middle; expected an odd number, or null.")
+        if self.masked is None:
+            return
+        model, augmentation = self.model, self.augmentation
+        for key, given in (
+            ("model.class_map", model.class_map is not None),
+            ("model.freeze_stages", model.freeze_stages > 0),
+            ("model.freeze_backbone", model.freeze_backbone),
+            ("augmentation.mixup", augmentation.mixup > 0),
+            ("augmentation.cutmix", augmentation.cutmix > 0),
+        ):
+            if given:
+                raise InputError(
+                    f"{key}: is for classes, and train.task = simmim learns none; expected its default with it."
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML and JSON hold them."""

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
-from hvt_backbones import Classifier, InputError
+from hvt_backbones import Classifier, InputError, SimMIM
 from hvt_backbones.device import select_device
 
 from .config import ParallelConfig, TrainConfig
@@ -103,11 +103,11 @@ def precision(accelerator: Accelerator) -> str:
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
-def blocks_of(model: Classifier) -> list[nn.Module]:
+def blocks_of(model: Classifier | SimMIM) -> list[nn.Module]:
     return [block for stage in model.backbone.stages for block in stage.get_submodule("blocks").children()]
 
 
-def shard(model: Classifier, device: torch.device) -> None:
+def shard(model: Classifier | SimMIM, device: torch.device) -> None:
     """FSDP2: each block, then the rest, split over all processes in place.
 
     Every process must hold the same weights before. Blocks are the unit that is gathered for a forward pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,38 @@ from .data.pictures import Unreadable
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a data set, every image of which counts once: how many are right, accuracies in per cent, the mean loss."""
+    """Of a data set, every image of which counts once: the mean loss and, of a classifier, how many are right and
+    accuracies in per cent.
+    """
 
     images: int
-    correct: int
-    top1: float
-    top5: float
     loss: float
+    correct: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+    def columns(self) -> dict[str, float]:
+        """Its part of a row of the history."""
+        row = {
+            "val_loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "val_images": self.images,
+            "val_correct": self.correct,
+        }
+        return {name: value for name, value in row.items() if value is not None}
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """How good an epoch of the history is, the more the better: its top-1, without one its loss, negative."""
+    if "top1" in row:
+        return row["top1"]
+    return -row["val_loss"] if math.isfinite(row["val_loss"]) else -math.inf
+
+
+def score_text(row: Mapping[str, Any]) -> str:
+    """`top-1 98.66 %`, `loss 0.1234`."""
+    return f"top-1 {row['top1']:.2f} %" if "top1" in row else f"loss {row['val_loss']:.4f}"
 
 
 def _epoch() -> dict[str, float]:
@@ -82,17 +108,13 @@ class Progress:
             "lr": lr,
             **self.speed(),
             "peak_memory_gib": peak_memory_gib,
-            "val_loss": result.loss,
-            "top1": result.top1,
-            "top5": result.top5,
-            "val_images": result.images,
-            "val_correct": result.correct,
+            **result.columns(),
             "val_seconds": val_seconds,
             "seconds": self.epoch["seconds"] + val_seconds,
             "skipped_steps": self.skipped_steps,
             "unreadable": len(self.unreadable.gather()) + len(self.unreadable_held_out.gather()),
         }
-        improved = all(row["top1"] > earlier["top1"] for earlier in self.own)
+        improved = all(score(row) > score(earlier) for earlier in self.own)
         self.history.append(row)
         self.epoch = _epoch()
         return improved

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -26,21 +24,22 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from hvt_backbones import Classifier, InputError, create_classifier
-from hvt_backbones.model_file import metadata_of
+from hvt_backbones import Classifier, InputError, SimMIM, create_classifier, create_simmim
+from hvt_backbones.model_file import Masking, metadata_of
 from hvt_backbones.variants import find_variant
 
 from . import distributed
 from .config import (
-    AugmentationConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     ScheduleConfig,
+    SimmimConfig,
     TrainConfig,
 )
 from .data.loading import Batch, preprocessing
+from .objective import Objective
 from .signals import StopRequest
 
 # States are gathered from all processes, on the CPU, under the parameters' names: they fit any number of processes.
@@ -79,17 +78,15 @@ class TrainStep:
         model: as `accelerator.prepare` or `fully_shard` leave it.
         optimizer: accelerate's.
         accelerator: with the number of batches per step.
-        label_smoothing: of the cross-entropy; `mixup` smooths by itself.
-        mixup: timm's, or None.
+        objective: the loss.
         clip_grad: largest global norm, or None.
     """
 
     model: Any
     optimizer: AcceleratedOptimizer
     accelerator: Accelerator
+    objective: Objective
     _: KW_ONLY
-    label_smoothing: float = 0.0
-    mixup: Mixup | None = None
     clip_grad: float | None = None
 
     def __post_init__(self) -> None:
@@ -104,18 +101,12 @@ class TrainStep:
             stop: looked at when the gradients are there.
         """
         accelerator = self.accelerator
-        smoothing = 0.0 if self.mixup else self.label_smoothing
         total = torch.zeros((), device=accelerator.device)
         for batch in group:
-            images, targets = batch.images, batch.targets
-            if self.mixup is not None:
-                images, targets = self.mixup(images, targets)
             with accelerator.accumulate(self.model):
                 if hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2's counterpart of DDP's no_sync
                     self.model.set_requires_gradient_sync(accelerator.sync_gradients)
-                with accelerator.autocast():
-                    logits = self.model(images)
-                loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+                loss = self.objective.loss(self.model, batch, accelerator)
                 accelerator.backward(loss)
             total += loss.detach()
         grad_norm = self._clip()
@@ -152,13 +143,14 @@ class Learner:
     Args:
         model: the same on every process, on the CPU.
         accelerator: accelerate's.
-        optimizer, schedule, augmentation, train, parallel: sections of the run's configuration.
-        num_classes: of the targets.
+        objective: of the run.
+        optimizer, schedule, train, parallel: sections of the run's configuration.
         global_batch: pictures of a step, of all processes.
         steps_per_epoch: optimiser steps.
 
     Attributes:
-        model: the classifier itself.
+        model: the classifier, or the model of SimMIM, itself.
+        objective: what it learns.
         wrapped: what is called to train it.
         ema: timm's average of its weights, or None.
         raw_optimizer: PyTorch's.
@@ -169,11 +161,11 @@ class Learner:
     """
 
     def __init__(
-        self, model: Classifier, accelerator: Accelerator, *, optimizer: OptimizerConfig, schedule: ScheduleConfig,
-        augmentation: AugmentationConfig, train: TrainConfig, parallel: ParallelConfig, num_classes: int,
+        self, model: Classifier | SimMIM, accelerator: Accelerator, objective: Objective, *,
+        optimizer: OptimizerConfig, schedule: ScheduleConfig, train: TrainConfig, parallel: ParallelConfig,
         global_batch: int, steps_per_epoch: int,
     ) -> None:  # fmt: skip
-        self.model, self.accelerator, self.mode = model, accelerator, parallel.mode
+        self.model, self.accelerator, self.objective, self.mode = model, accelerator, objective, parallel.mode
         device = accelerator.device
         model.to(device)
         self.ema = None
@@ -201,22 +193,7 @@ class Learner:
             self.wrapped, self.optimizer = model, accelerator.prepare(self.raw_optimizer)
         else:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.raw_optimizer)
-        mixup = Mixup(
-            augmentation.mixup,
-            augmentation.cutmix,
-            prob=augmentation.mix_prob,
-            switch_prob=augmentation.switch_prob,
-            label_smoothing=augmentation.label_smoothing,
-            num_classes=num_classes,
-        )
-        self.train_step = TrainStep(
-            self.wrapped,
-            self.optimizer,
-            accelerator,
-            label_smoothing=augmentation.label_smoothing,
-            mixup=mixup if augmentation.mixes else None,
-            clip_grad=optimizer.clip_grad,
-        )
+        self.train_step = TrainStep(self.wrapped, self.optimizer, accelerator, objective, clip_grad=optimizer.clip_grad)
         # a DeepSpeed engine writes and reads its state itself
         self.engine_steps = self.train_step.engine_steps
 
@@ -302,27 +279,42 @@ def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:
     return model.overrides | ({} if channels == 3 else {"in_chans": channels})
 
 
-def describe_model(model: ModelConfig, data: DataConfig, class_names: Sequence[str]) -> dict[str, str]:
+def describe_model(
+    model: ModelConfig, data: DataConfig, class_names: Sequence[str], simmim: SimmimConfig | None
+) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
     overrides = model_overrides(model, data.input_size[0])
-    return metadata_of(find_variant(model.name)[0].name, overrides, class_names, preprocessing(data))
+    name = find_variant(model.name)[0].name
+    if simmim is None:
+        return metadata_of(name, overrides, preprocessing(data), class_names=class_names)
+    masking = Masking(simmim.mask_ratio, simmim.mask_patch_size, simmim.norm_target)
+    return metadata_of(name, overrides, preprocessing(data), masking=masking)
 
 
-def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Classifier:
-    """The model of a recipe, for the channels and classes of its pictures."""
+def build_model(
+    settings: ModelConfig, channels: int, num_classes: int, simmim: SimmimConfig | None
+) -> Classifier | SimMIM:
+    """The model of a recipe, for the channels and classes of its pictures; with `simmim` that which paints."""
+    overrides = model_overrides(settings, channels)
+    model: Classifier | SimMIM
     try:
-        model = create_classifier(
-            settings.name,
-            num_classes=num_classes,
-            pretrained=settings.pretrained,
-            class_map=settings.class_map,
-            **model_overrides(settings, channels),
-        )
+        if simmim is not None:
+            model = create_simmim(
+                settings.name, norm_target=simmim.norm_target, pretrained=settings.pretrained, **overrides
+            )
+        else:
+            model = create_classifier(
+                settings.name,
+                num_classes=num_classes,
+                pretrained=settings.pretrained,
+                class_map=settings.class_map,
+                **overrides,
+            )
+            model.freeze_stages(len(model.backbone.stages) if settings.freeze_backbone else settings.freeze_stages)
     except (TypeError, ValueError, AssertionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model.overrides: {settings.overrides} do not build a {settings.name}: {error}") from None
-    model.freeze_stages(len(model.backbone.stages) if settings.freeze_backbone else settings.freeze_stages)
     model.set_grad_checkpointing(settings.grad_checkpointing)
     return model
 
@@ -334,7 +326,7 @@ def lr_scale(settings: OptimizerConfig, global_batch: int) -> float:
 
 
 def build_optimizer(
-    settings: OptimizerConfig, model: Classifier, global_batch: int, device: torch.device
+    settings: OptimizerConfig, model: Classifier | SimMIM, global_batch: int, device: torch.device
 ) -> torch.optim.Optimizer:
     """timm's optimiser over the model's parameter groups, at the rate of the global batch."""
     # one kernel for all parameters where it is known to skip a step whose gradients overflowed in fp16, which is on
@@ -364,11 +356,13 @@ def build_scheduler(
     """timm's schedule, by steps; `scale` is that of the learning rate."""
     # "constant" by its own name came to timm late
     sched = {"linear": "poly", "constant": "step"}.get(settings.name, settings.name)
+    rates = {"poly": 0.1, "multistep": 0.1}  # of "poly" the power
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,
         num_epochs=epochs,
-        decay_rate=0.1 if settings.name == "poly" else 1.0,  # of "poly" the power
+        decay_rate=rates.get(settings.name, 1.0),
+        decay_milestones=settings.milestones,
         warmup_epochs=warmup_epochs(settings, epochs),
         warmup_lr=settings.warmup_lr * scale,
         min_lr=settings.min_lr * scale,

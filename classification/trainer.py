@@ -10,13 +10,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from hvt_backbones import InputError
+from hvt_backbones import InputError, SimMIM
 from hvt_backbones.atomic import whole_file
 
 from . import distributed
@@ -25,6 +24,7 @@ from .checkpoint.manager import Saver, on_main
 from .config import Config
 from .data.loading import Batch, Loader, batches, eval_loader, open_data, train_loader
 from .data.pictures import Unreadable
+from .objective import Classification, Objective, Reconstruction
 from .progress import Evaluation, Progress
 from .reporting.journal import Journal
 from .reporting.log import listed, peak_memory
@@ -39,22 +39,24 @@ def evaluate(
     model: nn.Module,
     loader: Loader,
     accelerator: Accelerator,
+    objective: Objective | None = None,
     *,
     stop: StopRequest | None = None,
     unreadable: Unreadable | None = None,
 ) -> Evaluation:
-    """Cross-entropy, top-1 and top-5 over all ranks' loaders.
+    """What the objective measures, over all ranks' loaders.
 
     Args:
         model: not wrapped by DDP: the ranks' numbers of batches may differ. One that is sharded gathers its weights
             with every batch, so the ranks that have fewer repeat their last one without counting it.
+        objective: by default that of a classifier.
         stop: looked at before each batch; all processes end where one has got a signal.
         unreadable: counts the pictures that are passed over.
 
     Raises:
         StoppedError: a signal came to one of the processes.
     """
-    stop = stop or StopRequest()
+    stop, objective = stop or StopRequest(), objective or Classification()
     training = [module for module in model.modules() if module.training]
     model.eval()
     sums = torch.zeros(5, device=accelerator.device)  # float32 counts exactly up to 2**24 images
@@ -71,24 +73,15 @@ def evaluate(
         if _asked_to_stop(stop, accelerator, agree=sharded):
             sums[4] = 1
             break
-        with accelerator.autocast():
-            logits = model(batch.images)
-        if len(batch.targets):
-            sums[:4] += _batch_sums(logits[: len(batch.targets)].float(), batch.targets)
+        sums[:4] += objective.measure(model, batch, accelerator)
         if unreadable is not None:
             unreadable.add(batch.unreadable)
     for module in training:
         module.training = True
-    images, correct1, correct5, loss, stops = accelerator.reduce(sums, "sum").tolist()
+    *figures, stops = accelerator.reduce(sums, "sum").tolist()
     if stops:
         raise StoppedError(stop.number or signal.SIGTERM)
-    return Evaluation(
-        images=round(images),
-        correct=round(correct1),
-        top1=100 * correct1 / images,
-        top5=100 * correct5 / images,
-        loss=loss / images,
-    )
+    return objective.evaluation(figures)
 
 
 def _asked_to_stop(stop: StopRequest, accelerator: Accelerator, *, agree: bool) -> bool:
@@ -112,18 +105,6 @@ def _padded(loader: Loader, accelerator: Accelerator) -> Iterator[Batch]:
         batch = batch._replace(images=batch.images.to(accelerator.device), targets=batch.targets.to(accelerator.device))
     for _ in range(int(most) - count):
         yield batch._replace(targets=batch.targets[:0], unreadable=[])
-
-
-def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-    return torch.stack(
-        [
-            torch.tensor(float(len(targets)), device=logits.device),
-            best[:, 0].sum().float(),
-            best.any(1).sum().float(),
-            F.cross_entropy(logits, targets, reduction="sum"),
-        ]
-    )
 
 
 class DivergedError(RuntimeError):
@@ -157,8 +138,14 @@ class Trainer:
             torch.set_num_threads(config.train.threads)
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)
-        model = build_model(config.model, config.data.input_size[0], len(self.train_data.class_names))
-        self.description = describe_model(config.model, config.data, self.train_data.class_names)
+        class_names = self.train_data.class_names
+        model = build_model(config.model, config.data.input_size[0], len(class_names), config.masked)
+        self.description = describe_model(config.model, config.data, class_names, config.masked)
+        objective: Objective
+        if isinstance(model, SimMIM):
+            objective = Reconstruction(config.simmim, model, config.data.input_size[1:], len(self.val_data))
+        else:
+            objective = Classification(config.augmentation, len(class_names))
         self.accelerator = accelerator = distributed.build_accelerator(
             config.train, config.parallel, batch_size=config.data.batch_size, clip_grad=config.optimizer.clip_grad
         )
@@ -166,12 +153,11 @@ class Trainer:
         self.learner = Learner(
             model,
             accelerator,
+            objective,
             optimizer=config.optimizer,
             schedule=config.schedule,
-            augmentation=config.augmentation,
             train=config.train,
             parallel=config.parallel,
-            num_classes=len(self.train_data.class_names),
             global_batch=self.progress.global_batch,
             steps_per_epoch=self.progress.steps_per_epoch,
         )
@@ -253,6 +239,7 @@ class Trainer:
                 self.learner.evaluated,
                 self.val_loader,
                 self.accelerator,
+                self.learner.objective,
                 stop=self.stop,
                 unreadable=self.progress.unreadable_held_out,
             )

@@ -1,4 +1,4 @@
-"""The command `hvt`: models, predict, features, convert, doctor."""
+"""The command `hvt`: models, predict, features, reconstruct, convert, doctor."""
 
 from __future__ import annotations
 
@@ -54,6 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     features.add_argument("--random-weights", action="store_true", help="download nothing: the shapes are what counts")
     features.set_defaults(run=run_features)
+
+    reconstruct = commands.add_parser(
+        "reconstruct",
+        help="draw what SimMIM paints of pictures",
+        description="Hide squares of pictures and draw what a model of SimMIM's pre-training paints there.",
+    )
+    _add_model_and_images(reconstruct)
+    reconstruct.add_argument("--output", required=True, type=Path, metavar="FILE", help="a .png file")
+    reconstruct.add_argument("--mask-ratio", type=float, metavar="X", help="share that is hidden (default: as trained)")
+    reconstruct.add_argument("--seed", type=whole_number(), default=0, metavar="N", help="of the masks (default 0)")
+    reconstruct.set_defaults(run=run_reconstruct)
 
     convert = commands.add_parser(
         "convert", help="rewrite a checkpoint in another layout", description="Rewrite a checkpoint in another layout."
@@ -202,6 +213,32 @@ def run_features(args: argparse.Namespace) -> int:
         print(f"{name}  stride {stride:2}  {tuple(stage.shape)}")
     count = len(reading.done)
     print(f"wrote {args.output}: {count} picture{'s' if count > 1 else ''}, (N, C, H, W) per stage")
+    return reading.status()
+
+
+def run_reconstruct(args: argparse.Namespace) -> int:
+    from . import predict
+    from .device import select_device
+    from .model_file import open_model
+    from .reconstruct import reconstruct, write_sheet
+
+    silence_false_alarms()
+    if args.output.suffix != ".png":
+        raise InputError(f"--output {args.output}: end the name in .png")
+    _check_writable(args.output)
+    images, reading = find_images(args.images), Reading[Path](args.on_error)
+    device = select_device(args.device)
+    opened = open_model(args.source, args.model, args.weights_key)
+    model, preprocessing, masking = opened.simmim().to(device), opened.preprocessing, opened.masking
+    if args.mask_ratio is not None:
+        masking = replace(masking, ratio=args.mask_ratio)
+    batches = list(predict.image_batches(images, preprocessing, device, reading=reading))
+    if batches:
+        pictures, mask, painted = reconstruct(model, batches, masking, args.seed)
+        write_sheet(args.output, model, pictures, mask, painted, preprocessing)
+        loss = model.loss(pictures, painted, mask)
+        rows = f"{len(pictures)} row{'s' if len(pictures) > 1 else ''}"
+        print(f"wrote {args.output}: {rows}, picture, what is seen, what is painted; loss {loss:.4f}")
     return reading.status()
 
 

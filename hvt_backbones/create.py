@@ -11,7 +11,7 @@ from .backbone import Backbone, is_whole
 from .classifier import Classifier
 from .errors import InputError, nearest
 from .pvt_v2 import PyramidVisionTransformerV2
-from .simmim import SimMIM
+from .simmim import FAMILIES, SimMIM
 from .swin import SwinTransformer, SwinTransformerV2
 from .twins import TwinsPCPVT, TwinsSVT
 from .variants import ModelName, Variant, find_variant, list_models
@@ -120,7 +120,7 @@ def create_simmim(
         WeightsError: weights that cannot be found or do not fit.
     """
     variant, tag = find_variant(name)
-    if variant.family not in ("swin", "swinv2"):
+    if variant.family not in FAMILIES:
         raise InputError(f"SimMIM is for Swin and SwinV2, and {variant.name} is of the family {variant.family}")
     backbone = _with_last_map(variant, overrides)
     assert isinstance(backbone, SwinTransformer)

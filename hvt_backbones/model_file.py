@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .classifier import Classifier
-from .create import create_backbone, create_classifier
+from .create import create_backbone, create_classifier, create_simmim
 from .errors import InputError, WeightsError
+from .simmim import SimMIM
 from .variants import Variant, find_variant
 from .weights import sources
 from .weights.convert import Checkpoint, read_checkpoint
@@ -51,6 +52,15 @@ def _preprocessing(variant: Variant, tag: str | None = None) -> Preprocessing:
     return Preprocessing(input_size=(3, variant.input_size, variant.input_size))
 
 
+@dataclass(frozen=True)
+class Masking:
+    """How SimMIM hid pictures and what it compared, see `random_mask` and `SimMIM`."""
+
+    ratio: float = 0.6
+    mask_patch_size: int = 32
+    norm_target: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
     """Weights, in any layout, and all that is needed to build their model and to feed it.
@@ -62,6 +72,7 @@ class ModelFile:
         num_classes: rows of the head; 0 where there is none.
         class_names: one per class, where the file says them.
         preprocessing: of the pictures.
+        masking: of SimMIM's pre-training; where the file does not say it, that of its Swin recipes.
         checkpoint: the weights.
     """
 
@@ -71,6 +82,7 @@ class ModelFile:
     num_classes: int
     class_names: Sequence[str] | None = None
     preprocessing: Preprocessing
+    masking: Masking = Masking()
     checkpoint: Checkpoint
 
     def classifier(self) -> Classifier:
@@ -84,6 +96,16 @@ class ModelFile:
     def backbone(self, **arguments: Any) -> Backbone:
         """The backbone with the weights, in eval mode; `arguments` are those of `create_backbone`."""
         model = create_backbone(self.name, **self.overrides, **arguments)
+        load_checkpoint(model, self.checkpoint)
+        return model.eval()
+
+    def simmim(self) -> SimMIM:
+        """The model of SimMIM with the weights, in eval mode."""
+        if self.checkpoint.style != "simmim":
+            raise WeightsError(
+                f"{self.source} has no decoder of SimMIM, so it paints nothing: give one of pre-training"
+            )
+        model = create_simmim(self.name, norm_target=self.masking.norm_target, **self.overrides)
         load_checkpoint(model, self.checkpoint)
         return model.eval()
 
@@ -172,6 +194,7 @@ def _model_file(
         num_classes=checkpoint.classes,
         class_names=names,
         preprocessing=_recorded_preprocessing(source, metadata, preprocessing),
+        masking=_recorded_masking(source, metadata),
         checkpoint=checkpoint,
     )
 
@@ -212,10 +235,33 @@ def _recorded_preprocessing(source: str, metadata: Mapping[str, str], default: P
     return replace(default, **facts)
 
 
+def _recorded_masking(source: str, metadata: Mapping[str, str]) -> Masking:
+    recorded = _recorded(source, metadata, "masking", dict) or {}
+    try:
+        return Masking(**recorded)
+    except TypeError:
+        raise WeightsError(
+            f"{source}: its entry {PREFIX}masking is {recorded!r}, not the settings that the trainer writes"
+        ) from None
+
+
 def metadata_of(
-    name: str, overrides: Mapping[str, Any], class_names: Sequence[str], preprocessing: Preprocessing
+    name: str,
+    overrides: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    *,
+    class_names: Sequence[str] = (),
+    masking: Masking | None = None,
 ) -> dict[str, str]:
-    """The text beside the weights of a model, from which `open_model` makes it again."""
+    """The text beside the weights of a model, from which `open_model` makes it again.
+
+    Args:
+        name: of the model.
+        overrides: constructor arguments that differ from its row's.
+        preprocessing: of its pictures.
+        class_names: one per class of a classifier.
+        masking: of SimMIM's pre-training.
+    """
     facts: dict[str, Any] = {
         "model": name,
         "overrides": dict(overrides),
@@ -223,6 +269,8 @@ def metadata_of(
         "class_names": list(class_names),
     }
     facts |= {key: value for key, value in asdict(preprocessing).items() if key != "crop_mode"}  # the trainer's is one
+    if masking is not None:
+        facts["masking"] = asdict(masking)
     return {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
@@ -245,6 +293,6 @@ def recorded_arguments(source: str | Path, metadata: Mapping[str, str], *, named
     return arch
 
 
-def epoch_metadata(epoch: int, top1: float) -> dict[str, str]:
-    """Of which epoch of a training the weights are, and how good."""
-    return {PREFIX + "epoch": str(epoch), PREFIX + "top1": f"{top1:.4f}"}
+def epoch_metadata(epoch: int, **figures: float) -> dict[str, str]:
+    """Of which epoch of a training the weights are, and how good: `top1`, `val_loss`."""
+    return {PREFIX + "epoch": str(epoch), **{PREFIX + name: f"{value:.4f}" for name, value in figures.items()}}

@@ -15,6 +15,8 @@ from .errors import InputError
 from .layers.patch import PatchEmbed
 from .swin import SwinTransformer
 
+FAMILIES = ("swin", "swinv2")
+
 
 def random_mask(
     height: int,
@@ -53,17 +55,23 @@ def random_mask(
     return squares.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
-def normalise_target(images: Tensor, window: int) -> Tensor:
-    """Each pixel by mean and deviation of the `window` x `window` around it, as SwinV2's pre-training does.
-
-    Means leave out what lies outside of the image; the variance is the unbiased one. Shape: (B, C, H, W) -> the same.
-    """
+def _local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the `window` x `window` around each pixel, of what lies inside the image."""
     pool = partial(F.avg_pool2d, kernel_size=window, stride=1, padding=window // 2)
     mean = pool(images, count_include_pad=False)
     square = pool(images.square(), count_include_pad=False)
     count = pool(torch.ones_like(images)) * window**2
     variance = ((square - mean.square()) * (count / (count - 1))).clamp(min=0.0)
-    return (images - mean) / (variance + 1e-6).sqrt()
+    return mean, (variance + 1e-6).sqrt()
+
+
+def normalise_target(images: Tensor, window: int) -> Tensor:
+    """Each pixel by mean and deviation of the `window` x `window` around it, as SwinV2's pre-training does.
+
+    Means leave out what lies outside of the image; the variance is the unbiased one. Shape: (B, C, H, W) -> the same.
+    """
+    mean, deviation = _local_statistics(images, window)
+    return (images - mean) / deviation
 
 
 class SimMIM(nn.Module):
@@ -127,13 +135,27 @@ class SimMIM(nn.Module):
     def loss(self, images: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
         """Mean absolute error of the hidden pixels (Sec. 3.4), a scalar in float32 or wider."""
         wide = torch.promote_types(images.dtype, torch.float32)
-        target, hidden = images.to(wide), mask[:, None].to(wide)
-        for axis in (2, 3):
-            hidden = hidden.repeat_interleave(self.patch_size, axis)
+        target, hidden = images.to(wide), self.hidden_pixels(mask).to(wide)
         if self.norm_target is not None:
             target = normalise_target(target, self.norm_target)
         error = (target - reconstruction.to(wide)).abs() * hidden
         return error.sum() / (hidden.sum() + 1e-5) / images.shape[1]
+
+    def hidden_pixels(self, mask: Tensor) -> Tensor:
+        """(B, 1, H, W), True where `mask` hides the patch of a pixel."""
+        hidden = mask[:, None].bool()
+        return hidden.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
+
+    def fill_in(self, images: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
+        """The images with what is hidden as it is painted, (B, C, H, W).
+
+        With `norm_target` the painting is brought back by mean and deviation of the true pixels, of which the model
+        knows nothing.
+        """
+        if self.norm_target is not None:
+            mean, deviation = _local_statistics(images, self.norm_target)
+            reconstruction = reconstruction * deviation + mean
+        return torch.where(self.hidden_pixels(mask), reconstruction, images)
 
     def set_grad_checkpointing(self, enable: bool | str = True) -> None:
         self.backbone.set_grad_checkpointing(enable)

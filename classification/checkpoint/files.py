@@ -26,6 +26,7 @@ from hvt_backbones.atomic import leftovers
 from hvt_backbones.weights.download import sha256_of
 
 from ..config import OutputConfig
+from ..progress import score
 
 LAST_WEIGHTS = "model_last.safetensors"
 BEST_WEIGHTS = "model_best.safetensors"
@@ -40,6 +41,7 @@ METRICS = "metrics.json"
 CURVES = "curves.png"
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"
+RECONSTRUCTIONS = "reconstructions"
 RUN_FILES = (LAST_WEIGHTS, BEST_WEIGHTS, CHECKPOINTS, LOG, CONFIG, METRICS, CURVES, REPORT)
 
 
@@ -158,9 +160,9 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def prune(folder: Path, history: Sequence[Mapping[str, Any]], *, keep_last: int, keep_best: int) -> None:
-    """Remove all checkpoints but the newest, and those at the end of the epochs with the best top-1."""
+    """Remove all checkpoints but the newest, and those at the end of the best epochs."""
     checkpoints = list_checkpoints(folder)
-    best = sorted(history, key=lambda row: -row["top1"])[:keep_best]
+    best = sorted(history, key=score, reverse=True)[:keep_best]
     kept = {path.name for path in checkpoints[-keep_last:]} | {step_folder(folder, row["step"]).name for row in best}
     for path in checkpoints:
         if path.name not in kept:
@@ -173,6 +175,7 @@ def remove_leftovers(folder: Path) -> None:
     for path in (folder / CHECKPOINTS).glob(".*step_*"):
         shutil.rmtree(path, ignore_errors=True)
     written = [path for name in (*RUN_FILES, BAD_BATCH) for path in leftovers(folder / name)]
+    written += (folder / RECONSTRUCTIONS).glob(".*.partial.png")
     for path in (*written, *folder.glob(".tmp??????")):  # the last are what safetensors writes to
         path.unlink(missing_ok=True)
 

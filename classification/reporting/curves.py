@@ -12,12 +12,12 @@ BLUE, ORANGE, GREEN = "#2f6fb2", "#d9722e", "#3a8f5c"
 
 
 def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
-    """Write loss, accuracy and learning rate over the epochs as a PNG.
+    """Write loss, accuracy (of a classifier) and learning rate over the epochs as a PNG.
 
     Args:
         history: one row per epoch, the columns of `log.csv`.
         path: the picture; replaced whole.
-        title: above the three panels.
+        title: above the panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -32,37 +32,39 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
     figure = Figure(figsize=(13, 4.2), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
-    loss, accuracy, rate = figure.subplots(1, 3)
+    named = "top1" in history[-1]
+    loss, *between, rate = figure.subplots(1, 3 if named else 2)
 
     loss.plot(epochs, column("train_loss"), color=BLUE, label="training (augmented)", **marker)
     loss.plot(epochs, column("val_loss"), color=ORANGE, label="held-out", **marker)
-    loss.set_title("Cross-entropy")
+    loss.set_title("Cross-entropy" if named else "Absolute error of hidden pixels")
     loss.set_ylim(bottom=0)
     loss.legend(frameon=False)
 
-    accuracy.plot(epochs, column("top5"), color=GREEN, label="top-5", **marker)
-    accuracy.plot(epochs, column("top1"), color=ORANGE, label="top-1", **marker)
-    best = max(history, key=lambda row: row["top1"])
-    accuracy.scatter([best["epoch"]], [best["top1"]], s=70, facecolors="none", edgecolors=INK, zorder=3)
-    accuracy.annotate(
-        f"best {best['top1']:.2f} % (epoch {best['epoch']:.0f})",
-        (best["epoch"], best["top1"]),
-        xytext=(0.97, 0.3),
-        textcoords="axes fraction",
-        ha="right",
-        color=INK,
-        arrowprops={"arrowstyle": "-", "color": MUTED, "shrinkB": 5},
-    )
-    accuracy.set_title("Held-out accuracy, %")
-    accuracy.set_ylim(top=101)
-    accuracy.legend(frameon=False, loc="lower right")
+    for accuracy in between:
+        accuracy.plot(epochs, column("top5"), color=GREEN, label="top-5", **marker)
+        accuracy.plot(epochs, column("top1"), color=ORANGE, label="top-1", **marker)
+        best = max(history, key=lambda row: row["top1"])
+        accuracy.scatter([best["epoch"]], [best["top1"]], s=70, facecolors="none", edgecolors=INK, zorder=3)
+        accuracy.annotate(
+            f"best {best['top1']:.2f} % (epoch {best['epoch']:.0f})",
+            (best["epoch"], best["top1"]),
+            xytext=(0.97, 0.3),
+            textcoords="axes fraction",
+            ha="right",
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "shrinkB": 5},
+        )
+        accuracy.set_title("Held-out accuracy, %")
+        accuracy.set_ylim(top=101)
+        accuracy.legend(frameon=False, loc="lower right")
 
     rate.plot(epochs, column("lr"), color=BLUE, **marker)
     rate.set_title("Learning rate")
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
-    for axes in (loss, accuracy, rate):
+    for axes in (loss, *between, rate):
         axes.set_xlabel("epoch", color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=GRID, linewidth=0.8)

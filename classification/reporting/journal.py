@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,16 @@ from tqdm import tqdm
 
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.model_file import entry, epoch_metadata
+from hvt_backbones.reconstruct import write_sheet
 from hvt_backbones.weights.files import save_state_dict
 
 from .. import distributed
 from ..checkpoint import files
 from ..config import Config
+from ..data.loading import preprocessing
 from ..data.pictures import Pictures
-from ..progress import Progress
+from ..objective import Reconstruction
+from ..progress import Progress, score, score_text
 from ..state import Learner, Outcome, lr_scale, warmup_epochs
 from .curves import plot_curves
 from .log import EventWriter, duration, listed, peak_memory
@@ -91,11 +95,11 @@ class Journal:
             return
         speed = progress.speed()
         lr = self.learner.learning_rate
-        best = max((row["top1"] for row in progress.history), default=None)
+        best = max(progress.history, key=score, default=None)
         line = (
             f"loss {outcome.loss:.4f}, lr {lr:.2e}, {speed['images_per_second']:.0f} images/s, "
             f"{speed['ms_per_step']:.0f} ms/step, {peak_memory(self.accelerator.device):.1f} GiB, "
-            f"{'' if best is None else f'best top-1 {best:.2f}, '}ETA {self._remaining(speed['ms_per_step'])}"
+            f"{'' if best is None else f'best {score_text(best)}, '}ETA {self._remaining(speed['ms_per_step'])}"
         )
         bar.set_postfix_str(line)
         if bar.disable and progress.step % progress.steps_per_epoch:
@@ -119,23 +123,23 @@ class Journal:
         if self.accelerator.is_main_process:
             self._write(weights, row, improved)
         width = len(str(progress.epochs))
+        accuracy = f"top-1 {row['top1']:.2f}  top-5 {row['top5']:.2f}  " if "top1" in row else ""
         passed = f"  {row['unreadable']} unreadable pictures" if row["unreadable"] else ""
         self.accelerator.print(
             f"epoch {row['epoch']:{width}}/{progress.epochs}  loss {row['train_loss']:.4f}  lr {row['lr']:.2e}  "
-            f"held-out loss {row['val_loss']:.4f}  top-1 {row['top1']:.2f}  top-5 {row['top5']:.2f}  "
+            f"held-out loss {row['val_loss']:.4f}  {accuracy}"
             f"{row['images_per_second']:.0f} images/s  {row['ms_per_step']:.0f} ms/step  "
             f"{row['peak_memory_gib']:.1f} GiB  ETA {self._remaining(row['ms_per_step'])}{passed}"
             f"{'  *' if improved else ''}",
             flush=True,
         )
-        self.events.add(
-            progress.step, train__epoch_loss=row["train_loss"], val__loss=row["val_loss"], val__top1=row["top1"],
-            val__top5=row["top5"],
-        )  # fmt: skip
+        accuracies = {f"val__{name}": row[name] for name in ("top1", "top5") if name in row}
+        self.events.add(progress.step, train__epoch_loss=row["train_loss"], val__loss=row["val_loss"], **accuracies)
 
     def _write(self, weights: Mapping[str, Tensor], row: Mapping[str, Any], improved: bool) -> None:
         """What an epoch leaves beside its checkpoint."""
-        described = {**self.description, **epoch_metadata(row["epoch"], row["top1"])}
+        figures = {name: row[name] for name in ("top1", "val_loss") if name in row}
+        described = {**self.description, **epoch_metadata(row["epoch"], **figures)}
         if improved:
             save_state_dict(weights, self.folder / files.BEST_WEIGHTS, described)
         save_state_dict(weights, self.folder / files.LAST_WEIGHTS, described)
@@ -152,11 +156,24 @@ class Journal:
         if row["epoch"] == 1:  # --overwrite: what the old run wrote at its end would pass for this run's
             for name in (files.METRICS, files.CURVES, files.REPORT):
                 (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / files.RECONSTRUCTIONS, ignore_errors=True)
+        self._draw(row["epoch"])
+
+    def _draw(self, epoch: int) -> None:
+        """What the model paints of some held-out pictures, where that is its task and the epoch has its turn."""
+        objective, every = self.learner.objective, self.config.simmim.picture_epochs
+        if not isinstance(objective, Reconstruction) or not objective.shown or not every:
+            return
+        if epoch % every == 0 or epoch in (1, self.progress.epochs):
+            width = len(str(self.progress.epochs))
+            path = self.folder / files.RECONSTRUCTIONS / f"epoch_{epoch:0{width}d}.png"
+            pictures, mask, painted = objective.shown
+            write_sheet(path, objective.model, pictures, mask, painted, preprocessing(self.config.data))
 
     def finish(self, seconds: float) -> dict[str, Any]:
         """Write `metrics.json`, curves and report of a run that took so many `seconds` now; returns the metrics."""
         history, progress = self.progress.history, self.progress
-        best = max(progress.own or history, key=lambda row: row["top1"])
+        best = max(progress.own or history, key=score)
         metrics = {
             "model": entry(self.description, "model"),
             "epochs": len(history),
@@ -184,7 +201,7 @@ class Journal:
                 unreadable=sorted(progress.unreadable.names | progress.unreadable_held_out.names),
             )
         self.accelerator.print(
-            f"best top-1 {best['top1']:.2f} % in epoch {best['epoch']}; {seconds:.0f} s; results are in {self.folder}"
+            f"best {score_text(best)} in epoch {best['epoch']}; {seconds:.0f} s; results are in {self.folder}"
         )
         return metrics
 
@@ -196,4 +213,5 @@ class Journal:
 
 
 def _finite(row: Mapping[str, float], *names: str) -> dict[str, float | None]:
-    return {name: row[name] if math.isfinite(row[name]) else None for name in names}  # JSON has no NaN
+    """Those of the columns that the row has; JSON has no NaN."""
+    return {name: row[name] if math.isfinite(row[name]) else None for name in names if name in row}

@@ -16,7 +16,7 @@ from hvt_backbones import __version__
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.doctor import installed_version
 
-from ..checkpoint.files import CURVES, REPORT
+from ..checkpoint.files import CURVES, RECONSTRUCTIONS, REPORT
 from ..checkpoint.manager import revision
 from ..config import Config
 from .log import duration
@@ -60,21 +60,22 @@ def write_report(
     """
     best, last = metrics["best"], metrics["last"]
     figures = {
-        "best top-1": f"{best['top1']:.2f} %",
-        "its top-5": f"{best['top5']:.2f} %",
+        **_accuracy("best top-1", best, "top1"),
+        **_accuracy("its top-5", best, "top5"),
+        **({} if "top1" in best else {"best held-out loss": f"{best['val_loss']:.4f}"}),
         "in epoch": f"{best['epoch']} of {metrics['epochs']}",
-        "last top-1": f"{last['top1']:.2f} %",
+        **_accuracy("last top-1", last, "top1"),
         "last held-out loss": f"{last['val_loss']:.4f}",
         "time": duration(metrics["train_seconds"]),
         "speed": f"{history[-1]['images_per_second']:.0f} images/s",
     }
-    curves = base64.b64encode((folder / CURVES).read_bytes()).decode()
     page = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="muted">{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, {escape(str(folder))}</p>',
         "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()) + "</dl>",
         _skipped(metrics, unreadable),
-        f'<img alt="Loss, accuracy and learning rate over the epochs" src="data:image/png;base64,{curves}">',
+        _image(folder / CURVES, "Loss, accuracy and learning rate over the epochs"),
+        *_reconstruction(folder),
         "<h2>Epochs</h2>",
         _epochs(history, best["epoch"]),
         '<h2>Settings</h2><p class="muted">Bold: not the default.</p>',
@@ -88,6 +89,23 @@ def write_report(
     text = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(page) + "\n</body></html>\n"
     with whole_file(folder / REPORT) as path:
         path.write_text(text, encoding="utf-8")
+
+
+def _accuracy(what: str, row: Mapping[str, Any], name: str) -> dict[str, str]:
+    return {what: f"{row[name]:.2f} %"} if name in row else {}
+
+
+def _image(path: Path, alt: str) -> str:
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+def _reconstruction(folder: Path) -> list[str]:
+    """The newest picture of a run of SimMIM."""
+    drawn = sorted((folder / RECONSTRUCTIONS).glob("epoch_*.png"))
+    if not drawn:
+        return []
+    alt = "Pictures, what is seen of them, what is painted"
+    return [f"<h2>{alt}, in epoch {int(drawn[-1].stem.removeprefix('epoch_'))}</h2>", _image(drawn[-1], alt)]
 
 
 def _skipped(metrics: Mapping[str, Any], unreadable: Sequence[str]) -> str:
