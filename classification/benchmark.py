@@ -59,7 +59,7 @@ def synthetic_batches(trainer: Trainer) -> Iterator[Batch]:
     device, size = trainer.accelerator.device, trainer.config.data.batch_size
     images = torch.randn(size, *trainer.config.data.input_size, device=device)
     targets = torch.randint(len(trainer.train_data.class_names), (size,), device=device)
-    return repeat(Batch(images, targets, torch.zeros(size, dtype=torch.long), []))
+    return repeat(Batch(images, targets, torch.zeros(size, dtype=torch.long), torch.arange(size), []))
 
 
 def _measure(trainer: Trainer, steps: int, stream: Iterator[Batch]) -> dict[str, float]:

@@ -192,9 +192,7 @@ def _check_model(settings: ModelConfig, size: tuple[int, ...], simmim: SimmimCon
 def _build_on_meta(settings: ModelConfig, channels: int, simmim: SimmimConfig | None) -> Classifier | SimMIM:
     name, overrides = settings.name, settings.overrides
     if simmim is not None and find_variant(name)[0].family not in FAMILIES:
-        raise InputError(
-            f"train.task: simmim is for Swin and SwinV2, not for model.name = {name}; expected one of those."
-        )
+        raise InputError(f"train.task: simmim is for Swin and SwinV2, not for {name}; expected one of those.")
     for argument, source in SAID_ELSEWHERE.items():
         if argument in overrides:
             raise InputError(f"model.overrides: {argument} is said by {source}; expected constructor arguments.")

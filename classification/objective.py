@@ -19,6 +19,7 @@ from .data.loading import Batch
 from .progress import Evaluation
 
 PICTURES_SHOWN = 8
+OF_MASKS = 0x5EED  # the picture's own draws begin with its seed itself
 
 
 class Objective(Protocol):
@@ -96,7 +97,7 @@ class Classification:
 class Reconstruction:
     """SimMIM (arXiv:2111.09886): the mean absolute error of the pixels that are hidden, of squares drawn at random.
 
-    In training they are drawn from PyTorch's generator on the CPU; in evaluation a picture has the same at any time.
+    They follow from the seed of the picture, whatever processes and workers there are: in evaluation always the same.
 
     Args:
         settings: of the masks.
@@ -116,32 +117,36 @@ class Reconstruction:
         self.shown: list[Tensor] = []
         self._seen: list[tuple[Tensor, ...]] = []
         try:
-            self.mask(torch.Generator())
+            self._masks([0])
         except InputError as error:
             raise InputError(f"simmim.mask_patch_size: {error}.") from None
 
-    def mask(self, generator: torch.Generator | None = None) -> Tensor:
-        """Of one picture, (H / patch, W / patch)."""
-        return random_mask(
-            *self.size,
-            ratio=self.settings.mask_ratio,
-            mask_patch_size=self.settings.mask_patch_size,
-            patch_size=self.model.patch_size,
-            generator=generator,
-        )
+    def _masks(self, seeds: Sequence[int]) -> Tensor:
+        """(B, H / patch, W / patch)."""
+        settings, masks = self.settings, []
+        for seed in seeds:
+            mask = random_mask(
+                *self.size,
+                ratio=settings.mask_ratio,
+                mask_patch_size=settings.mask_patch_size,
+                patch_size=self.model.patch_size,
+                generator=torch.Generator().manual_seed(seed ^ OF_MASKS),
+            )
+            masks.append(mask)
+        return torch.stack(masks)
+
+    def _paint(self, model: Any, batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+        mask = self._masks(batch.seeds.tolist()).to(batch.images.device)
+        with accelerator.autocast():
+            return model(batch.images, mask), mask
 
     def loss(self, model: Any, batch: Batch, accelerator: Accelerator) -> Tensor:
-        mask = torch.stack([self.mask() for _ in batch.images]).to(batch.images.device)
-        with accelerator.autocast():
-            painted = model(batch.images, mask)
+        painted, mask = self._paint(model, batch, accelerator)
         return self.model.loss(batch.images, painted, mask)
 
     def measure(self, model: Any, batch: Batch, accelerator: Accelerator) -> Tensor:
         """Pictures and their losses."""
-        seeds = [torch.Generator().manual_seed(index) for index in batch.indices.tolist()]
-        mask = torch.stack([self.mask(seed) for seed in seeds]).to(batch.images.device)
-        with accelerator.autocast():
-            painted = model(batch.images, mask)
+        painted, mask = self._paint(model, batch, accelerator)
         sums = torch.zeros(4, device=batch.images.device)
         if (count := len(batch.targets)) > 0:
             images, painted, mask = batch.images[:count], painted[:count].float(), mask[:count]

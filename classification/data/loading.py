@@ -29,11 +29,12 @@ from .sampler import TrainSampler
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) float32, targets and data set indices (B,) int64, and which pictures were passed over."""
+    """Images (B, C, H, W) float32, targets, data set indices and seeds (B,) int64, and what was passed over."""
 
     images: Tensor
     targets: Tensor
     indices: Tensor
+    seeds: Tensor
     unreadable: list[str]
 
 
@@ -178,11 +179,13 @@ def _let_go(iterator: Any) -> None:
 
 
 def _collate(samples: Sequence[Sample]) -> Batch:
-    kept = [(sample.image, sample.target, sample.index) for sample in samples if sample.image is not None]
+    kept = [sample for sample in samples if sample.image is not None]
+    images = [sample.image for sample in kept if sample.image is not None]
     return Batch(
-        images=torch.stack([image for image, _, _ in kept]) if kept else torch.empty(0),
-        targets=torch.tensor([target for _, target, _ in kept], dtype=torch.int64),
-        indices=torch.tensor([index for _, _, index in kept], dtype=torch.int64),
+        images=torch.stack(images) if images else torch.empty(0),
+        targets=torch.tensor([sample.target for sample in kept], dtype=torch.int64),
+        indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
+        seeds=torch.tensor([sample.seed for sample in kept], dtype=torch.int64),
         unreadable=[name for sample in samples for name in sample.unreadable],
     )
 
@@ -220,7 +223,7 @@ def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     images, targets, indices = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
-    return Batch(images, targets, indices, batch.unreadable)
+    return batch._replace(images=images, targets=targets, indices=indices)
 
 
 def _errors_in_one_line(loader: Loader) -> Iterator[Batch]:

@@ -33,11 +33,14 @@ class PictureError(InputError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its tensor (None where it is left out), class, index, and the pictures passed over for it."""
+    """One picture: its tensor (None where it is left out), class, index, the seed of what is random about it (outside
+    of training its index), and the pictures passed over for it.
+    """
 
     image: Tensor | None
     target: int
     index: int
+    seed: int
     unreadable: list[str]
 
 
@@ -125,10 +128,10 @@ class Pictures(Dataset):
         if isinstance(key, tuple):
             index, seed = key
             with seeded_generators(seed):
-                return self._load(index, replace=True)
-        return self._load(key, replace=False)
+                return self._load(index, seed, replace=True)
+        return self._load(key, key, replace=False)
 
-    def _load(self, index: int, *, replace: bool) -> Sample:
+    def _load(self, index: int, seed: int, *, replace: bool) -> Sample:
         """The sample of a picture, or, if that cannot be read and is to be replaced, of the next one that can."""
         unreadable: list[str] = []
         while True:
@@ -139,12 +142,12 @@ class Pictures(Dataset):
                     raise
                 unreadable.append(self.filename(index))
                 if not replace:
-                    return Sample(None, -1, index, unreadable)
+                    return Sample(None, -1, index, seed, unreadable)
                 if len(unreadable) > self.max_unreadable:
                     raise too_many_unreadable(unreadable, len(self), self.max_unreadable) from error
                 index = (index + 1) % len(self)
             else:
-                return Sample(image, target, index, unreadable)
+                return Sample(image, target, index, seed, unreadable)
 
     def load(self, index: int) -> tuple[Tensor, int]:
         """The transformed picture and its class.

@@ -50,7 +50,7 @@ NUMBERS = {phase: number for number, phase in enumerate(["none", *PHASES])}
 Prepare = Callable[["Phases"], None]
 
 
-def recipe(data: Path, folder: Path, world: int, workers: int, epochs: int) -> list[str]:
+def recipe(data: Path, folder: Path, world: int, workers: int, epochs: int, *, masked: bool) -> list[str]:
     """Whatever draws from a random generator is on."""
     overrides = "{patch_size: 4, window_size: 4, embed_dim: 8, depths: [1, 1], num_heads: [2, 4], drop_path_rate: 0.3}"
     settings = {
@@ -61,6 +61,9 @@ def recipe(data: Path, folder: Path, world: int, workers: int, epochs: int) -> l
         "optimizer.lr": 5e-3, "schedule.warmup_epochs": 1, "output.save_steps": 2, "output.tensorboard": "false",
         "output.dir": folder, "parallel.timeout": 300,
     }  # fmt: skip
+    if masked:
+        settings |= {"train.task": "simmim", "simmim.mask_patch_size": 8, "simmim.picture_epochs": 1}
+        settings |= {"augmentation.mixup": 0, "augmentation.cutmix": 0}
     return ["digits", *(f"--{key}={value}" for key, value in settings.items())]
 
 
@@ -112,10 +115,14 @@ class Runs:
         data, folder: of the pictures; under which each run has its folder and its `.txt` with what it said.
         world, workers: ranks, and worker processes of each.
         epochs: of each run.
+        masked: let them paint what is hidden, as SimMIM.
     """
 
-    def __init__(self, data: Path, folder: Path, world: int = 1, workers: int = 0, epochs: int = 2) -> None:
+    def __init__(
+        self, data: Path, folder: Path, world: int = 1, workers: int = 0, epochs: int = 2, *, masked: bool = False
+    ) -> None:
         self.data, self.folder, self.world, self.workers, self.epochs = data, folder, world, workers, epochs
+        self.masked = masked
         self.random = random.Random(f"{world} {workers}")
         folder.mkdir(exist_ok=True)
 
@@ -141,7 +148,8 @@ class Runs:
             os.dup2(output, 2)
             phases = Phases(shared)
             prepare(phases)
-            settings = recipe(self.data, self.folder / name, self.world, self.workers, self.epochs)
+            run = self.folder / name
+            settings = recipe(self.data, run, self.world, self.workers, self.epochs, masked=self.masked)
             status = main([*settings, *options])
             if rank == 0 and not status:
                 (self.folder / "seconds.json").write_text(json.dumps(phases.seconds))
@@ -213,9 +221,9 @@ def wait_for(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def relay(data: Path, folder: Path, world: int, workers: int, kills: int) -> dict:
+def relay(data: Path, folder: Path, world: int, workers: int, kills: int, masked: int) -> dict:
     """One run through `kills` kills, beside one that is left alone."""
-    runs = Runs(data, folder, world, workers, EPOCHS)
+    runs = Runs(data, folder, world, workers, EPOCHS, masked=bool(masked))
     whole = runs.run("whole")
     seconds = json.loads((folder / "seconds.json").read_text())
     aims = [phase for phase, count in KILLS.items() for _ in range(count)]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from classification.command_line import parse_command_line
-from classification.config import ParallelConfig, TrainConfig
+from classification.config import AugmentationConfig, ParallelConfig, TrainConfig
 from classification.data.loading import Batch
 from classification.distributed import build_accelerator
+from classification.objective import Classification
 from classification.signals import StoppedError, StopRequest
 from classification.state import Outcome, TrainStep
 from classification.train import train
@@ -29,12 +30,12 @@ from hvt_backbones import InputError
 
 
 def pictures(count: int, classes: int = 7) -> list[Batch]:
-    return [Batch(torch.randn(3, 4, 4), index % classes, index, []) for index in range(count)]
+    return [Batch(torch.randn(3, 4, 4), index % classes, index, index, []) for index in range(count)]
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    images, targets, indices, _ = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(targets), torch.tensor(indices), [])
+    images, targets, indices, seeds, _ = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.tensor(targets), torch.tensor(indices), torch.tensor(seeds), [])
 
 
 def loader(data: Sequence[Batch], batch_size: int) -> DataLoader:
@@ -50,12 +51,19 @@ def on_cpu(amp: str = "fp32", accumulation: int = 1) -> Accelerator:
 
 
 def run_steps(
-    model: nn.Module, data: Sequence[Batch], *, batch: int, accumulation: int = 1, lr: float = 0.1, **settings
+    model: nn.Module,
+    data: Sequence[Batch],
+    *,
+    batch: int,
+    accumulation: int = 1,
+    lr: float = 0.1,
+    augmentation: AugmentationConfig | None = None,
+    **settings,
 ) -> list[Outcome]:
     """SGD over all the data, in its order."""
     accelerator = on_cpu(accumulation=accumulation)
     wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=lr))
-    step = TrainStep(wrapped, optimizer, accelerator, **settings)
+    step = TrainStep(wrapped, optimizer, accelerator, Classification(augmentation), **settings)
     every = list(loader(data, batch))
     return [step(every[start : start + accumulation]) for start in range(0, len(every), accumulation)]
 
@@ -111,7 +119,7 @@ def test_a_step_says_what_it_did() -> None:
     logits = model(torch.stack([picture.images for picture in data]))
     loss = F.cross_entropy(logits, torch.tensor([picture.targets for picture in data]), label_smoothing=0.1)
     norm = torch.stack([grad.square().sum() for grad in torch.autograd.grad(loss, model.parameters())]).sum().sqrt()
-    (outcome,) = run_steps(model, data, batch=4, label_smoothing=0.1)
+    (outcome,) = run_steps(model, data, batch=4, augmentation=AugmentationConfig(label_smoothing=0.1))
     assert (outcome.loss, outcome.grad_norm) == pytest.approx((loss.item(), norm.item()), rel=1e-5)
     assert (outcome.applied, outcome.overflow, outcome.stop, outcome.local_loss_is_bad) == (True, False, False, False)
 
@@ -179,7 +187,7 @@ def test_a_loss_scale_that_overflows_is_halved_and_the_step_made_again() -> None
     # what makes accelerate unscale before it clips; the model itself stays in float32
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
     accelerator.autocast = nullcontext
-    step = TrainStep(wrapped, optimizer, accelerator)
+    step = TrainStep(wrapped, optimizer, accelerator, Classification())
     (batch,) = loader([picture._replace(images=picture.images * 100) for picture in data], 4)
     (small,) = loader(data, 4)
     before = copy.deepcopy(model.state_dict())

@@ -22,12 +22,16 @@ from .saved_runs import Run, assert_nothing_else, assert_same, forked_runs, lear
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "workers", "kills"), [(1, 0, 20), (2, 0, 20), (1, 1, 6)])
+@pytest.mark.parametrize(
+    ("world", "workers", "kills", "masked"),
+    [(1, 0, 20, 0), (2, 0, 20, 0), (1, 1, 6, 0), (2, 0, 6, 1)],
+    ids=["alone", "two", "workers", "simmim"],
+)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
-    world: int, workers: int, kills: int, pictures: Path, tmp_path: Path
+    world: int, workers: int, kills: int, masked: int, pictures: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs"
-    result = forked_runs("relay", pictures, folder, world, workers, kills)
+    result = forked_runs("relay", pictures, folder, world, workers, kills, masked)
     assert result["whole"] == result["end"] == [0] * world
     happened = result["kills"]
     assert [kill["status"] for kill in happened] == [-signal.SIGKILL] * kills

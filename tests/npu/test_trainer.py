@@ -70,6 +70,17 @@ def test_it_trains_and_validates(
 
 
 @pytest.mark.slow
+def test_it_paints_as_on_the_cpu(small_data: Path, tmp_path: Path) -> None:
+    options = ("--train.task", "simmim", "--simmim.mask_patch_size", "8", "--simmim.norm_target", "9")
+    here = run(small_data, tmp_path / "npu", *options)
+    from classification.train import main
+
+    arguments = ["digits", *SETTINGS, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "cpu"), *options]
+    assert main(arguments) == 0
+    assert losses(here) == pytest.approx(losses(tmp_path / "cpu"), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_it_resumes_in_the_middle_of_an_epoch(small_data: Path, tmp_path: Path) -> None:
     # stochastic depth and mixup draw from the device's and the host's generators
     options = ("--epochs", "3", "--output.save_steps", "2", "--model.overrides.drop_path_rate", "0.3")
