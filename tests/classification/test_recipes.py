@@ -26,7 +26,8 @@ OWN_WEIGHTS = "swinv2_base_simmim_800ep_finetune"  # which begins with what anot
 PUBLISHED = [name for name in NAMES if name not in OURS]
 # Stochastic depth as the papers and the authors' configurations state it; the first match counts.
 STOCHASTIC_DEPTH = {
-    "swinv2_base_simmim*": 0.1, "swin_*simmim_*00ep": 0.0, "swin_base_simmim*": 0.1, "swin_tiny_in22k*": 0.1, "swin*in22k*": 0.2, "swin_large*": 0.2, "swinv2_*_window12*": 0.2,
+    "swinv2_base_simmim*": 0.1, "swin_*simmim_*00ep": 0.0, "swin_base_simmim*": 0.1,
+    "swin_tiny_in22k*": 0.1, "swin*in22k*": 0.2, "swin_large*": 0.2, "swinv2_*_window12*": 0.2,
     "swin*_tiny*": 0.2, "swin*_small*": 0.3, "swin*_base*": 0.5,
     "pvt_v2_b[012]*": 0.1, "pvt_v2_b[345]": 0.3,
     "twins_*_small": 0.2, "twins_*_base": 0.3, "twins_*_large": 0.5,
@@ -172,13 +173,14 @@ def different() -> list[str]:
 @pytest.mark.parametrize("name", different())
 def test_two_steps_with_a_small_model(name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe, _ = parse_whole(name, pictures)
-    small = SHRUNKEN[find_variant(recipe.model.name)[0].family]
+    of_stages = {key: value[:2] for key, value in recipe.model.overrides.items() if isinstance(value, list)}
+    small = of_stages | SHRUNKEN[find_variant(recipe.model.name)[0].family]
     weights = "false"
     if recipe.model.pretrained:
         source, _ = source_weights(recipe)
         torch.manual_seed(1)  # not the run's own seed, with which it would draw the same values
         window = {"window_size": 6} if "simmim" in name else {}
-        given = create_classifier(source.name, num_classes=5, **small, **window).state_dict()
+        given = create_classifier(source.name, num_classes=5, **{**small, **window}).state_dict()
         save_state_dict(given, tmp_path / "weights.safetensors")
         weights = str(tmp_path / "weights.safetensors")
     accumulation = recipe.train.accumulation
