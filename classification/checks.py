@@ -64,7 +64,7 @@ def check_paths(config: Config) -> None:
         raise InputError(f"model.pretrained: file {model.pretrained} does not exist; expected {_weights_of(model)}.")
     if model.class_map is not None and not _exists(model.class_map, file=True):
         raise InputError(f"model.class_map: {model.class_map} does not exist; expected a text file, a class per line.")
-    if data.dir is not None and data.kind in ("imagefolder", "tar", "wds"):
+    if data.dir is not None and data.kind in ("imagefolder", "tar", "wds", "mnist"):
         if not _exists(data.dir):
             raise InputError(f"data.dir: folder {data.dir} does not exist; expected one with {_layout(data)}.")
         for key in ("train_split", "val_split") if data.kind == "imagefolder" else ():
@@ -80,6 +80,8 @@ def check_paths(config: Config) -> None:
 
 
 def _layout(data: DataConfig) -> str:
+    if data.kind == "mnist":
+        return f"{data.train_split}-images-idx3-ubyte.gz and so on"
     inside = "CLASS/*.jpg" if data.kind == "imagefolder" else "*.tar"
     return f"{data.train_split}/{inside} and {data.val_split}/{inside}"
 

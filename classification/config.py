@@ -52,11 +52,12 @@ class ModelConfig:
 class DataConfig:
     """Which pictures, and how they become tensors."""
 
-    kind: Literal["imagefolder", "tar", "wds", "hfds", "digits", "synthetic"] = Field(
+    kind: Literal["imagefolder", "tar", "wds", "hfds", "mnist", "digits", "synthetic"] = Field(
         default="imagefolder",
         description="imagefolder: DIR/train/CLASS/*.png; tar: the same in DIR/train.tar or DIR/train/*.tar; wds: "
-        "WebDataset shards DIR/train/*.tar; hfds: a Hugging Face dataset; digits: scikit-learn's handwritten digits, "
-        "laid out as an imagefolder; synthetic: noise, to measure speed",
+        "WebDataset shards DIR/train/*.tar; hfds: a Hugging Face dataset; mnist: the files of MNIST "
+        "and Fashion-MNIST, DIR/train-images-idx3-ubyte.gz and so on; digits: scikit-learn's handwritten digits, laid "
+        "out as an imagefolder; synthetic: noise, to measure speed",
     )
     dir: Text | None = Field(default=None, description="folder of the data, or name of the Hugging Face dataset")
     class_order: Literal["natural", "text"] = Field(
@@ -66,6 +67,9 @@ class DataConfig:
     )
     train_split: Text = Field(default="train", description="folder under data.dir, or split, to train on")
     val_split: Text = Field(default="val", description="folder under data.dir, or split, to evaluate on")
+    train_share: float = Field(
+        default=1.0, gt=0, le=1, description="share of each class's training pictures that is used, drawn by train.seed"
+    )
     synthetic_classes: int = Field(default=1000, ge=1, le=1_000_000, description="classes of synthetic data")
     synthetic_images: int = Field(
         default=51200, ge=1, le=10**9, description="training pictures of synthetic data; a tenth as many held out"

@@ -136,7 +136,7 @@ class Trainer:
         self.folder = files.run_folder(config.output)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        self.train_data, self.val_data = open_data(config.data, config.augmentation)
+        self.train_data, self.val_data = open_data(config.data, config.augmentation, config.train.seed)
         set_seed(config.train.seed)
         class_names = self.train_data.class_names
         model = build_model(config.model, config.data.input_size[0], len(class_names), config.masked)

@@ -56,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", required=True, metavar="DIR", help="the pictures, or the folder above the split")
     parser.add_argument("--split", metavar="NAME", help="which part of DIR (default: val, if DIR has it, else DIR)")
     parser.add_argument(
-        "--kind", choices=("imagefolder", "tar", "wds", "hfds"), default="imagefolder", help="as data.kind of a recipe"
+        "--kind",
+        choices=("imagefolder", "tar", "wds", "hfds", "mnist"),
+        default="imagefolder",
+        help="as data.kind of a recipe",
     )
     parser.add_argument(
         "--on-error", choices=("fail", "skip"), default="fail", help="at a picture that cannot be read (default: fail)"
@@ -177,6 +180,7 @@ def _read_class_map(path: str) -> list[int]:
 def _default_split(kind: str, root: Path) -> str | None:
     there = {
         "imagefolder": (root / "val").is_dir(),
+        "mnist": False,
         "tar": (root / "val").exists() or (root / "val.tar").is_file() or any(root.glob("*val-*.tar")),
         "hfds": not (root / "state.json").is_file(),  # which a single saved split has
     }

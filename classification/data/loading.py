@@ -23,8 +23,9 @@ from hvt_backbones.model_file import Preprocessing
 from ..config import AugmentationConfig, DataConfig
 from ..signals import leave_signals_to_the_parent, sigterm_later
 from .digits import lay_out_digits
+from .mnist import ReaderMnist
 from .pictures import Noise, Pictures, Sample
-from .readers import Reader, ReaderFolder, ReaderHuggingFace, ReaderShards, find_shards
+from .readers import Reader, ReaderFolder, ReaderHuggingFace, ReaderShards, ReaderShare, find_shards
 from .sampler import TrainSampler
 
 
@@ -43,8 +44,20 @@ def data_root(config: DataConfig) -> Path:
     return Path(config.dir or f"outputs/data/{config.kind}")
 
 
-def open_pictures(root: Path, split: str | None, config: DataConfig, transform: Any, *, channels: int) -> Pictures:
+def open_pictures(
+    root: Path,
+    split: str | None,
+    config: DataConfig,
+    transform: Any,
+    *,
+    channels: int,
+    share: float = 1.0,
+    seed: int = 0,
+) -> Pictures:
     """The pictures of one split of a folder, or of that itself, with so many channels.
+
+    Args:
+        share: of each class's pictures, drawn by `seed`.
 
     Raises:
         InputError: nothing there, or not of this kind (see readers.py); with `on_error="fail"` also a file of zero
@@ -53,12 +66,16 @@ def open_pictures(root: Path, split: str | None, config: DataConfig, transform: 
     reader: Reader
     if config.kind == "hfds":
         reader = ReaderHuggingFace(str(root), split)
+    elif config.kind == "mnist":
+        reader = ReaderMnist(root, split or "t10k")
     elif config.kind in ("tar", "wds"):
         reader = ReaderShards(find_shards(root, split), webdataset=config.kind == "wds")
     else:
         reader = ReaderFolder(root if split is None else root / split)
     if config.on_error == "fail":
         reader.check_sizes()
+    if share < 1:
+        reader = ReaderShare(reader, share, seed)
     pictures = Pictures(
         reader,
         channels=channels,
@@ -71,8 +88,8 @@ def open_pictures(root: Path, split: str | None, config: DataConfig, transform: 
     return pictures
 
 
-def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pictures, Pictures]:
-    """The training and the evaluation pictures of a recipe.
+def open_data(config: DataConfig, augmentation: AugmentationConfig, seed: int = 0) -> tuple[Pictures, Pictures]:
+    """The training and the evaluation pictures of a recipe; `seed` draws `data.train_share` of the former.
 
     Raises:
         InputError: see `open_pictures`; or the two have different classes.
@@ -84,7 +101,9 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig) -> tuple[Pic
     if config.kind == "digits":
         lay_out_digits(root)
     channels = config.input_size[0]
-    train = open_pictures(root, config.train_split, config, train_transform(config, augmentation), channels=channels)
+    transform = train_transform(config, augmentation)
+    drawn = {"share": config.train_share, "seed": seed}
+    train = open_pictures(root, config.train_split, config, transform, channels=channels, **drawn)
     val = open_pictures(root, config.val_split, config, preprocessing(config).transform(), channels=channels)
     for name in train.reader.empty:
         raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")

@@ -61,6 +61,26 @@ class Reader:
         """`InputError` for the first picture of zero bytes, where that is known without a look at each file."""
 
 
+class ReaderShare(Reader):
+    """A share of each class's pictures of another reader, at least one, drawn by `seed`."""
+
+    def __init__(self, reader: Reader, share: float, seed: int) -> None:
+        targets, generator = np.asarray(reader.targets), np.random.default_rng(seed)
+        drawn = [
+            generator.permutation(members)[: max(1, round(share * len(members)))]
+            for members in (np.flatnonzero(targets == label) for label in np.unique(targets))
+        ]
+        self.reader, self.indices = reader, np.sort(np.concatenate(drawn))
+        self.targets = targets[self.indices]
+        self.class_to_idx, self.empty, self.forks = reader.class_to_idx, reader.empty, reader.forks
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        return self.reader[int(self.indices[index])]
+
+    def filename(self, index: int) -> str:
+        return self.reader.filename(int(self.indices[index]))
+
+
 class ReaderFolder(Reader):
     """`folder/CLASS/**/*.jpg`, links followed, where the class is the first folder and not, as timm has it, the last.
 

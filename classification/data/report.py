@@ -60,7 +60,7 @@ def describe(config: Config, *, check: bool) -> int:
         config = replace(config, data=replace(config.data, on_error="skip", max_errors=1.0))
     damaged = 0
     splits = (config.data.train_split, config.data.val_split)
-    for split, pictures in zip(splits, open_data(config.data, config.augmentation), strict=True):
+    for split, pictures in zip(splits, open_data(config.data, config.augmentation, config.train.seed), strict=True):
         counts = pictures.class_counts()
         names = pictures.class_names
         print(
@@ -118,7 +118,7 @@ def benchmark(config: Config) -> None:
     from ..benchmark import device_rate
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pictures, _ = open_data(config.data, config.augmentation)
+    pictures, _ = open_data(config.data, config.augmentation, config.train.seed)
     print(f"{len(pictures)} pictures, {config.data.input_size[1]}x{config.data.input_size[2]}, {cores} cores")
     rates = {}
     print("workers  images/s")

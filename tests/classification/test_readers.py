@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -12,8 +13,10 @@ import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -401,3 +404,64 @@ def test_damaged_pictures_are_named_or_counted_wherever_they_lie(
     assert name.endswith("dark/2.jpg")
     evaluated = list(batches(eval_loader(train, 5, 0, rank=0, world=1, pin=False), CPU))
     assert sum(len(batch.images) for batch in evaluated) == 11
+
+
+def write_mnist(folder: Path, split: str, images: np.ndarray, labels: np.ndarray, *, packed: bool) -> None:
+    folder.mkdir(exist_ok=True)
+    for what, numbers in (("images-idx3", images), ("labels-idx1", labels)):
+        lengths = b"".join(length.to_bytes(4, "big") for length in numbers.shape)
+        content = bytes([0, 0, 8, numbers.ndim]) + lengths + numbers.astype(np.uint8).tobytes()
+        name = f"{split}-{what}-ubyte"
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content)) if packed else (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_files_of_mnist(packed: bool, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (12, 28, 28)), np.arange(12) % 3
+    write_mnist(tmp_path, "train", images, labels, packed=packed)
+    write_mnist(tmp_path, "t10k", images[:6] // 2, labels[:6], packed=packed)
+    config = DataConfig(kind="mnist", dir=str(tmp_path), input_size=(1, 28, 28), mean=(0.0,), std=(1.0,), crop_pct=1.0)
+    train, val = open_data(config, AugmentationConfig())
+    train.transform = val.transform = lambda picture: torch.from_numpy(np.array(picture))[None]
+    assert train.class_names == val.class_names == ["0", "1", "2"]
+    for data, expected in ((train, images), (val, images[:6] // 2)):
+        assert [data[index].target for index in range(len(data))] == labels[: len(expected)].tolist()
+        shown = torch.stack([data[index].image for index in range(len(data))])
+        assert torch.equal(shown[:, 0].int(), torch.tensor(expected).int())
+    assert train.filename(7).endswith("train-images-idx3-ubyte: picture 7")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "t10k-labels-idx1-ubyte").unlink(), "holds no t10k-labels-idx1-ubyte or "),
+        (lambda folder: (folder / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\10\3"), "is no idx file of 3 axes"),
+        (
+            lambda folder: (folder / "train-labels-idx1-ubyte").rename(folder / "t10k-labels-idx1-ubyte"),
+            "holds no train",
+        ),
+    ],
+    ids=["missing", "cut", "of training"],
+)
+def test_files_of_mnist_that_cannot_be(spoil: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    for split in ("train", "t10k"):
+        write_mnist(tmp_path, split, np.zeros((4, 28, 28)), np.arange(4), packed=False)
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=message):
+        open_data(DataConfig(kind="mnist", dir=str(tmp_path)), AugmentationConfig())
+
+
+def test_a_share_of_the_training_pictures_is_of_every_class_and_always_the_same(small_data: Path) -> None:
+    def drawn(share: float, seed: int) -> list[str]:
+        config = DataConfig(dir=str(small_data), train_share=share, input_size=(3, 24, 24))
+        train, val = open_data(config, AugmentationConfig(), seed)
+        assert len(val) == 6
+        assert [train[index].target for index in range(len(train))] == train.reader.targets.tolist()
+        return [train.filename(index) for index in range(len(train))]
+
+    half = drawn(0.5, 0)
+    assert half == drawn(0.5, 0)
+    assert half != drawn(0.5, 1)
+    assert [Path(name).parent.name for name in half] == ["bright"] * 3 + ["dark"] * 3
+    assert len(drawn(0.01, 0)) == 2  # at least one of each
