@@ -192,7 +192,8 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise InputError(f"--json: the folder of {args.json} does not exist; make it first.")
     model_file = open_checkpoint(args.checkpoint, args.model)
-    model = model_file.classifier()
+    if not model_file.num_classes:
+        model_file.classifier()  # which says that there is none, before classes are compared
     preprocessing = model_file.preprocessing
     given = {
         "input_size": args.size and (preprocessing.input_size[0], args.size, args.size),
@@ -211,6 +212,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     where = args.data_dir if split is None else str(root / split)
     data = open_pictures(root, split, config, preprocessing.transform(), channels=preprocessing.input_size[0])
     number_classes(data, model_file, args, where)
+    model = model_file.classifier()
     accelerator = distributed.build_accelerator(TrainConfig(device=args.device, amp=args.amp), ParallelConfig())
     loader = eval_loader(
         data,

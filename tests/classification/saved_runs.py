@@ -78,7 +78,9 @@ def learned(folder: Path) -> dict[str, Any]:
 
 
 def assert_nothing_else(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} <= {*checkpoint.RUN_FILES, checkpoint.TENSORBOARD}
+    assert {path.name for path in folder.iterdir()} <= {
+        *checkpoint.RUN_FILES, checkpoint.TENSORBOARD, checkpoint.RECONSTRUCTIONS,
+    }  # fmt: skip
     assert all(re.fullmatch(r"step_\d{8}", path.name) for path in (folder / checkpoint.CHECKPOINTS).iterdir())
 
 

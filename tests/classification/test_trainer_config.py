@@ -69,7 +69,7 @@ def test_help_lists_every_setting_with_type_and_default(capsys: pytest.CaptureFi
 
 MISTAKES = {
     "no recipe": ([], "required: RECIPE"),
-    "unknown recipe": (["digit"], "did you mean digits?"),
+    "unknown recipe": (["digit"], "did you mean digits or digits_simmim?"),
     "unknown key": (["digits", "--optimizer.lrr", "1"], "did you mean --optimizer.lr"),
     "key of another section": (["digits", "--train.lr", "1"], "did you mean optimizer.lr?"),
     "stray value": (["digits", "3"], "'3': unexpected value"),

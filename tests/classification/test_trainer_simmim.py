@@ -16,6 +16,7 @@ from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
 from classification.objective import OF_MASKS
 from classification.trainer import Trainer
+from classification.validate import main as validate
 from hvt_backbones.cli import main as hvt
 from hvt_backbones.model_file import Masking, open_model
 from hvt_backbones.predict import image_batches
@@ -71,6 +72,8 @@ def test_it_learns_to_paint_and_a_classifier_begins_from_there(
     assert np.abs(np.asarray(sheet)[:32, :32].mean() - np.asarray(first).mean()) < 2
 
     # further on, from its weights
+    assert validate([str(folder), "--data-dir", str(small_data)]) == 2
+    assert "has no classifier head, so it predicts nothing" in capsys.readouterr().err
     capsys.readouterr()
     picture, out = str(small_data / "val" / "dark"), tmp_path / "painted.png"
     assert hvt(["reconstruct", str(folder / checkpoint.BEST_WEIGHTS), picture, "--output", str(out)]) == 0
