@@ -268,6 +268,10 @@ class OutputConfig:
     log_steps: int = Field(
         default=50, ge=1, le=10**9, description="steps between lines within an epoch and points of TensorBoard"
     )
+    sharded: bool = Field(
+        default=False,
+        description="of parallel.mode fsdp2: every process writes its part of a checkpoint, and none gathers it whole",
+    )
     tensorboard: bool = Field(default=True, description="write TensorBoard events, where the package is installed")
 
 
@@ -366,6 +370,10 @@ class Config:
             raise InputError(
                 "model.freeze_backbone: leaves no stage to freeze or decay; expected model.freeze_stages = 0 and "
                 "optimizer.layer_decay = 1 with it."
+            )
+        if output.sharded and self.parallel.mode != "fsdp2":
+            raise InputError(
+                f"output.sharded: parallel.mode = {self.parallel.mode} has no shards; expected false, or fsdp2."
             )
         if output.resume and output.overwrite:
             raise InputError("output.resume: contradicts output.overwrite; expected one of the two.")

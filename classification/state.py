@@ -29,6 +29,7 @@ from hvt_backbones.model_file import Masking, metadata_of
 from hvt_backbones.variants import find_variant
 
 from . import distributed
+from .checkpoint.shards import SHARDS, read_shards
 from .config import (
     DataConfig,
     ModelConfig,
@@ -45,6 +46,7 @@ from .signals import StopRequest
 # States are gathered from all processes, on the CPU, under the parameters' names: they fit any number of processes.
 # They are whole on the first process, and empty on the others.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+PART = StateDictOptions(cpu_offload=True)  # of each process its own
 # Of an optimiser's groups: those of this run, not of its checkpoint, which may have others or another device's kernels.
 OPTIMIZER_SETTINGS = {"lr", "initial_lr", "lr_scale", "weight_decay", "betas", "eps", "foreach", "fused"}
 
@@ -224,15 +226,33 @@ class Learner:
         model = self.ema.module if averaged and self.ema is not None else self.model
         return get_model_state_dict(model, options=WHOLE)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, beside what the engine writes; a collective call."""
-        optimizer, scaler = None, self.accelerator.scaler
-        if not self.engine_steps:
-            optimizer = get_optimizer_state_dict(self.model, self.raw_optimizer, options=WHOLE)
+    def parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What lies in shards, this process's part of it: model, average and the tensors of the optimiser's state, by
+        parameter; and what else the optimiser has, the same on all. A collective call.
+        """
+        tensors = {"model": get_model_state_dict(self.model, options=PART)}
+        if self.ema is not None:
+            tensors["ema"] = get_model_state_dict(self.ema.module, options=PART)
+        rest = get_optimizer_state_dict(self.model, self.raw_optimizer, options=PART)
+        moments = rest["state"]
+        tensors["optimizer"] = {name: _choose(moments[name], tensors=True) for name in moments}
+        return tensors, {**rest, "state": {name: _choose(moments[name], tensors=False) for name in moments}}
+
+    def state(self, *, sharded: bool = False) -> dict[str, Any]:
+        """What a checkpoint keeps of it, beside what the engine writes; with `sharded` as `parts` what each process
+        keeps by itself. A collective call.
+        """
+        scaler = self.accelerator.scaler
+        found: dict[str, Any] = {"model": None, "ema": None, "optimizer": None}
+        if sharded:
+            found["parts"], found["optimizer"] = self.parts()
+        else:
+            found["model"] = self.weights(averaged=False)
+            found["ema"] = None if self.ema is None else self.weights(averaged=True)
+            if not self.engine_steps:
+                found["optimizer"] = get_optimizer_state_dict(self.model, self.raw_optimizer, options=WHOLE)
         return {
-            "model": self.weights(averaged=False),
-            "ema": None if self.ema is None else self.weights(averaged=True),
-            "optimizer": optimizer,
+            **found,
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -256,14 +276,19 @@ class Learner:
             {key: group[key] for key in OPTIMIZER_SETTINGS & group.keys()} for group in self.raw_optimizer.param_groups
         ]
         try:
+            options = WHOLE
+            if (folder / SHARDS).is_dir():
+                options, tensors, rest = PART, read_shards(folder / SHARDS, self.parts()[0]), state["optimizer"]
+                moments = {name: values | rest["state"][name] for name, values in tensors["optimizer"].items()}
+                state = {**state, **tensors, "optimizer": {**rest, "state": moments}}
             if self.engine_steps:
                 self.wrapped.load_checkpoint(str(folder), tag="deepspeed")
             else:
                 # before the weights: PyTorch makes a step, at a rate of 0, to have a state that it can fill
-                set_optimizer_state_dict(self.model, self.raw_optimizer, state["optimizer"], options=WHOLE)
-                set_model_state_dict(self.model, state["model"], options=WHOLE)
+                set_optimizer_state_dict(self.model, self.raw_optimizer, state["optimizer"], options=options)
+                set_model_state_dict(self.model, state["model"], options=options)
             if self.ema is not None:
-                set_model_state_dict(self.ema.module, state["ema"] or state["model"], options=WHOLE)
+                set_model_state_dict(self.ema.module, state["ema"] or state["model"], options=options)
             for group, settings in zip(self.raw_optimizer.param_groups, own, strict=True):
                 group.update(settings)
             if same_settings:
@@ -272,6 +297,10 @@ class Learner:
                 scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise InputError(f"output.resume: the checkpoint does not fit these settings: {error}") from None
+
+
+def _choose(values: Mapping[str, Any], *, tensors: bool) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if isinstance(value, Tensor) == tensors}
 
 
 def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
@@ -21,6 +23,7 @@ from hvt_backbones.weights.convert import read_checkpoint
 
 from . import distributed
 from .checkpoint import files
+from .checkpoint.shards import SHARDS, read_whole
 from .config import DataConfig, ParallelConfig, TrainConfig
 from .data.loading import eval_loader, open_pictures
 from .data.pictures import Pictures, Unreadable, wordnet_ids
@@ -125,8 +128,13 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     if reason := files.damage(path):
         raise InputError(f"checkpoint {path} is damaged ({reason}); give another.")
     state = files.load_state(path)
-    weights = read_checkpoint(state["ema"] or state["model"])
-    return describe_weights(str(path), weights, state["description"], model)
+    return describe_weights(str(path), read_checkpoint(checkpoint_weights(path, state)), state["description"], model)
+
+
+def checkpoint_weights(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint's folder with this `state`, whole: the average where there is one."""
+    shards = path / SHARDS
+    return read_whole(shards) if shards.is_dir() else state["ema"] or state["model"]
 
 
 def number_classes(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:

@@ -23,6 +23,7 @@ from ..progress import Progress
 from ..state import Learner
 from . import files
 from .files import CHECKPOINTS, MANIFEST, damage, held_run, newest_sound
+from .shards import SHARDS, write_shards
 
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
 FREE_SETTINGS = (
@@ -70,7 +71,7 @@ class Saver:
             "processes": self.accelerator.num_processes,
             "pictures": self.pictures,
             **self.progress.state(),
-            **self.learner.state(),
+            **self.learner.state(sharded=self.output.sharded),
         }
 
     def save(self) -> None:
@@ -84,6 +85,7 @@ class Saver:
         if files.step_folder(self.folder, step) == self.checkpoint:
             return
         state = self._state()
+        parts = state.pop("parts", None)
         problem = None
         if accelerator.is_main_process:
             problem = _attempt(lambda: staging.mkdir(parents=True))
@@ -93,6 +95,8 @@ class Saver:
         if problem is None:
             problem = _attempt(lambda: save_generators(staging / self._generators(), accelerator.device))
             self.learner.save_engine(staging)
+            if parts is not None:
+                problem = _attempt(lambda: write_shards(staging / SHARDS, parts)) or problem
             if accelerator.is_main_process and problem is None:
                 problem = _attempt(lambda: torch.save(state, staging / files.STATE))
         problems = [found for found in gather_object([problem]) if found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -25,11 +26,12 @@ from classification.checkpoint import files as checkpoint
 from classification.command_line import parse_command_line
 from classification.config import ParallelConfig, TrainConfig
 from classification.distributed import build_accelerator
+from classification.export import main as export
 from hvt_backbones import InputError, load_weights
 from hvt_backbones.device import DISTRIBUTED_BACKENDS
 from hvt_backbones.model_file import open_model
 from tests.classification.conftest import QUICK
-from tests.classification.processes import Curve, die_at, in_processes, trained
+from tests.classification.processes import Curve, as_from_a_shell, die_at, in_processes, trained
 from tests.npu.standin_environment import standin_environment
 from tests.ports import free_port
 
@@ -158,6 +160,65 @@ def test_a_checkpoint_fits_any_layout(
         curve = train(layout, "--resume", str(path), "--allow-changes", name=layout)
         assert_same(curve, alone_briefly, start=10)
         assert curve.metrics["last"]["val_loss"] == pytest.approx(alone_briefly.metrics["last"]["val_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_shards_fit_any_number_of_processes(alone_briefly: Curve, train: Run, tmp_path: Path) -> None:
+    train("fsdp2-2", "--output.save_steps", "5", "--output.sharded", "true", name="before")
+    path = checkpoint.step_folder(tmp_path / "before", 10)
+    state = checkpoint.load_state(path)
+    assert state["model"] is state["ema"] is None
+    assert len(list((path / "shards").glob("*.distcp"))) == 2
+    for layout, sharded in (("fsdp2-4", "true"), ("fsdp2-2", "false"), ("fsdp2-1", "true")):
+        options = ("--resume", str(path), "--allow-changes", "--output.sharded", sharded)
+        curve = train(layout, *options, name=f"on {layout}")
+        assert_same(curve, alone_briefly, start=10)
+        assert curve.metrics["last"]["val_loss"] == pytest.approx(alone_briefly.metrics["last"]["val_loss"], rel=1e-5)
+    # one file of them, as the run itself left
+    last = checkpoint.list_checkpoints(tmp_path / "before")[-1]
+    assert export([str(last), str(tmp_path / "whole.safetensors")]) == 0
+    whole, left = (
+        load_file(path) for path in (tmp_path / "whole.safetensors", tmp_path / "before" / checkpoint.LAST_WEIGHTS)
+    )
+    assert whole.keys() == left.keys()
+    assert all(torch.equal(whole[key], left[key]) for key in left)
+    assert open_model(str(tmp_path / "whole.safetensors")).classifier()
+
+
+def die_in_shards(*options: str) -> None:
+    """The training command, whose rank 1 is killed while it writes its part of the second checkpoint."""
+    from classification.checkpoint import manager
+    from classification.train import main
+
+    as_from_a_shell()
+    write, calls = manager.write_shards, itertools.count(1)
+
+    def fatal(folder: Path, tensors: dict[str, Any]) -> None:
+        if next(calls) == 2 and os.environ["RANK"] == "1":
+            folder.mkdir(exist_ok=True)
+            (folder / "__1_0.distcp").write_bytes(b"half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(folder, tensors)
+
+    manager.write_shards = fatal
+    sys.exit(main(options))
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_writes_its_shard_loses_nothing(
+    pictures: Path, tmp_path: Path, alone_briefly: Curve, train: Run
+) -> None:
+    options = (
+        "digits", *SETTINGS, "--data-dir", str(pictures), "--data.train_split", "few", "--batch-size", "4",
+        "--parallel.mode", "fsdp2", "--output.sharded", "true", "--output-dir", str(tmp_path / "run"),
+        "--output.save_steps", "3",
+    )  # fmt: skip
+    failure, said = launch(2, tmp_path / "logs", die_in_shards, *options)
+    assert failure.get_first_failure()[1].exitcode == -signal.SIGKILL
+    assert "error: lost contact with another process at step 6; the last checkpoint is" in said
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step_00000003"]
+    sharded = ("--output.sharded", "true", "--output.save_steps", "3", "--resume", "auto")
+    assert_same(train("fsdp2-4", *sharded, "--allow-changes"), alone_briefly, start=3)
 
 
 # ---- evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
 import shutil
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from classification import distributed as parallel
 from classification.checkpoint import files as checkpoint
 from classification.checkpoint import manager
+from classification.checkpoint.shards import read_shards, read_whole, write_shards
 from classification.command_line import parse_command_line
+from classification.export import main as export
 from classification.trainer import Trainer
 
 from .saved_runs import (
@@ -175,3 +179,39 @@ def test_a_checkpoint_of_another_run_does_not_mix_with_the_one_here(quick_run: R
     assert (status, error.count("\n")) == (2, 1)
     assert f"{tmp_path / 'run'} already holds another run" in error
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_shards_hold_tensors_and_run_nothing(tmp_path: Path) -> None:
+    class Program:
+        def __reduce__(self) -> tuple:
+            return Path.write_text, (tmp_path / "proof", "it ran")
+
+    given = {"model": {"a": torch.arange(6.0).view(2, 3)}, "optimizer": {"a": {"step": torch.tensor(2.0)}}}
+    write_shards(tmp_path / "shards", given)
+    found = read_shards(tmp_path / "shards", {"model": {"a": torch.zeros(2, 3)}, "ema": {"a": torch.zeros(2, 3)}})
+    assert_same(found, {"model": given["model"]})
+    assert_same(read_whole(tmp_path / "shards"), given["model"])
+    for into in ({"model": {"a": torch.zeros(2, 4)}}, {"model": {"b": torch.zeros(2, 3)}}):
+        with pytest.raises(RuntimeError):
+            read_shards(tmp_path / "shards", into)
+    (tmp_path / "shards" / ".metadata").write_bytes(pickle.dumps(Program()))
+    with pytest.raises(RuntimeError, match="which no checkpoint needs"):
+        read_whole(tmp_path / "shards")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_an_export_that_cannot_be(quick_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert quick_run("--epochs", "1")[0] == 0
+    last = newest(tmp_path / "run")
+    capsys.readouterr()
+    for arguments, message in (
+        ([last, tmp_path / "out.pth"], "end the name in .safetensors"),
+        ([tmp_path, tmp_path / "out.safetensors"], "is damaged (manifest.json is missing)"),
+    ):
+        assert export(list(map(str, arguments))) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    assert export([str(last), str(tmp_path / "out.safetensors")]) == 0
+    weights, left = load_file(tmp_path / "out.safetensors"), load_file(tmp_path / "run" / checkpoint.LAST_WEIGHTS)
+    assert_same(weights, left)

@@ -97,6 +97,7 @@ MISTAKES = {
     "channels": (["digits", "--data.input_size", "[1, 32, 32]"], "data.mean: 3 values for 1 channels"),
     "bounds": (["digits", "--augmentation.scale", "[0.9, 0.5]"], "augmentation.scale: the lower bound"),
     "minimum": (["digits", "--lr", "1e-9"], "is above optimizer.lr"),
+    "shards of a whole": (["digits", "--output.sharded"], "output.sharded: parallel.mode = ddp has no shards"),
     "odd batch": (["digits", "--augmentation.mixup", "0.8", "--batch-size", "7"], "data.batch_size: mixup"),
     "fp16 on a CPU": (["digits", "--train.amp", "fp16", "--device", "cpu"], "train.amp: fp16"),
     "both": (["digits", "--overwrite", "--resume", "auto"], "output.resume: contradicts output.overwrite"),
