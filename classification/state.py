@@ -302,10 +302,15 @@ def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:
     return model.overrides | ({} if channels == 3 else {"in_chans": channels})
 
 
-def describe_model(model: ModelConfig, data: DataConfig, class_names: Sequence[str]) -> dict[str, str]:
+def describe_model(
+    settings: ModelConfig, model: Classifier, data: DataConfig, class_names: Sequence[str]
+) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
-    overrides = model_overrides(model, data.input_size[0])
-    return metadata_of(find_variant(model.name)[0].name, overrides, class_names, preprocessing(data))
+    overrides = model_overrides(settings, data.input_size[0])
+    windows = getattr(model.backbone, "pretrained_window_size", ())
+    if any(map(any, windows)):  # as the weights that the run began with told it
+        overrides["pretrained_window_size"] = windows
+    return metadata_of(find_variant(settings.name)[0].name, overrides, class_names, preprocessing(data))
 
 
 def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Classifier:

@@ -158,7 +158,7 @@ class Trainer:
         self.train_data, self.val_data = open_data(config.data, config.augmentation)
         set_seed(config.train.seed)
         model = build_model(config.model, config.data.input_size[0], len(self.train_data.class_names))
-        self.description = describe_model(config.model, config.data, self.train_data.class_names)
+        self.description = describe_model(config.model, model, config.data, self.train_data.class_names)
         self.accelerator = accelerator = distributed.build_accelerator(
             config.train, config.parallel, batch_size=config.data.batch_size, clip_grad=config.optimizer.clip_grad
         )

@@ -1,4 +1,4 @@
-"""Weights files that describe themselves: every `hvt.*` entry beside the weights is written and read here alone."""
+"""Weights files that describe themselves: what is written beside the weights, and the model that it makes again."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from .weights.convert import Checkpoint, read_checkpoint
 from .weights.files import read_weights
 from .weights.load import load_checkpoint
 from .weights.published import Preprocessing
+from .weights.recorded import PREFIX, recorded_arguments, recorded_position_windows, recorded_value
 from .weights.sources import is_file_or_url
-
-PREFIX = "hvt."
 
 
 def image_variant(name: str) -> tuple[Variant, str | None]:
@@ -109,7 +108,13 @@ def open_model(source: str, model: str | None = None, weights_key: str | None = 
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)
     weights = read_weights(sources.fetch(published.source, filename=published.filename), weights_key)
-    return _model_file(source, read_described(source, weights.tensors, {}), {}, variant, published.preprocessing)
+    return _model_file(
+        source,
+        read_described(source, weights.tensors, {PREFIX + "model": variant.name}),
+        {},
+        variant,
+        published.preprocessing,
+    )
 
 
 def read_described(
@@ -122,9 +127,12 @@ def read_described(
     """
     ape_size = recorded_arguments(source, metadata, named=False).get("ape_size")
     try:
-        return read_checkpoint(tensors, layout, ape_size=ape_size)
+        checkpoint = read_checkpoint(tensors, layout, ape_size=ape_size)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
+    if checkpoint.position_windows is None:
+        checkpoint.position_windows = recorded_position_windows(source, metadata)
+    return checkpoint
 
 
 def describe_weights(
@@ -160,7 +168,7 @@ def _model_file(
             mean=(0.449,) * in_chans,
             std=(0.226,) * in_chans,
         )
-    names = _recorded(source, metadata, "class_names", list)
+    names = recorded_value(source, metadata, "class_names", list)
     if names is not None and len(names) != checkpoint.classes:
         raise WeightsError(
             f"{source} has {len(names)} class names for {checkpoint.classes} classes: write its metadata anew"
@@ -176,36 +184,18 @@ def _model_file(
     )
 
 
-def _recorded(source: str | Path, metadata: Mapping[str, str], name: str, kind: type | tuple[type, ...]) -> Any:
-    """A JSON value among the text beside the weights; None where there is none.
-
-    Raises:
-        WeightsError: the text is no JSON, or a value of another kind.
-    """
-    if PREFIX + name not in metadata:
-        return None
-    text = metadata[PREFIX + name]
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, kind):
-        raise WeightsError(f"{source}: its entry {PREFIX}{name} is {text!r}, not the JSON that the trainer writes")
-    return value
-
-
 def _recorded_preprocessing(source: str, metadata: Mapping[str, str], default: Preprocessing) -> Preprocessing:
     """What the trainer wrote beside the weights, for what it did not write the default."""
     facts: dict[str, Any] = {}
     for key in ("input_size", "mean", "std"):
-        if (value := _recorded(source, metadata, key, list)) is not None:
+        if (value := recorded_value(source, metadata, key, list)) is not None:
             facts[key] = tuple(value)
             length = 3 if key == "input_size" else default.input_size[0]
             if len(value) != length:
                 raise WeightsError(
                     f"{source}: its entry {PREFIX}{key} has {len(value)} numbers, its weights need {length}"
                 )
-    if (crop_pct := _recorded(source, metadata, "crop_pct", (int, float))) is not None:
+    if (crop_pct := recorded_value(source, metadata, "crop_pct", (int, float))) is not None:
         facts["crop_pct"] = crop_pct
     if PREFIX + "interpolation" in metadata:
         facts["interpolation"] = metadata[PREFIX + "interpolation"]
@@ -235,14 +225,6 @@ def kept_metadata(metadata: Mapping[str, str], name: str | None = None) -> dict[
     """What of the text beside weights stays true in another layout; `name` of the model, where it is known anew."""
     kept = {key: text for key, text in metadata.items() if key.startswith(PREFIX)}
     return kept if name is None else {**kept, PREFIX + "model": name}
-
-
-def recorded_arguments(source: str | Path, metadata: Mapping[str, str], *, named: bool) -> dict[str, Any]:
-    """The constructor arguments that the text beside weights tells; if `named`, also those of the model it names."""
-    arch = _recorded(source, metadata, "overrides", dict) or {}
-    if named and (name := metadata.get(PREFIX + "model")) is not None:
-        arch = {**find_variant(name)[0].arch, **arch}
-    return arch
 
 
 def epoch_metadata(epoch: int, top1: float) -> dict[str, str]:

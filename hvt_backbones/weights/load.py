@@ -17,10 +17,13 @@ from ..errors import InputError, WeightsError
 from ..layers.window_attention import PositionBias
 from ..simmim import SimMIM
 from ..swin import WindowAttention
+from ..variants import Variant
 from .convert import OF_SIMMIM, OUR_SIMMIM, Checkpoint, read_checkpoint
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .keymap import Layout, template
 from .layouts import ALL, OURS, our_layout
+from .position_windows import fitting_windows
+from .recorded import PREFIX, recorded_position_windows
 from .report import LoadReport, shown, some
 from .resize import (
     adapt_input_channels,
@@ -29,7 +32,7 @@ from .resize import (
     square_window,
     video_window,
 )
-from .sources import Source, read_source
+from .sources import Source, is_file_or_url, pretrained_file, read_source
 
 Model = Backbone | Classifier | SimMIM
 ClassMap = Sequence[int] | Tensor | str | os.PathLike
@@ -59,6 +62,9 @@ def load_weights(
     left out. Weights of a 2-D Swin are inflated for a Video Swin, see `inflate`. Values are stored in the dtype of the
     model's parameters.
 
+    A SwinV2 without a `pretrained_window_size` takes that of weights that tell it: by what the trainer wrote beside
+    them, by the official code's coordinates, or as published. Other weights, such as a bare `state_dict`, tell none.
+
     transformers' `Swinv2Backbone` has no `small_map`: where a map, of images of its configuration's size, is not larger
     than the window, that stage has the map for its window and no shift, whatever the images. `small_map="shrink"` does
     the same for images of that size; for others no argument does. Its weights in a model that pads are a warning.
@@ -80,13 +86,47 @@ def load_weights(
 
     Raises:
         InputError: an argument of the wrong kind.
-        WeightsError: the weights cannot be read, or do not fit the model; the message names the keys.
+        WeightsError: the weights cannot be read, or do not fit the model; the message names the keys, or the
+            `pretrained_window_size` that the weights contradict.
     """
     if not isinstance(model, Model):
         raise InputError(f"load_weights takes a Backbone, a Classifier or a SimMIM, not a {type(model).__name__}")
+    return _load(model, source, {}, layout, class_map, weights_key)
+
+
+def load_pretrained(
+    model: Model,
+    variant: Variant,
+    tag: str | None,
+    pretrained: bool | str | Path,
+    *,
+    class_map: ClassMap | None = None,
+    weights_key: str | None = None,
+) -> LoadReport:
+    """Load what `pretrained` of `create_backbone` means for a model whose name speaks of the weights `tag`.
+
+    Raises:
+        InputError, WeightsError: as `load_weights`.
+    """
+    published = isinstance(pretrained, bool) or not is_file_or_url(pretrained)
+    described = {PREFIX + "model": variant.name} if published else {}
+    return _load(model, pretrained_file(variant, tag, pretrained), described, "auto", class_map, weights_key)
+
+
+def _load(
+    model: Model,
+    source: Source,
+    described: Mapping[str, str],
+    layout: str,
+    class_map: ClassMap | None,
+    weights_key: str | None,
+) -> LoadReport:
+    """`load_weights`; `described` is known of weights that do not tell it."""
     found = read_source(source, weights_key)
     backbone = _backbone(model)
     checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), ape_size=_grid(backbone))
+    if checkpoint.position_windows is None:
+        checkpoint.position_windows = recorded_position_windows(source, {**described, **found.metadata})
     report = load_checkpoint(model, checkpoint, class_map)
     report.weights_key, report.other_weights = found.key, found.others
     return report
@@ -103,10 +143,13 @@ def load_checkpoint(model: Model, checkpoint: Checkpoint, class_map: ClassMap | 
         plan.map_classes(class_map)
     plan.match()
     plan.check()
+    windows = fitting_windows(plan.backbone, checkpoint.position_windows)
     _warn_of_other_windows(checkpoint, plan.backbone)
     with torch.no_grad():
         for name, tensor in plan.copies.items():
             plan.state[name].copy_(tensor)
+    if windows is not None:
+        plan.backbone.pretrained_window_size = plan.report.pretrained_window_size = windows
     return plan.report
 
 
