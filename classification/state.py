@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from hvt_backbones import Classifier, InputError, create_classifier
 from hvt_backbones.model_file import metadata_of
+from hvt_backbones.swin import SwinTransformerV2, windows_per_stage
 from hvt_backbones.variants import find_variant
 
 from . import distributed
@@ -307,10 +308,12 @@ def describe_model(
 ) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
     overrides = model_overrides(settings, data.input_size[0])
-    windows = getattr(model.backbone, "pretrained_window_size", ())
-    if any(map(any, windows)):  # as the weights that the run began with told it
-        overrides["pretrained_window_size"] = windows
-    return metadata_of(find_variant(settings.name)[0].name, overrides, class_names, preprocessing(data))
+    variant, name = find_variant(settings.name)[0], "pretrained_window_size"
+    if isinstance(model.backbone, SwinTransformerV2):
+        given, windows = variant.with_overrides(overrides).get(name, 0), model.backbone.pretrained_window_size
+        if tuple(windows_per_stage(given, len(windows), 2, least=0)) != windows:
+            overrides[name] = windows  # by the weights that the run began with
+    return metadata_of(variant.name, overrides, class_names, preprocessing(data))
 
 
 def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Classifier:

@@ -16,6 +16,7 @@ from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
 from hvt_backbones.model_file import ModelFile, describe_weights, open_model
+from hvt_backbones.predict import wordnet_ids
 from hvt_backbones.processes import leave_processes
 from hvt_backbones.weights.convert import read_checkpoint
 
@@ -23,7 +24,7 @@ from . import distributed
 from .checkpoint import files
 from .config import DataConfig, ParallelConfig, TrainConfig
 from .data.loading import eval_loader, open_pictures
-from .data.pictures import Pictures, Unreadable, wordnet_ids
+from .data.pictures import Pictures, Unreadable
 from .trainer import evaluate
 
 # The settings that messages of the trainer's parts name -> our options

@@ -19,8 +19,9 @@ from .weights import sources
 from .weights.convert import Checkpoint, read_checkpoint
 from .weights.files import read_weights
 from .weights.load import load_checkpoint
+from .weights.position_windows import windows_of_training
 from .weights.published import Preprocessing
-from .weights.recorded import PREFIX, recorded_arguments, recorded_position_windows, recorded_value
+from .weights.recorded import PREFIX, recorded_arguments, recorded_value
 from .weights.sources import is_file_or_url
 
 
@@ -72,10 +73,17 @@ class ModelFile:
     preprocessing: Preprocessing
     checkpoint: Checkpoint
 
-    def classifier(self) -> Classifier:
-        """The classifier with the weights, in eval mode."""
+    def check_head(self) -> None:
+        """
+        Raises:
+            WeightsError: the weights have none.
+        """
         if not self.num_classes:
             raise WeightsError(f"{self.source} has no classifier head, so it predicts nothing: `hvt features` reads it")
+
+    def classifier(self) -> Classifier:
+        """The classifier with the weights, in eval mode."""
+        self.check_head()
         model = create_classifier(self.name, num_classes=self.num_classes, **self.overrides)
         load_checkpoint(model, self.checkpoint)
         return model.eval()
@@ -127,12 +135,9 @@ def read_described(
     """
     ape_size = recorded_arguments(source, metadata, named=False).get("ape_size")
     try:
-        checkpoint = read_checkpoint(tensors, layout, ape_size=ape_size)
+        return read_checkpoint(tensors, layout, ape_size=ape_size)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
-    if checkpoint.position_windows is None:
-        checkpoint.position_windows = recorded_position_windows(source, metadata)
-    return checkpoint
 
 
 def describe_weights(
@@ -173,13 +178,17 @@ def _model_file(
         raise WeightsError(
             f"{source} has {len(names)} class names for {checkpoint.classes} classes: write its metadata anew"
         )
+    preprocessing = _recorded_preprocessing(source, metadata, preprocessing)
+    if variant.family == "swinv2" and checkpoint.position_windows is None:
+        windows = windows_of_training(variant.with_overrides(overrides), preprocessing.input_size[1:])
+        checkpoint = replace(checkpoint, position_windows=windows)
     return ModelFile(
         source=source,
         name=variant.name,
         overrides=overrides,
         num_classes=checkpoint.classes,
         class_names=names,
-        preprocessing=_recorded_preprocessing(source, metadata, preprocessing),
+        preprocessing=preprocessing,
         checkpoint=checkpoint,
     )
 

@@ -16,7 +16,7 @@ from ..classifier import Classifier
 from ..errors import InputError, WeightsError
 from ..layers.window_attention import PositionBias
 from ..simmim import SimMIM
-from ..swin import WindowAttention
+from ..swin import SwinTransformerV2, WindowAttention
 from ..variants import Variant
 from .convert import OF_SIMMIM, OUR_SIMMIM, Checkpoint, read_checkpoint
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
@@ -149,6 +149,7 @@ def load_checkpoint(model: Model, checkpoint: Checkpoint, class_map: ClassMap | 
         for name, tensor in plan.copies.items():
             plan.state[name].copy_(tensor)
     if windows is not None:
+        assert isinstance(plan.backbone, SwinTransformerV2)
         plan.backbone.pretrained_window_size = plan.report.pretrained_window_size = windows
     return plan.report
 

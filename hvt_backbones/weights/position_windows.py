@@ -17,29 +17,39 @@ from .report import shown_windows
 PositionWindows = Sequence[tuple[int, ...]]  # (height, width) of each stage
 
 
-def windows_of_training(arch: Mapping[str, Any], input_size: Sequence[int]) -> PositionWindows:
-    """By which a SwinV2 with these constructor arguments divides offsets, trained on images of this size.
+def windows_at(arch: Mapping[str, Any], input_size: Sequence[int]) -> PositionWindows:
+    """Of a Swin or SwinV2 with these constructor arguments, `depths` and `window_size` among them.
 
     A window that is larger than the map is the map's, as in the official classifier, unless `small_map` is "pad".
 
     Args:
-        arch: constructor arguments, with `depths`.
-        input_size: (height, width) in pixels.
+        arch: the constructor arguments.
+        input_size: (height, width) of the images in pixels.
 
     Raises:
         InputError: a window or a size that is none.
     """
-    stages, name = len(arch["depths"]), "pretrained_window_size"
-    windows = windows_per_stage(arch.get("window_size", 8), stages, 2)
-    earlier = windows_per_stage(arch.get(name, 0), stages, 2, name=name, least=0)
-    if arch.get("small_map") != "pad":
-        tokens = zip(sides(input_size, 2, "input_size"), sides(arch.get("patch_size", 4), 2, "patch_size"), strict=True)
-        shortest = min(-(-length // side) for length, side in tokens)
-        maps = [-(-shortest // 2**stage) for stage in range(stages)]
-        windows = [tuple(min(side, most) for side in window) for window, most in zip(windows, maps, strict=True)]
+    windows = windows_per_stage(arch["window_size"], len(arch["depths"]), 2)
+    if arch.get("small_map") == "pad":
+        return windows
+    maps = maps_at(arch, input_size)
+    return [tuple(min(side, *shape) for side in window) for window, shape in zip(windows, maps, strict=True)]
+
+
+def maps_at(arch: Mapping[str, Any], input_size: Sequence[int]) -> list[tuple[int, ...]]:
+    """(height, width) in tokens of each stage, of the model of `windows_at`."""
+    tokens = zip(sides(input_size, 2, "input_size"), sides(arch.get("patch_size", 4), 2, "patch_size"), strict=True)
+    first = [-(-length // patch) for length, patch in tokens]
+    return [tuple(-(-length // 2**stage) for length in first) for stage in range(len(arch["depths"]))]
+
+
+def windows_of_training(arch: Mapping[str, Any], input_size: Sequence[int]) -> PositionWindows:
+    """By which a SwinV2 divides offsets that is trained with these arguments on these images, see `windows_at`."""
+    name = "pretrained_window_size"
+    earlier = windows_per_stage(arch.get(name, 0), len(arch["depths"]), 2, name=name, least=0)
     return [
         tuple(old or new for old, new in zip(before, window, strict=True))
-        for before, window in zip(earlier, windows, strict=True)
+        for before, window in zip(earlier, windows_at(arch, input_size), strict=True)
     ]
 
 
