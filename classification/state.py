@@ -27,8 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from hvt_backbones import Classifier, InputError, create_classifier
-from hvt_backbones.model_file import metadata_of
-from hvt_backbones.swin import SwinTransformerV2, windows_per_stage
+from hvt_backbones.model_file import metadata_of, record_windows
 from hvt_backbones.variants import find_variant
 
 from . import distributed
@@ -308,12 +307,8 @@ def describe_model(
 ) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
     overrides = model_overrides(settings, data.input_size[0])
-    variant, name = find_variant(settings.name)[0], "pretrained_window_size"
-    if isinstance(model.backbone, SwinTransformerV2):
-        given, windows = variant.with_overrides(overrides).get(name, 0), model.backbone.pretrained_window_size
-        if tuple(windows_per_stage(given, len(windows), 2, least=0)) != windows:
-            overrides[name] = windows  # by the weights that the run began with
-    return metadata_of(variant.name, overrides, class_names, preprocessing(data))
+    metadata = metadata_of(find_variant(settings.name)[0].name, overrides, class_names, preprocessing(data))
+    return record_windows(metadata, model.backbone)
 
 
 def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Classifier:

@@ -251,7 +251,7 @@ def run_transfer_report(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from .model_file import describe_weights, kept_metadata, read_described, recorded_arguments
+    from .model_file import describe_weights, kept_metadata, read_described, record_windows, recorded_arguments
     from .swin import windows_per_stage
     from .weights.convert import write_checkpoint
     from .weights.files import read_weights, save_state_dict
@@ -269,7 +269,7 @@ def run_convert(args: argparse.Namespace) -> None:
     found = checkpoint.layout
     if variant is not None:
         opened = describe_weights(str(args.input), checkpoint, weights.metadata, args.model)
-        _ = opened.classifier() if opened.num_classes else opened.backbone()
+        metadata = record_windows(metadata, opened.classifier().backbone if opened.num_classes else opened.backbone())
         if (found.family, variant.family) == ("swin", "video_swin"):
             checkpoint = inflate_checkpoint(checkpoint, windows_per_stage(arch["window_size"], checkpoint.stages, 3))
     windows = arch.get("window_size"), arch.get("pretrained_window_size", 0)

@@ -14,6 +14,7 @@ from .backbone import Backbone
 from .classifier import Classifier
 from .create import create_backbone, create_classifier
 from .errors import InputError, WeightsError
+from .swin import SwinTransformerV2, windows_per_stage
 from .variants import Variant, find_variant
 from .weights import sources
 from .weights.convert import Checkpoint, read_checkpoint
@@ -223,6 +224,18 @@ def metadata_of(
     }
     facts |= {key: value for key, value in asdict(preprocessing).items() if key != "crop_mode"}  # the trainer's is one
     return {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def record_windows(metadata: Mapping[str, str], backbone: Backbone) -> dict[str, str]:
+    """`metadata` of a model, with the `pretrained_window_size` that weights told it where its arguments do not."""
+    if not isinstance(backbone, SwinTransformerV2):
+        return dict(metadata)
+    name, windows = "pretrained_window_size", backbone.pretrained_window_size
+    said = recorded_arguments("the model", metadata, named=True).get(name, 0)
+    if windows == tuple(windows_per_stage(said, len(windows), backbone.axes, least=0)):
+        return dict(metadata)
+    overrides = recorded_arguments("the model", metadata, named=False) | {name: windows}
+    return {**metadata, PREFIX + "overrides": json.dumps(overrides)}
 
 
 def entry(metadata: Mapping[str, str], name: str) -> str:

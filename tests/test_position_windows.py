@@ -18,9 +18,11 @@ from hvt_backbones import (
     create_classifier,
     load_weights,
 )
+from hvt_backbones.cli import main
+from hvt_backbones.model_file import open_model
 from hvt_backbones.variants import VARIANTS
 from hvt_backbones.weights import load
-from hvt_backbones.weights.files import save_state_dict
+from hvt_backbones.weights.files import read_weights, save_state_dict
 from hvt_backbones.weights.position_windows import windows_of_training
 
 TINY = {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2]}
@@ -87,6 +89,18 @@ def test_official_coordinates_tell_an_earlier_window() -> None:
         assert other.backbone.pretrained_window_size == windows(3)
         for ours, theirs in zip(biases(other, window, 6), biases(model, 6, 6), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_convert_records_the_window_that_coordinates_tell(tmp_path: Path) -> None:
+    official = convert_state_dict(tiny(6).state_dict(), to="official", window_size=6, pretrained_window_size=3)
+    overrides = {**TINY, "window_size": 6}
+    metadata = {"hvt.overrides": json.dumps(overrides)}
+    given = save_state_dict(official, tmp_path / "official.safetensors", metadata)
+    written = tmp_path / "ours.safetensors"
+    assert main(["convert", str(given), str(written), "--to", "hvt", "--model", "swinv2_tiny_window8"]) == 0
+    recorded = json.loads(read_weights(written).metadata["hvt.overrides"])
+    assert recorded == {**overrides, "pretrained_window_size": [[3, 3], [3, 3]]}
+    assert open_model(str(written)).classifier().backbone.pretrained_window_size == windows(3)
 
 
 def test_coordinates_of_windows_that_are_not_square_or_one_token() -> None:

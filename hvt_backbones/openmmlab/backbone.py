@@ -194,12 +194,14 @@ class HVTBackbone(BaseModule):
         of_prefix = {key: tensor for key, tensor in state_dict.items() if key.startswith((start, *HEADS))}
         return self._told(load_weights(self.model, of_prefix))
 
-    @staticmethod
-    def _told(report: LoadReport) -> LoadReport:
+    def _told(self, report: LoadReport) -> LoadReport:
         """Refuse what the configuration does not say: a test builds the model by it, without these weights."""
         if report.pretrained_window_size is not None:
             windows = shown_windows(report.pretrained_window_size)
-            raise WeightsError(f"the weights were trained with another window: add pretrained_window_size={windows}")
+            raise WeightsError(
+                f"the weights of {self.name} were trained with another window than the configuration says: "
+                f"add pretrained_window_size={windows} to the backbone"
+            )
         return report
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from ..layers.window_attention import PositionBias
 from ..simmim import SimMIM
 from ..swin import SwinTransformerV2, WindowAttention
 from ..variants import Variant
+from .class_map import ClassMap, read_class_map
 from .convert import OF_SIMMIM, OUR_SIMMIM, Checkpoint, read_checkpoint
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .keymap import Layout, template
 from .layouts import ALL, OURS, our_layout
 from .position_windows import fitting_windows
 from .recorded import PREFIX, recorded_position_windows
-from .report import LoadReport, shown, some
+from .report import LoadReport, some
 from .resize import (
     adapt_input_channels,
     resize_position_embedding,
@@ -35,7 +35,6 @@ from .resize import (
 from .sources import Source, is_file_or_url, pretrained_file, read_source
 
 Model = Backbone | Classifier | SimMIM
-ClassMap = Sequence[int] | Tensor | str | os.PathLike
 
 STAGE_NORM = template("stages.{s}.norm.{p}")
 # their dense models add norms that also feed the next stage to weights trained without them
@@ -240,7 +239,7 @@ class _Plan:
 
     def map_classes(self, class_map: ClassMap) -> None:
         """Replace the checkpoint's head by the rows that the map names."""
-        rows, given = _read_class_map(class_map), self.checkpoint.classes
+        rows, given = read_class_map(class_map), self.checkpoint.classes
         classes = getattr(self.model, "num_classes", 0)
         if not given or not classes:
             raise WeightsError("class_map selects rows of a head: give a Classifier, and weights with a head")
@@ -412,25 +411,3 @@ def _architecture(tensors: Mapping[str, Tensor]) -> str:
     projection = tensors.get(PATCH_PROJECTION)
     width = f" and {len(projection)} channels" if projection is not None and projection.dim() else ""
     return f"depths {tuple(depths[stage] for stage in sorted(depths))}{width}"
-
-
-def _read_class_map(class_map: ClassMap) -> Tensor:
-    if isinstance(class_map, str | os.PathLike):
-        path = Path(class_map)
-        try:
-            class_map = [int(line) for line in path.read_text(encoding="utf-8").split()]
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"class_map {path}: give a text file with one class index a line ({error})") from error
-    try:
-        rows = torch.as_tensor(class_map)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # what torch raises depends on the value
-        rows = None
-    if rows is None or rows.dim() != 1 or not _are_whole(rows):
-        raise WeightsError(
-            f"class_map is {shown(class_map)}: give a list of class indices, one for each class of the model"
-        )
-    return rows.long()
-
-
-def _are_whole(numbers: Tensor) -> bool:
-    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
