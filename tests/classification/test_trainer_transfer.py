@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +10,10 @@ import torch
 
 from classification.config import DataConfig, ModelConfig
 from classification.state import build_model, describe_model
+from classification.train import main
+from hvt_backbones.cli import main as hvt
 from hvt_backbones.model_file import open_model
 from hvt_backbones.weights.files import save_state_dict
-
-from ..conftest import ROOT
 
 TINY = {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2]}
 
@@ -49,34 +46,39 @@ def test_the_trainer_says_nothing_that_the_arguments_say() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin_tiny", "swinv2_tiny_window8"])
-def test_trained_fine_tuned_and_reported(name: str, tmp_path: Path) -> None:
+def test_trained_fine_tuned_and_reported(
+    name: str, tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture
+) -> None:
     """One epoch of the digits in window 4, one in window 8, and the report on both."""
 
-    def python(*arguments: object) -> str:
-        command = [sys.executable, "-m", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-        return done.stdout
-
-    def train(folder: Path, window: int, *arguments: object) -> Path:
-        overrides = json.dumps({**TINY, "window_size": window})
-        model = ("--model.name", name, "--model.overrides", overrides, "--data.input_size", [3, 8 * window, 8 * window])
-        python("classification.train", "digits", *model, "--data-dir", tmp_path / "digits", "--output-dir", folder,
-               "--epochs", 1, "--data.workers", 0, "--device", "cpu", *arguments)  # fmt: skip
+    def train(folder: Path, window: int, *arguments: str) -> Path:
+        options = {
+            "model.name": name,
+            "model.overrides": {**TINY, "window_size": window},
+            "data.input_size": [3, 8 * window, 8 * window],
+            "data.dir": digits,
+            "data.workers": 0,
+            "output.dir": folder,
+            "train.epochs": 1,
+            "train.device": "cpu",
+        }
+        assert main(["digits", *(f"--{key}={value}" for key, value in options.items()), *arguments]) == 0
         return folder / "model_best.safetensors"
 
     first = train(tmp_path / "first", 4)
-    second = train(tmp_path / "second", 8, "--model.pretrained", first)
+    second = train(tmp_path / "second", 8, f"--model.pretrained={first}")
     for checkpoint, own, windows in ((first, 4, [4, 8]), (second, 8, [8, 4])):
         folder = tmp_path / f"from_{own}"
-        printed = python("hvt_backbones", "transfer-report", checkpoint, "--windows", "4,8", "--device", "cpu",
-                         "--data", tmp_path / "digits" / "val", "--output", folder)  # fmt: skip
+        command = ["transfer-report", checkpoint, "--windows", "4,8", "--data", digits / "val", "--output", folder]
+        capsys.readouterr()
+        assert hvt([*map(str, command), "--device", "cpu"]) == 0
         found = json.loads((folder / "transfer.json").read_text())
         assert found["own_window"] == own
         assert found["pictures"] == 599
         assert [row["window"] for row in found["windows"]] == windows
         assert [row["image_size"] for row in found["windows"]] == [[8 * side, 8 * side] for side in windows]
-        top1 = json.loads((checkpoint.parent / "metrics.json").read_text())["best"]["top1"]
-        assert found["windows"][0]["top1"] == pytest.approx(top1, abs=0.01)
-        assert f"{found['windows'][1]['drop']:.2f}" in printed
+        best = json.loads((checkpoint.parent / "metrics.json").read_text())["best"]
+        assert found["windows"][0]["top1"] == pytest.approx(best["top1"], abs=0.01)
+        assert found["windows"][0]["loss"] == pytest.approx(best["val_loss"], rel=1e-3)
+        assert f"  {found['windows'][1]['drop']:.2f}  " in capsys.readouterr().out
         assert (folder / "transfer.png").read_bytes().startswith(b"\x89PNG")
