@@ -112,6 +112,15 @@ def test_coordinates_of_windows_that_are_not_square_or_one_token() -> None:
         assert model.backbone.pretrained_window_size == ((3, 5), (1, 1))
 
 
+def test_coordinates_that_are_none_tell_nothing() -> None:
+    official = convert_state_dict(tiny(4).state_dict(), to="official", window_size=4)
+    key = "layers.1.blocks.0.attn.relative_coords_table"
+    for value in (0.0, torch.nan, torch.inf):
+        model = tiny(8)
+        load_weights(model, {**official, key: torch.full_like(official[key], value)})
+        assert model.backbone.pretrained_window_size == windows(0)
+
+
 def test_another_pretrained_window_size_is_refused(tmp_path: Path) -> None:
     file = save(tiny(4), tmp_path / "small.safetensors", window_size=4)
     model = tiny(8, pretrained_window_size=6)

@@ -301,16 +301,21 @@ def _given_coordinates(checkpoint: Checkpoint, block: Mapping[str, int]) -> Tens
 
 
 def _position_windows(checkpoint: Checkpoint) -> PositionWindows | None:
-    """What the coordinates were divided by, 8 * (side - 1) / largest, which are log2(8 * offset + 1) / log2(8)."""
-    tables = [_given_coordinates(checkpoint, {"s": stage, "b": 0}) for stage in range(checkpoint.stages)]
+    """By which the coordinates were divided; None where they are not there, or are none of SwinV2's.
+
+    The largest is log2(8 * (side - 1) / (pretrained - 1) + 1) / log2(8).
+    """
     windows = []
-    for table in tables:
-        if table is None or table.dim() != 4 or not all(table.shape):
+    for stage in range(checkpoint.stages):
+        table = _given_coordinates(checkpoint, {"s": stage, "b": 0})
+        if table is None or table.is_meta or table.dim() != 4 or not table.numel():
             return None
         largest = (8 ** table.float().flatten(0, -2).amax(0) - 1).tolist()
-        spans = zip(table.shape[1:3], largest, strict=True)
+        spans = list(zip(table.shape[1:3], largest, strict=True))
+        if not all(length == 1 or 0 < most < math.inf for length, most in spans):
+            return None
         # of a window of one token the only offset is 0, in the official code 0 / 0
-        windows.append(tuple(1 + round(4 * (length - 1) / most) if most > 0 else 1 for length, most in spans))
+        windows.append(tuple(1 if length == 1 else 1 + round(4 * (length - 1) / most) for length, most in spans))
     return windows
 
 
