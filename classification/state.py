@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from hvt_backbones import Classifier, InputError, SimMIM, create_classifier, create_simmim
-from hvt_backbones.model_file import Masking, metadata_of
+from hvt_backbones.model_file import Masking, metadata_of, record_windows
 from hvt_backbones.variants import find_variant
 
 from . import distributed
@@ -309,15 +309,20 @@ def model_overrides(model: ModelConfig, channels: int) -> dict[str, Any]:
 
 
 def describe_model(
-    model: ModelConfig, data: DataConfig, class_names: Sequence[str], simmim: SimmimConfig | None
+    settings: ModelConfig,
+    model: Classifier | SimMIM,
+    data: DataConfig,
+    class_names: Sequence[str],
+    simmim: SimmimConfig | None,
 ) -> dict[str, str]:
     """The metadata from which `hvt predict` and `classification.validate` rebuild the model and its pictures."""
-    overrides = model_overrides(model, data.input_size[0])
-    name = find_variant(model.name)[0].name
+    overrides, name = model_overrides(settings, data.input_size[0]), find_variant(settings.name)[0].name
     if simmim is None:
-        return metadata_of(name, overrides, preprocessing(data), class_names=class_names)
-    masking = Masking(simmim.mask_ratio, simmim.mask_patch_size, simmim.norm_target)
-    return metadata_of(name, overrides, preprocessing(data), masking=masking)
+        metadata = metadata_of(name, overrides, preprocessing(data), class_names=class_names)
+    else:
+        masking = Masking(simmim.mask_ratio, simmim.mask_patch_size, simmim.norm_target)
+        metadata = metadata_of(name, overrides, preprocessing(data), masking=masking)
+    return record_windows(metadata, model.backbone)
 
 
 def build_model(

@@ -140,7 +140,7 @@ class Trainer:
         set_seed(config.train.seed)
         class_names = self.train_data.class_names
         model = build_model(config.model, config.data.input_size[0], len(class_names), config.masked)
-        self.description = describe_model(config.model, config.data, class_names, config.masked)
+        self.description = describe_model(config.model, model, config.data, class_names, config.masked)
         objective: Objective
         if isinstance(model, SimMIM):
             objective = Reconstruction(config.simmim, model, config.data.input_size[1:], len(self.val_data))

@@ -18,6 +18,7 @@ from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
 from hvt_backbones.model_file import ModelFile, describe_weights, open_model
+from hvt_backbones.predict import wordnet_ids
 from hvt_backbones.processes import leave_processes
 from hvt_backbones.weights.convert import read_checkpoint
 
@@ -26,7 +27,7 @@ from .checkpoint import files
 from .checkpoint.shards import SHARDS, read_whole
 from .config import DataConfig, ParallelConfig, TrainConfig
 from .data.loading import eval_loader, open_pictures
-from .data.pictures import Pictures, Unreadable, wordnet_ids
+from .data.pictures import Pictures, Unreadable
 from .trainer import evaluate
 
 # The settings that messages of the trainer's parts name -> our options
@@ -200,8 +201,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
         raise InputError(f"--json: the folder of {args.json} does not exist; make it first.")
     model_file = open_checkpoint(args.checkpoint, args.model)
-    if not model_file.num_classes:
-        model_file.classifier()  # which says that there is none, before classes are compared
+    model_file.check_head()  # before classes are compared
     preprocessing = model_file.preprocessing
     given = {
         "input_size": args.size and (preprocessing.input_size[0], args.size, args.size),

@@ -1,4 +1,4 @@
-"""The command `hvt`: models, predict, features, reconstruct, convert, doctor."""
+"""The command `hvt`: models, predict, features, reconstruct, transfer-report, convert, doctor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentParser, InputError, exit_on_input_error, whole_number
+from .errors import ArgumentParser, InputError, exit_on_input_error, whole_number, whole_numbers
 from .images import Reading, find_images, silence_false_alarms
 from .variants import VARIANTS, Variant, find_variant, list_models
 from .version import __version__
@@ -66,6 +67,21 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--seed", type=whole_number(), default=0, metavar="N", help="of the masks (default 0)")
     reconstruct.set_defaults(run=run_reconstruct)
 
+    transfer = commands.add_parser(
+        "transfer-report",
+        help="accuracy in other windows, without fine-tuning",
+        description="Top-1 of a Swin or SwinV2 classifier in each window; the images grow with the window.",
+    )
+    _add_model(transfer)
+    transfer.add_argument(
+        "--windows", required=True, type=whole_numbers, metavar="W,W", help="sides of windows: 8,12,16,24"
+    )
+    transfer.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="a folder with a sub-folder of pictures per class"
+    )
+    transfer.add_argument("--output", type=Path, metavar="FOLDER", help="for transfer.json and the plot transfer.png")
+    transfer.set_defaults(run=run_transfer_report)
+
     convert = commands.add_parser(
         "convert", help="rewrite a checkpoint in another layout", description="Rewrite a checkpoint in another layout."
     )
@@ -89,16 +105,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="MODEL_OR_CKPT",
         help="a model's name, for its pretrained weights (swin_tiny, swin_base.in22k), or a checkpoint file",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     parser.add_argument("--model", metavar="NAME", help="the model of a checkpoint that does not say it")
     _add_weights_key(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, cuda:1 (default auto)")
+
+
+def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     Reading.add_argument(parser)
 
 
@@ -242,8 +262,33 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     return reading.status()
 
 
+def run_transfer_report(args: argparse.Namespace) -> None:
+    from . import transfer
+    from .device import select_device
+    from .model_file import open_model
+
+    silence_false_alarms()
+    if args.output is not None:
+        _check_writable(args.output / "transfer.json")
+        if find_spec("matplotlib") is None:
+            raise InputError("--output draws with matplotlib, which is missing: `pip install matplotlib`")
+    device = select_device(args.device)
+    opened = open_model(args.source, args.model, args.weights_key)
+    models = transfer.in_windows(opened, args.windows)
+    paths, targets = transfer.labelled_pictures(args.data, opened)
+    found: list[transfer.Transfer] = []
+    for one in transfer.transfer(models, paths, targets, device):
+        if not found:
+            print(f"{opened.name}, {len(paths)} pictures of {args.data}\n{transfer.row()}")
+        print(transfer.row(one), flush=True)
+        found.append(one)
+    if args.output is not None:
+        transfer.write_report(args.output, opened, args.data, found, len(paths))
+        print(f"wrote {args.output / 'transfer.json'} and {args.output / 'transfer.png'}")
+
+
 def run_convert(args: argparse.Namespace) -> None:
-    from .model_file import describe_weights, kept_metadata, read_described, recorded_arguments
+    from .model_file import describe_weights, kept_metadata, read_described, record_windows, recorded_arguments
     from .swin import windows_per_stage
     from .weights.convert import write_checkpoint
     from .weights.files import read_weights, save_state_dict
@@ -261,7 +306,7 @@ def run_convert(args: argparse.Namespace) -> None:
     found = checkpoint.layout
     if variant is not None:
         opened = describe_weights(str(args.input), checkpoint, weights.metadata, args.model)
-        _ = opened.classifier() if opened.num_classes else opened.backbone()
+        metadata = record_windows(metadata, opened.classifier().backbone if opened.num_classes else opened.backbone())
         if (found.family, variant.family) == ("swin", "video_swin"):
             checkpoint = inflate_checkpoint(checkpoint, windows_per_stage(arch["window_size"], checkpoint.stages, 3))
     windows = arch.get("window_size"), arch.get("pretrained_window_size", 0)

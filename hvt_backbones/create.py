@@ -160,8 +160,7 @@ def _arguments(variant: Variant, overrides: dict[str, Any]) -> dict[str, Any]:
                 f"depths has {stages} stages, {variant.name} has {len(variant.arch['depths'])}: "
                 f"give {', '.join(missing)} for {stages} stages too"
             )
-    rows = {key: value[:stages] if isinstance(value, tuple) else value for key, value in variant.arch.items()}
-    return {**rows, **overrides}
+    return variant.with_overrides(overrides)
 
 
 def _num_stages(arguments: dict[str, Any]) -> int:
@@ -185,10 +184,9 @@ def _load(
         return
     if pretrained is not True and not isinstance(pretrained, str | Path):
         raise InputError(f"pretrained is {pretrained!r}: give True, False, a weight tag, a path or a URL")
-    from .weights import load_weights
-    from .weights.sources import pretrained_file
+    from .weights.load import load_pretrained
 
-    report = load_weights(model, pretrained_file(variant, tag, pretrained), **choices)
+    report = load_pretrained(model, variant, tag, pretrained, **choices)
     logger.info("%s: %s", variant.name, report)
     if isinstance(model, Classifier) and any(key.startswith("head.") for key in report.initialised):
         # right for fine-tuning, wrong for classification: so it is said

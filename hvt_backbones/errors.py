@@ -60,6 +60,11 @@ def whole_number(least: int = 0) -> Callable[[str], int]:
     return parse
 
 
+def whole_numbers(text: str) -> list[int]:
+    """The `type` of an argument that is whole numbers from 1 with commas between; each counts once."""
+    return list(dict.fromkeys(map(whole_number(1), text.split(","))))
+
+
 def share(text: str) -> float:
     """The `type` of an argument that is a number from 0 to 1."""
     try:

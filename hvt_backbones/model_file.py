@@ -1,4 +1,4 @@
-"""Weights files that describe themselves: every `hvt.*` entry beside the weights is written and read here alone."""
+"""Weights files that describe themselves: what is written beside the weights, and the model that it makes again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from .classifier import Classifier
 from .create import create_backbone, create_classifier, create_simmim
 from .errors import InputError, WeightsError
 from .simmim import SimMIM
+from .swin import SwinTransformerV2, windows_per_stage
 from .variants import Variant, find_variant
 from .weights import sources
 from .weights.convert import Checkpoint, read_checkpoint
 from .weights.files import read_weights
 from .weights.load import load_checkpoint
+from .weights.position_windows import windows_of_training
 from .weights.published import Preprocessing
+from .weights.recorded import PREFIX, recorded_arguments, recorded_value
 from .weights.sources import is_file_or_url
-
-PREFIX = "hvt."
 
 
 def image_variant(name: str) -> tuple[Variant, str | None]:
@@ -85,10 +86,17 @@ class ModelFile:
     masking: Masking = Masking()
     checkpoint: Checkpoint
 
-    def classifier(self) -> Classifier:
-        """The classifier with the weights, in eval mode."""
+    def check_head(self) -> None:
+        """
+        Raises:
+            WeightsError: the weights have none.
+        """
         if not self.num_classes:
             raise WeightsError(f"{self.source} has no classifier head, so it predicts nothing: `hvt features` reads it")
+
+    def classifier(self) -> Classifier:
+        """The classifier with the weights, in eval mode."""
+        self.check_head()
         model = create_classifier(self.name, num_classes=self.num_classes, **self.overrides)
         load_checkpoint(model, self.checkpoint)
         return model.eval()
@@ -131,7 +139,13 @@ def open_model(source: str, model: str | None = None, weights_key: str | None = 
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)
     weights = read_weights(sources.fetch(published.source, filename=published.filename), weights_key)
-    return _model_file(source, read_described(source, weights.tensors, {}), {}, variant, published.preprocessing)
+    return _model_file(
+        source,
+        read_described(source, weights.tensors, {PREFIX + "model": variant.name}),
+        {},
+        variant,
+        published.preprocessing,
+    )
 
 
 def read_described(
@@ -182,53 +196,39 @@ def _model_file(
             mean=(0.449,) * in_chans,
             std=(0.226,) * in_chans,
         )
-    names = _recorded(source, metadata, "class_names", list)
+    names = recorded_value(source, metadata, "class_names", list)
     if names is not None and len(names) != checkpoint.classes:
         raise WeightsError(
             f"{source} has {len(names)} class names for {checkpoint.classes} classes: write its metadata anew"
         )
+    preprocessing = _recorded_preprocessing(source, metadata, preprocessing)
+    if variant.family == "swinv2" and checkpoint.position_windows is None:
+        windows = windows_of_training(variant.with_overrides(overrides), preprocessing.input_size[1:])
+        checkpoint = replace(checkpoint, position_windows=windows)
     return ModelFile(
         source=source,
         name=variant.name,
         overrides=overrides,
         num_classes=checkpoint.classes,
         class_names=names,
-        preprocessing=_recorded_preprocessing(source, metadata, preprocessing),
+        preprocessing=preprocessing,
         masking=_recorded_masking(source, metadata),
         checkpoint=checkpoint,
     )
-
-
-def _recorded(source: str | Path, metadata: Mapping[str, str], name: str, kind: type | tuple[type, ...]) -> Any:
-    """A JSON value among the text beside the weights; None where there is none.
-
-    Raises:
-        WeightsError: the text is no JSON, or a value of another kind.
-    """
-    if PREFIX + name not in metadata:
-        return None
-    text = metadata[PREFIX + name]
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, kind):
-        raise WeightsError(f"{source}: its entry {PREFIX}{name} is {text!r}, not the JSON that the trainer writes")
-    return value
 
 
 def _recorded_preprocessing(source: str, metadata: Mapping[str, str], default: Preprocessing) -> Preprocessing:
     """What the trainer wrote beside the weights, for what it did not write the default."""
     facts: dict[str, Any] = {}
     for key in ("input_size", "mean", "std"):
-        if (value := _recorded(source, metadata, key, list)) is not None:
+        if (value := recorded_value(source, metadata, key, list)) is not None:
             facts[key] = tuple(value)
             length = 3 if key == "input_size" else default.input_size[0]
             if len(value) != length:
                 raise WeightsError(
                     f"{source}: its entry {PREFIX}{key} has {len(value)} numbers, its weights need {length}"
                 )
-    if (crop_pct := _recorded(source, metadata, "crop_pct", (int, float))) is not None:
+    if (crop_pct := recorded_value(source, metadata, "crop_pct", (int, float))) is not None:
         facts["crop_pct"] = crop_pct
     if PREFIX + "interpolation" in metadata:
         facts["interpolation"] = metadata[PREFIX + "interpolation"]
@@ -236,7 +236,7 @@ def _recorded_preprocessing(source: str, metadata: Mapping[str, str], default: P
 
 
 def _recorded_masking(source: str, metadata: Mapping[str, str]) -> Masking:
-    recorded = _recorded(source, metadata, "masking", dict) or {}
+    recorded = recorded_value(source, metadata, "masking", dict) or {}
     try:
         return Masking(**recorded)
     except TypeError:
@@ -274,6 +274,18 @@ def metadata_of(
     return {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
+def record_windows(metadata: Mapping[str, str], backbone: Backbone) -> dict[str, str]:
+    """`metadata` of a model, with the `pretrained_window_size` that weights told it where its arguments do not."""
+    if not isinstance(backbone, SwinTransformerV2):
+        return dict(metadata)
+    name, windows = "pretrained_window_size", backbone.pretrained_window_size
+    said = recorded_arguments("the model", metadata, named=True).get(name, 0)
+    if windows == tuple(windows_per_stage(said, len(windows), backbone.axes, least=0)):
+        return dict(metadata)
+    overrides = recorded_arguments("the model", metadata, named=False) | {name: windows}
+    return {**metadata, PREFIX + "overrides": json.dumps(overrides)}
+
+
 def entry(metadata: Mapping[str, str], name: str) -> str:
     """What `metadata_of` wrote under this name."""
     return metadata[PREFIX + name]
@@ -283,14 +295,6 @@ def kept_metadata(metadata: Mapping[str, str], name: str | None = None) -> dict[
     """What of the text beside weights stays true in another layout; `name` of the model, where it is known anew."""
     kept = {key: text for key, text in metadata.items() if key.startswith(PREFIX)}
     return kept if name is None else {**kept, PREFIX + "model": name}
-
-
-def recorded_arguments(source: str | Path, metadata: Mapping[str, str], *, named: bool) -> dict[str, Any]:
-    """The constructor arguments that the text beside weights tells; if `named`, also those of the model it names."""
-    arch = _recorded(source, metadata, "overrides", dict) or {}
-    if named and (name := metadata.get(PREFIX + "model")) is not None:
-        arch = {**find_variant(name)[0].arch, **arch}
-    return arch
 
 
 def epoch_metadata(epoch: int, **figures: float) -> dict[str, str]:

@@ -17,7 +17,7 @@ from .errors import InputError
 from .layers.block import Block, Mlp, drop_path_rates, hidden_dim
 from .layers.maps import channels_first, channels_last
 from .layers.patch import PatchEmbed, PatchMerging
-from .layers.window_attention import CosineWindowAttention, WindowAttention
+from .layers.window_attention import CosineWindowAttention, LogPositionBias, WindowAttention
 
 Window = int | Sequence[int]
 
@@ -214,6 +214,11 @@ class SwinTransformerV2(SwinTransformer):
             branch, as the largest models have it (Sec. 3.2); 0 for none. The name is mmpretrain's.
 
     The other arguments, and the errors, are those of `SwinTransformer`, but for `qk_scale`.
+
+    Attributes:
+        window_size: of each stage, (height, width).
+        pretrained_window_size: the same, zeros where offsets are divided by the present window. `load_weights` sets
+            it where the weights tell theirs.
     """
 
     family = "swinv2"
@@ -240,3 +245,21 @@ class SwinTransformerV2(SwinTransformer):
             for block in stage.blocks[extra_norm_every_n_blocks - 1 :: extra_norm_every_n_blocks]:
                 assert isinstance(block, Block)
                 block.norm3 = nn.LayerNorm(list(block.norm2.normalized_shape), eps=block.norm2.eps)
+
+    def _position_biases(self) -> list[list[LogPositionBias]]:
+        """Of the blocks of each stage."""
+        return [[part for part in stage.modules() if isinstance(part, LogPositionBias)] for stage in self.stages]
+
+    @property
+    def window_size(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(biases[0].window_size for biases in self._position_biases())
+
+    @property
+    def pretrained_window_size(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(biases[0].pretrained_window_size for biases in self._position_biases())
+
+    @pretrained_window_size.setter
+    def pretrained_window_size(self, windows: Sequence[tuple[int, ...]]) -> None:
+        for biases, window in zip(self._position_biases(), windows, strict=True):
+            for bias in biases:
+                bias.pretrained_window_size = window

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .errors import InputError, WeightsError
 
@@ -87,6 +87,13 @@ class Variant:
     @property
     def tags(self) -> tuple[str, ...]:
         return tuple(self.weights)
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The constructor arguments: `arch`, cut to the stages that `depths` has, then `overrides`."""
+        depths = overrides.get("depths", self.arch["depths"])
+        stages = len(depths) if isinstance(depths, Sequence) else None
+        rows = {key: value[:stages] if isinstance(value, tuple) else value for key, value in self.arch.items()}
+        return {**rows, **overrides}
 
     def published(self, tag: str | None = None) -> PublishedWeights:
         """What timm or torchvision says about the weights of `tag`, or of the first one: address, preprocessing, ...

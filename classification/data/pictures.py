@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from hvt_backbones import InputError
 from hvt_backbones.images import bearable
 from hvt_backbones.images import decode as _decode
-from hvt_backbones.predict import class_names as imagenet_names
+from hvt_backbones.predict import class_positions
 
 from . import patches as patches  # a worker that starts afresh unpickles the data set, hence imports this module
 from .readers import Reader
@@ -253,46 +252,3 @@ def too_many_unreadable(names: Sequence[str], length: int, limit: int) -> InputE
         f"data.max_errors: {len(names)} of {length} pictures cannot be read, {limit} are allowed; the last is "
         f"{names[-1]}. Replace them, or raise data.max_errors."
     )
-
-
-def class_positions(names: Sequence[str], found: Sequence[str], where: str) -> dict[str, int]:
-    """Class of the data -> class of the model whose classes have these `names`; the data may have fewer.
-
-    Folders that are numbers, as ImageNet-V2's, stand for the model's classes of these indices, whatever their names,
-    unless these are numbers too. ImageNet's WordNet ids (n01440764) are looked up where the model's classes are
-    ImageNet's, or have no names.
-
-    Raises:
-        InputError: the data has other classes; `where` says whose the names are.
-    """
-    position = {name: index for index, name in enumerate(names)}
-    if position.keys() >= set(found):
-        return {name: position[name] for name in found}
-    numbers = {name: int(name) for name in found if name.isdecimal()}
-    if len(numbers) == len(found) and len(set(numbers.values())) == len(found):
-        named = {int(name): index for index, name in enumerate(names) if name.isdecimal()}
-        if len(named) == len(names):  # names that are numbers themselves: 01 and 1 are the same
-            if named.keys() >= set(numbers.values()):
-                return {name: named[number] for name, number in numbers.items()}
-        elif max(numbers.values()) < len(names):
-            return numbers
-    nameless = list(names) == [str(index) for index in range(len(names))]
-    synsets = wordnet_ids(len(names)) if nameless or list(names) == imagenet_names(len(names)) else {}
-    if synsets.keys() >= set(found):
-        return {name: synsets[name] for name in found}
-    missing = sorted(position.keys() - set(found))
-    unknown = sorted(set(found) - (synsets.keys() if synsets.keys() & set(found) else position.keys()))
-    lists = [f"{', '.join(part[:5])}{', ...' if len(part) > 5 else ''}" for part in (unknown, missing)]
-    more = f" (it has {lists[1]} without such pictures)" if missing else ""
-    raise InputError(
-        f"the classes differ: {lists[0]} only in the data, and unknown to {where}{more}. Remove these classes from the "
-        "data, or name its folders as the model's classes, by their indices from 0, or by ImageNet's WordNet ids."
-    )
-
-
-def wordnet_ids(num_classes: int) -> dict[str, int]:
-    """WordNet id -> class of ImageNet's published heads of 1000 or Swin's 21841 classes; empty for other counts."""
-    if num_classes not in (1000, 21841):
-        return {}
-    info = ImageNetInfo("imagenet-1k" if num_classes == 1000 else "imagenet-22k-ms")
-    return {info.index_to_label_name(index): index for index in range(num_classes)}

@@ -112,6 +112,9 @@ class LogPositionBias(PositionBias):
         table = 16 * torch.sigmoid(table.to(torch.promote_types(dtype, torch.float32)))
         return self._gather(table, relative_position_index(window, window, device), window)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, pretrained_window_size={self.pretrained_window_size}"
+
 
 class WindowAttention(nn.Module):
     """Attention in (shifted) windows with a learned relative position bias (Swin, Sec. 3.2).

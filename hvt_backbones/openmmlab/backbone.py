@@ -19,9 +19,9 @@ from ..errors import InputError, WeightsError
 from ..variants import find_variant
 from ..weights import LoadReport, load_weights
 from ..weights.files import read_content
-from ..weights.load import fit_tensors
-from ..weights.report import some
-from ..weights.sources import fetch, is_file_or_url, pretrained_file, published_weights, read_source
+from ..weights.load import fit_tensors, load_pretrained
+from ..weights.report import shown_windows, some
+from ..weights.sources import fetch, is_file_or_url, published_weights, read_source
 
 # Where the backbones of mmdetection 3 and mmsegmentation 1 compute otherwise than their authors' code. Swin does not.
 STYLES: dict[str, dict[str, dict[str, Any]]] = {
@@ -185,14 +185,24 @@ class HVTBackbone(BaseModule):
 
     def _load(self, source: str | Path | Literal[True], prefix: str | None, weights_key: str | None) -> LoadReport:
         if not prefix or source is True or not is_file_or_url(source):
-            path = pretrained_file(*find_variant(self.name), source)
-            return load_weights(self.model, path, weights_key=weights_key)
+            return self._told(load_pretrained(self.model, *find_variant(self.name), source, weights_key=weights_key))
         state_dict = read_source(source, weights_key).tensors
         start = prefix.rstrip(".") + "."
         if not any(key.startswith(start) for key in state_dict):
             raise WeightsError(f"{source} has no keys that begin with {start!r}: its keys are {some(list(state_dict))}")
         # a head stays with its backbone: it tells that norms which the file lacks are new, not lost
-        return load_weights(self.model, {k: v for k, v in state_dict.items() if k.startswith((start, *HEADS))})
+        of_prefix = {key: tensor for key, tensor in state_dict.items() if key.startswith((start, *HEADS))}
+        return self._told(load_weights(self.model, of_prefix))
+
+    def _told(self, report: LoadReport) -> LoadReport:
+        """Refuse what the configuration does not say: a test builds the model by it, without these weights."""
+        if report.pretrained_window_size is not None:
+            windows = shown_windows(report.pretrained_window_size)
+            raise WeightsError(
+                f"the weights of {self.name} were trained with another window than the configuration says: "
+                f"add pretrained_window_size={windows} to the backbone"
+            )
+        return report
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # MMEngine's and PyTorch's loaders both pass here before they hand what `state_dict` then holds to the children

@@ -17,6 +17,7 @@ from ..swin import windows_per_stage
 from .files import find_weights
 from .keymap import Facts, Layout, Rule, grouped, repacked, template
 from .layouts import ALL, around_of, canonical_name, find_layout, recognise
+from .position_windows import PositionWindows
 from .report import some
 from .resize import square_window
 
@@ -49,6 +50,7 @@ class Checkpoint:
         dropped: their key -> why it is not part of the backbone or its head.
         unknown: their keys without a rule.
         inflated: our key -> how it was brought from images to video.
+        position_windows: of a SwinV2, the windows that its position biases were learned for, where they are known.
     """
 
     layout: Layout
@@ -61,6 +63,7 @@ class Checkpoint:
     dropped: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     inflated: dict[str, str] = field(default_factory=dict)
+    position_windows: PositionWindows | None = None
 
     @property
     def stages(self) -> int:
@@ -143,6 +146,7 @@ def read_checkpoint(
         _take_ours(result, inner, outer)
     else:
         _translate(result, inner, outer, grid)
+        result.position_windows = _position_windows(result)
     return result
 
 
@@ -294,6 +298,25 @@ def _given_coordinates(checkpoint: Checkpoint, block: Mapping[str, int]) -> Tens
     """SwinV2's `relative_coords_table` of a block, where the state dict had it."""
     keys = [template(key).fill(block) for key, kind in checkpoint.layout.buffers.items() if kind == "coordinates"]
     return checkpoint.given.get(checkpoint.wrapper + keys[0]) if keys else None
+
+
+def _position_windows(checkpoint: Checkpoint) -> PositionWindows | None:
+    """By which the coordinates were divided; None where they are not there, or are none of SwinV2's.
+
+    The largest is log2(8 * (side - 1) / (pretrained - 1) + 1) / log2(8).
+    """
+    windows = []
+    for stage in range(checkpoint.stages):
+        table = _given_coordinates(checkpoint, {"s": stage, "b": 0})
+        if table is None or table.is_meta or table.dim() != 4 or not table.numel():
+            return None
+        largest = (8 ** table.float().flatten(0, -2).amax(0) - 1).tolist()
+        spans = list(zip(table.shape[1:3], largest, strict=True))
+        if not all(length == 1 or 0 < most < math.inf for length, most in spans):
+            return None
+        # of a window of one token the only offset is 0, in the official code 0 / 0
+        windows.append(tuple(1 if length == 1 else 1 + round(4 * (length - 1) / most) for length, most in spans))
+    return windows
 
 
 def _window(checkpoint: Checkpoint, block: Mapping[str, int], coordinates: Tensor | None) -> tuple[int, ...] | None:

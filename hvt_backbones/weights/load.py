@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +15,16 @@ from ..classifier import Classifier
 from ..errors import InputError, WeightsError
 from ..layers.window_attention import PositionBias
 from ..simmim import SimMIM
-from ..swin import WindowAttention
+from ..swin import SwinTransformerV2, WindowAttention
+from ..variants import Variant
+from .class_map import ClassMap, read_class_map
 from .convert import OF_SIMMIM, OUR_SIMMIM, Checkpoint, read_checkpoint
 from .inflate import PATCH_PROJECTION, inflate_checkpoint
 from .keymap import Layout, template
 from .layouts import ALL, OURS, our_layout
-from .report import LoadReport, shown, some
+from .position_windows import fitting_windows
+from .recorded import PREFIX, recorded_position_windows
+from .report import LoadReport, some
 from .resize import (
     adapt_input_channels,
     resize_position_embedding,
@@ -29,10 +32,9 @@ from .resize import (
     square_window,
     video_window,
 )
-from .sources import Source, read_source
+from .sources import Source, is_file_or_url, pretrained_file, read_source
 
 Model = Backbone | Classifier | SimMIM
-ClassMap = Sequence[int] | Tensor | str | os.PathLike
 
 STAGE_NORM = template("stages.{s}.norm.{p}")
 # their dense models add norms that also feed the next stage to weights trained without them
@@ -59,6 +61,9 @@ def load_weights(
     left out. Weights of a 2-D Swin are inflated for a Video Swin, see `inflate`. Values are stored in the dtype of the
     model's parameters.
 
+    A SwinV2 without a `pretrained_window_size` takes that of weights that tell it: by what the trainer wrote beside
+    them, by the official code's coordinates, or as published. Other weights, such as a bare `state_dict`, tell none.
+
     transformers' `Swinv2Backbone` has no `small_map`: where a map, of images of its configuration's size, is not larger
     than the window, that stage has the map for its window and no shift, whatever the images. `small_map="shrink"` does
     the same for images of that size; for others no argument does. Its weights in a model that pads are a warning.
@@ -80,13 +85,47 @@ def load_weights(
 
     Raises:
         InputError: an argument of the wrong kind.
-        WeightsError: the weights cannot be read, or do not fit the model; the message names the keys.
+        WeightsError: the weights cannot be read, or do not fit the model; the message names the keys, or the
+            `pretrained_window_size` that the weights contradict.
     """
     if not isinstance(model, Model):
         raise InputError(f"load_weights takes a Backbone, a Classifier or a SimMIM, not a {type(model).__name__}")
+    return _load(model, source, {}, layout, class_map, weights_key)
+
+
+def load_pretrained(
+    model: Model,
+    variant: Variant,
+    tag: str | None,
+    pretrained: bool | str | Path,
+    *,
+    class_map: ClassMap | None = None,
+    weights_key: str | None = None,
+) -> LoadReport:
+    """Load what `pretrained` of `create_backbone` means for a model whose name speaks of the weights `tag`.
+
+    Raises:
+        InputError, WeightsError: as `load_weights`.
+    """
+    published = isinstance(pretrained, bool) or not is_file_or_url(pretrained)
+    described = {PREFIX + "model": variant.name} if published else {}
+    return _load(model, pretrained_file(variant, tag, pretrained), described, "auto", class_map, weights_key)
+
+
+def _load(
+    model: Model,
+    source: Source,
+    described: Mapping[str, str],
+    layout: str,
+    class_map: ClassMap | None,
+    weights_key: str | None,
+) -> LoadReport:
+    """`load_weights`; `described` is known of weights that do not tell it."""
     found = read_source(source, weights_key)
     backbone = _backbone(model)
     checkpoint = read_checkpoint(found.tensors, layout, layouts=_layouts(backbone), ape_size=_grid(backbone))
+    if checkpoint.position_windows is None:
+        checkpoint.position_windows = recorded_position_windows(source, {**described, **found.metadata})
     report = load_checkpoint(model, checkpoint, class_map)
     report.weights_key, report.other_weights = found.key, found.others
     return report
@@ -103,10 +142,14 @@ def load_checkpoint(model: Model, checkpoint: Checkpoint, class_map: ClassMap | 
         plan.map_classes(class_map)
     plan.match()
     plan.check()
+    windows = fitting_windows(plan.backbone, checkpoint.position_windows)
     _warn_of_other_windows(checkpoint, plan.backbone)
     with torch.no_grad():
         for name, tensor in plan.copies.items():
             plan.state[name].copy_(tensor)
+    if windows is not None:
+        assert isinstance(plan.backbone, SwinTransformerV2)
+        plan.backbone.pretrained_window_size = plan.report.pretrained_window_size = windows
     return plan.report
 
 
@@ -196,7 +239,7 @@ class _Plan:
 
     def map_classes(self, class_map: ClassMap) -> None:
         """Replace the checkpoint's head by the rows that the map names."""
-        rows, given = _read_class_map(class_map), self.checkpoint.classes
+        rows, given = read_class_map(class_map), self.checkpoint.classes
         classes = getattr(self.model, "num_classes", 0)
         if not given or not classes:
             raise WeightsError("class_map selects rows of a head: give a Classifier, and weights with a head")
@@ -368,25 +411,3 @@ def _architecture(tensors: Mapping[str, Tensor]) -> str:
     projection = tensors.get(PATCH_PROJECTION)
     width = f" and {len(projection)} channels" if projection is not None and projection.dim() else ""
     return f"depths {tuple(depths[stage] for stage in sorted(depths))}{width}"
-
-
-def _read_class_map(class_map: ClassMap) -> Tensor:
-    if isinstance(class_map, str | os.PathLike):
-        path = Path(class_map)
-        try:
-            class_map = [int(line) for line in path.read_text(encoding="utf-8").split()]
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"class_map {path}: give a text file with one class index a line ({error})") from error
-    try:
-        rows = torch.as_tensor(class_map)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # what torch raises depends on the value
-        rows = None
-    if rows is None or rows.dim() != 1 or not _are_whole(rows):
-        raise WeightsError(
-            f"class_map is {shown(class_map)}: give a list of class indices, one for each class of the model"
-        )
-    return rows.long()
-
-
-def _are_whole(numbers: Tensor) -> bool:
-    return not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)

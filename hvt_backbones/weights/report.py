@@ -17,6 +17,12 @@ def shown(value: object) -> str:
     return " ".join(reprlib.repr(value).split())
 
 
+def shown_windows(windows: Sequence[tuple[int, ...]]) -> str:
+    """As the constructor takes them, in the shortest way."""
+    sides = [window[0] if len(set(window)) == 1 else window for window in windows]
+    return str(sides[0] if len(set(sides)) == 1 else tuple(sides))
+
+
 @dataclass
 class LoadReport:
     """What `load_weights` did with every key. Printed, it is a short table.
@@ -35,6 +41,7 @@ class LoadReport:
         missing: not in the checkpoint, for no known reason.
         unexpected: without a place in the model, for no known reason.
         reasons: name of a list -> key in it -> why.
+        pretrained_window_size: what a SwinV2's became by the weights; None where it stayed.
         weights_key: the keys that lead to the weights taken, with dots between; None where they lie at the top.
         other_weights: the keys that lead to further sets of weights, such as a moving average.
     """
@@ -51,6 +58,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
+    pretrained_window_size: Sequence[tuple[int, ...]] | None = None
     weights_key: str | None = None
     other_weights: Sequence[str] = ()
 
@@ -83,4 +91,6 @@ class LoadReport:
                 by_reason.setdefault(self.reasons.get(row, {}).get(key, ""), []).append(key)
             for reason, keys in by_reason.items():
                 lines.append(f"  {row:<12}{len(keys):>5}  {some(keys, 2)}" + (f": {reason}" if reason else ""))
+        if self.pretrained_window_size is not None:
+            lines.append(f"  pretrained_window_size of the model: {shown_windows(self.pretrained_window_size)}")
         return "\n".join(lines)

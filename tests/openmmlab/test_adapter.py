@@ -198,6 +198,22 @@ def test_one_of_several_sets_of_weights(key: str | None, prefix: str | None, tmp
         assert torch.equal(next(module.parameters()), next((average if key else trained).parameters()))
 
 
+@pytest.mark.parametrize("prefix", [None, "backbone"])
+def test_the_configuration_says_the_window_of_training(prefix: str | None, tmp_path: Path) -> None:
+    """Else a model that is built for testing, without these weights, would divide offsets by another."""
+    arguments = {"name": "swinv2_tiny_window8", "embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2]}
+    trained = hvt.create_backbone(window_size=4, **arguments).state_dict()
+    official = hvt.convert_state_dict(trained, to="official", window_size=4)
+    path = tmp_path / "window4.pth"
+    torch.save({(f"{prefix}." if prefix else "") + key: tensor for key, tensor in official.items()}, path)
+    config = {**WEIGHTS, "checkpoint": str(path), "prefix": prefix}
+    with pytest.raises(hvt.WeightsError, match="add pretrained_window_size=4 to the backbone"):
+        HVTBackbone(window_size=8, init_cfg=config, **arguments).init_weights()
+    module = HVTBackbone(window_size=8, pretrained_window_size=4, init_cfg=config, **arguments)
+    module.init_weights()
+    assert torch.equal(module.model.state_dict()["stages.0.norm.weight"], trained["stages.0.norm.weight"])
+
+
 def test_other_initialisers_run_before(tmp_path: Path) -> None:
     configs = [{"type": "Constant", "layer": "LayerNorm", "val": 3.0}]
     module = backbone(init_cfg=configs)
