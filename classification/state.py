@@ -230,13 +230,13 @@ class Learner:
         """What lies in shards, this process's part of it: model, average and the tensors of the optimiser's state, by
         parameter; and what else the optimiser has, the same on all. A collective call.
         """
-        tensors = {"model": get_model_state_dict(self.model, options=PART)}
+        tensors: dict[str, Any] = {"model": get_model_state_dict(self.model, options=PART)}
         if self.ema is not None:
             tensors["ema"] = get_model_state_dict(self.ema.module, options=PART)
-        rest = get_optimizer_state_dict(self.model, self.raw_optimizer, options=PART)
+        rest: dict[str, Any] = get_optimizer_state_dict(self.model, self.raw_optimizer, options=PART)
         moments = rest["state"]
-        tensors["optimizer"] = {name: _choose(moments[name], tensors=True) for name in moments}
-        return tensors, {**rest, "state": {name: _choose(moments[name], tensors=False) for name in moments}}
+        tensors["optimizer"] = {name: _choose(values, tensors=True) for name, values in moments.items()}
+        return tensors, {**rest, "state": {name: _choose(values, tensors=False) for name, values in moments.items()}}
 
     def state(self, *, sharded: bool = False) -> dict[str, Any]:
         """What a checkpoint keeps of it, beside what the engine writes; with `sharded` as `parts` what each process
@@ -396,7 +396,7 @@ def build_scheduler(
         sched=sched,
         num_epochs=epochs,
         decay_rate=rates.get(settings.name, 1.0),
-        decay_milestones=settings.milestones,
+        decay_milestones=list(settings.milestones),
         warmup_epochs=warmup_epochs(settings, epochs),
         warmup_lr=settings.warmup_lr * scale,
         min_lr=settings.min_lr * scale,

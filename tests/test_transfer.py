@@ -35,16 +35,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = create_classifier(name, num_classes=3, **TINY)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.7)
-        save_state_dict(model.state_dict(), root / f"{file}.safetensors", metadata_of(name, TINY, CLASSES, PREPARED))
+        save_state_dict(
+            model.state_dict(), root / f"{file}.safetensors", metadata_of(name, TINY, PREPARED, class_names=CLASSES)
+        )
     pvt = create_classifier("pvt_v2_b0", num_classes=3)
-    save_state_dict(pvt.state_dict(), root / "pvt.safetensors", metadata_of("pvt_v2_b0", {}, CLASSES, PREPARED))
+    save_state_dict(
+        pvt.state_dict(), root / "pvt.safetensors", metadata_of("pvt_v2_b0", {}, PREPARED, class_names=CLASSES)
+    )
     backbone = create_classifier("swin_tiny", num_classes=0, **TINY)
-    save_state_dict(backbone.state_dict(), root / "headless.safetensors", metadata_of("swin_tiny", TINY, [], PREPARED))
+    save_state_dict(backbone.state_dict(), root / "headless.safetensors", metadata_of("swin_tiny", TINY, PREPARED))
     save_state_dict(model.state_dict(), root / "nameless.pth")
     uneven = {**TINY, "window_size": [[8, 8], [3, 3]]}
     model = create_classifier("swin_tiny", num_classes=3, **uneven)
     save_state_dict(
-        model.state_dict(), root / "uneven.safetensors", metadata_of("swin_tiny", uneven, CLASSES, PREPARED)
+        model.state_dict(), root / "uneven.safetensors", metadata_of("swin_tiny", uneven, PREPARED, class_names=CLASSES)
     )
     pixels = numpy.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), dtype=numpy.uint8)
     for number, picture in enumerate(pixels):
@@ -109,7 +113,9 @@ def test_windows_smaller_than_the_first_stages_scale_too(tmp_path: Path) -> None
     overrides = {**TINY, "window_size": 8}
     model = create_classifier("swinv2_tiny_window8", num_classes=3, **overrides)
     file = tmp_path / "model.safetensors"
-    save_state_dict(model.state_dict(), file, metadata_of("swinv2_tiny_window8", overrides, CLASSES, PREPARED))
+    save_state_dict(
+        model.state_dict(), file, metadata_of("swinv2_tiny_window8", overrides, PREPARED, class_names=CLASSES)
+    )
     larger = in_windows(open_model(str(file)), [12])[12]
     assert larger.preprocessing.input_size == (3, 48, 48)
     backbone = larger.classifier().backbone

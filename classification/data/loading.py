@@ -102,8 +102,9 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig, seed: int = 
         lay_out_digits(root)
     channels = config.input_size[0]
     transform = train_transform(config, augmentation)
-    drawn = {"share": config.train_share, "seed": seed}
-    train = open_pictures(root, config.train_split, config, transform, channels=channels, **drawn)
+    train = open_pictures(
+        root, config.train_split, config, transform, channels=channels, share=config.train_share, seed=seed
+    )
     val = open_pictures(root, config.val_split, config, preprocessing(config).transform(), channels=channels)
     for name in train.reader.empty:
         raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")
