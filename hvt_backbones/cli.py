@@ -1,4 +1,4 @@
-"""The command `hvt`: models, predict, features, convert, doctor."""
+"""The command `hvt`: models, predict, features, diagnose, convert, doctor."""
 
 from __future__ import annotations
 
@@ -55,6 +55,24 @@ def build_parser() -> argparse.ArgumentParser:
     features.add_argument("--random-weights", action="store_true", help="download nothing: the shapes are what counts")
     features.set_defaults(run=run_features)
 
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="show how signals and gradients fare from block to block",
+        description="Write feature variance, attention entropy, largest logit and gradient norm of each block.",
+    )
+    _add_model(diagnose)
+    diagnose.add_argument("--data", required=True, type=Path, metavar="DIR", help="a folder of pictures")
+    diagnose.add_argument(
+        "--output", type=Path, default=Path("diagnosis.png"), metavar="PNG", help="the figures are in a .json beside it"
+    )
+    diagnose.add_argument(
+        "--pictures", type=whole_number(1), default=64, metavar="N", help="at most, from all over DIR (default 64)"
+    )
+    diagnose.add_argument(
+        "--batch", type=whole_number(1), default=16, metavar="N", help="pictures at a time (default 16)"
+    )
+    diagnose.set_defaults(run=run_diagnose)
+
     convert = commands.add_parser(
         "convert", help="rewrite a checkpoint in another layout", description="Rewrite a checkpoint in another layout."
     )
@@ -79,12 +97,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="MODEL_OR_CKPT",
         help="a model's name, for its pretrained weights (swin_tiny, swin_base.in22k), or a checkpoint file",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     parser.add_argument("--model", metavar="NAME", help="the model of a checkpoint that does not say it")
     _add_weights_key(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, cuda:1 (default auto)")
@@ -202,6 +224,37 @@ def run_features(args: argparse.Namespace) -> int:
         print(f"{name}  stride {stride:2}  {tuple(stage.shape)}")
     count = len(reading.done)
     print(f"wrote {args.output}: {count} picture{'s' if count > 1 else ''}, (N, C, H, W) per stage")
+    return reading.status()
+
+
+def run_diagnose(args: argparse.Namespace) -> int:
+    from . import diagnose
+    from .device import select_device
+    from .model_file import image_variant, open_model
+    from .plots import check_matplotlib
+
+    silence_false_alarms()
+    if args.output.suffix != ".png":
+        raise InputError(f"--output {args.output}: end the name in .png")
+    for path in (args.output, args.output.with_suffix(".json")):
+        _check_writable(path)
+    check_matplotlib()
+    if not args.data.is_dir():
+        raise InputError(f"--data {args.data} is no folder: give one with pictures in it")
+    images, reading = find_images([args.data]), Reading[Path](args.on_error)
+    device = select_device(args.device)
+    opened = open_model(args.source, args.model, args.weights_key)
+    image_variant(opened.name)
+    blocks, facts = diagnose.diagnose_pictures(
+        opened, images, args.data, device, most=args.pictures, batch_size=args.batch, reading=reading
+    )
+    if not blocks:
+        return reading.status()
+    diagnose.write_report(args.output, blocks, facts)
+    print(diagnose.table(blocks))
+    count = facts["pictures"]
+    print(f"{count} picture{'s' if count > 1 else ''}; {diagnose.GRADIENTS[facts['classes']]}")
+    print(f"wrote {args.output} and {args.output.with_suffix('.json')}")
     return reading.status()
 
 

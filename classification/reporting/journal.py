@@ -24,6 +24,7 @@ from ..data.pictures import Pictures
 from ..progress import Progress
 from ..state import Learner, Outcome, lr_scale, warmup_epochs
 from .curves import plot_curves
+from .diagnosis import StepDiagnosis
 from .log import EventWriter, duration, listed, peak_memory
 from .page import write_report
 
@@ -50,6 +51,7 @@ class Journal:
         self.folder = files.run_folder(config.output)
         wanted = accelerator.is_main_process and config.output.tensorboard
         self.events = EventWriter(self.folder, wanted=wanted, step=progress.step)
+        self.diagnosis = StepDiagnosis(config.output.diagnose_steps, accelerator, learner, self.events)
 
     def announce(self) -> None:
         """What is about to be trained, and from where."""
