@@ -214,7 +214,8 @@ def diagnose(model: Backbone | Classifier, batches: Iterable[tuple[Tensor, Tenso
             logits = model(images)
             if classifier is not None:
                 classes = logits.argmax(-1) if classes is None else classes
-                F.cross_entropy(logits.float(), classes, reduction="sum").backward()
+                wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                F.cross_entropy(wide, classes, reduction="sum").backward()
     norms = gradient_norms(backbone)
     model.zero_grad()
     blocks = observer.diagnoses() if count else []

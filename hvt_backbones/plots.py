@@ -42,5 +42,5 @@ def style(axes: Any, xlabel: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED)
+    axes.tick_params(colors=MUTED, which="both")
     axes.title.set_color(INK)
