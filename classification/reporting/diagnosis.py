@@ -24,10 +24,10 @@ FIRST_GROWTH, FURTHER_GROWTH = 100.0, 10.0
 LEAST = 1.0
 # of a figure over all blocks -> how it is told
 EXTREMES: dict[str, tuple[Callable[..., str], str]] = {
-    "variance": (max, "largest feature variance"),
-    "logit": (max, "largest logit"),
-    "entropy": (min, "least attention entropy"),
-    "gradient": (max, "largest gradient norm"),
+    "variance": (max, "variance up to"),
+    "logit": (max, "logits up to"),
+    "entropy": (min, "attention entropy from"),
+    "gradient": (max, "gradient norms up to"),
 }
 WATCHED = ("variance", "logit")
 
@@ -73,7 +73,7 @@ class StepDiagnosis:
             "entropy": {block.block: block.entropy for block in blocks if block.entropy is not None},
             "gradient": norms,
         }
-        parts, warnings = [], []
+        parts, beyond = [], []
         for name, values in figures.items():
             if not values:
                 continue
@@ -82,15 +82,17 @@ class StepDiagnosis:
             value, limit = values[block], self.limits.get(name, math.inf)
             parts.append(f"{words} {value:.3g} ({block})")
             if name in WATCHED and (value > limit or not math.isfinite(value)):
-                warnings.append(
-                    f"warning: step {step}: {words} {value:.3g} in {block}, above {limit:.3g}: the run may blow up; "
-                    "lower optimizer.lr or set optimizer.clip_grad"
-                )
+                beyond.append(f"{name} {value:.3g} in {block} (limit {limit:.3g})")
             if name in WATCHED and (name not in self.limits or value > limit):
                 growth = FURTHER_GROWTH if name in self.limits else FIRST_GROWTH
-                self.limits[name] = growth * max(value, LEAST)
-        for line in (f"step {step}: {', '.join(parts)}", *warnings):
-            self.accelerator.print(line, flush=True)
+                self.limits[name] = growth * max(LEAST, value)  # in this order LEAST of NaN, too
+        self.accelerator.print(f"step {step}: {', '.join(parts)}", flush=True)
+        if beyond:
+            self.accelerator.print(
+                f"warning: step {step}: {', '.join(beyond)}: the run may blow up; lower optimizer.lr or "
+                "optimizer.clip_grad",
+                flush=True,
+            )
         self.events.add(
             step,
             **{f"{name}__{block}": value for name, values in figures.items() for block, value in values.items()},
