@@ -24,7 +24,9 @@ ROWS = (
     {"runner": ("runner",)},
     {
         "openmmlab (adapter)": ("hvt_backbones.openmmlab",),
-        "commands": tuple(f"hvt_backbones.{name}" for name in ("cli", "__main__", "predict", "doctor", "npu_doctor")),
+        "commands": tuple(
+            f"hvt_backbones.{name}" for name in ("cli", "__main__", "predict", "diagnose", "doctor", "npu_doctor")
+        ),
     },
     {
         "model files": ("hvt_backbones.model_file",),
@@ -38,7 +40,8 @@ ROWS = (
     {"layers": ("hvt_backbones.layers",), "ops": ("hvt_backbones.ops",)},
     {
         BASE: tuple(
-            f"hvt_backbones.{name}" for name in ("images", "device", "processes", "atomic", "errors", "version")
+            f"hvt_backbones.{name}"
+            for name in ("images", "plots", "device", "processes", "atomic", "errors", "version")
         ),
     },
 )

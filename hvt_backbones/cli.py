@@ -63,7 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(diagnose)
     diagnose.add_argument("--data", required=True, type=Path, metavar="DIR", help="a folder of pictures")
     diagnose.add_argument(
-        "--output", type=Path, default=Path("diagnosis.png"), metavar="PNG", help="the figures are in a .json beside it"
+        "--output",
+        type=Path,
+        default=Path("diagnosis.png"),
+        metavar="PNG",
+        help="the picture, with the figures in a .json beside it (default diagnosis.png)",
     )
     diagnose.add_argument(
         "--pictures", type=whole_number(1), default=64, metavar="N", help="at most, from all over DIR (default 64)"

@@ -50,8 +50,8 @@ class BlockDiagnosis:
         variance: of its output, the residual network's main branch: of each channel over pictures and positions, then
             the mean over the channels (the average channel variance of arXiv:2101.08692, Sec. 3).
         entropy: of the attention weights, the mean over pictures, heads and queries, as a share of the logarithm of
-            the number of keys: 1 where all keys count alike, 0 where one takes all. None without attention, or of one
-            key.
+            the number of keys: 1 where all keys count alike, 0 where one takes all. Padding of windows counts, as the
+            model attends to it. None without attention, or of one key.
         logit: the largest that a softmax takes, with position bias and mask. None without attention.
         grad_norm: L2 norm of the loss's gradient with respect to the block's parameters. None where there is none.
     """
@@ -96,7 +96,8 @@ def _attention_sums(
     entropies, largest = [], []
     together = max(1, MOST_LOGITS // (q[0, :, :, 0].numel() * k.shape[-2]))
     for queries, keys in zip(q.split(together), k.split(together), strict=True):
-        logits = queries.to(wide) * scale @ keys.to(wide).mT
+        with torch.autocast(q.device.type, enabled=False):
+            logits = queries.to(wide) * scale @ keys.to(wide).mT
         if attn_mask is not None:
             logits = logits + attn_mask
         log_weights = logits.log_softmax(-1)
@@ -194,7 +195,7 @@ def diagnose(model: Backbone | Classifier, batches: Iterable[tuple[Tensor, Tenso
     """The blocks of a model in eval mode, over all pictures of all batches.
 
     Args:
-        model: of a backbone, or a classifier without classes, there are no gradients.
+        model: of a backbone, or a classifier without classes, there are no gradients. Those it holds are cleared.
         batches: images (B, C, H, W), or clips (B, C, T, H, W), on the model's device, and their classes (B,), to which
             the gradients of the mean cross-entropy are taken; None for those that the model itself finds most probable.
 
@@ -298,16 +299,20 @@ def write_report(path: Path, blocks: Sequence[BlockDiagnosis], facts: Mapping[st
     Raises:
         InputError: they cannot be written.
     """
-    title = f"{facts['model']}, weights {facts['weights']}, {facts['pictures']} pictures"
-    figure = new_figure(11, 6.4, title)
+    weights = "/".join(Path(facts["weights"]).parts[-2:])
+    figure = new_figure(11, 6.4, f"{facts['model']}, weights {weights}, {facts['pictures']} pictures")
     numbers = range(1, len(blocks) + 1)
     stages = [block.block.split(".")[1] for block in blocks]
     for axes, (name, (panel, logarithmic)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         values = [_finite(getattr(block, name)) for block in blocks]
         axes.plot(numbers, [math.nan if n is None else n for n in values], color=BLUE, marker="o", markersize=3.5)
         axes.set_title(panel)
-        if logarithmic and any(values):
+        positive = [n for n in values if n]
+        if logarithmic and positive:
+            low, high = min(positive), max(positive)
+            room = 1.2 * max(1.0, 10 * low / high) ** 0.5  # a decade at least: what hardly changes shall look so
             axes.set_yscale("log")
+            axes.set_ylim(low / room, high * room)
         if name == "entropy":
             axes.set_ylim(0, 1.02)
         for number in numbers[1:]:

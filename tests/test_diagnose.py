@@ -117,6 +117,21 @@ def test_logits_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.entropy == pytest.approx(other.entropy, rel=1e-12)
 
 
+def test_logits_are_not_rounded_under_autocast() -> None:
+    model = tiny(
+        "pvt_v2", depths=(1,), num_heads=(1,), embed_dims=(8,), mlp_ratios=(2,), sr_ratios=(2,), out_indices=(0,)
+    )
+    attention, kept = model.stages[0].blocks[0].attn, {}
+    for name in ("q", "kv"):
+        getattr(attention, name).register_forward_hook(lambda _, __, y, name=name: kept.update({name: y.float()}))
+    observer = Observer(model)
+    with torch.no_grad(), observer.watching(), torch.autocast("cpu", torch.bfloat16):
+        model(images("pvt_v2", *SIZE))
+    (block,) = observer.diagnoses()
+    logits = kept["q"].flatten(1, 2) @ kept["kv"][..., :8].flatten(1, 2).mT / math.sqrt(8)
+    assert block.logit == pytest.approx(logits.max().item(), rel=1e-6)
+
+
 def test_attention_to_one_key_has_no_entropy() -> None:
     model = tiny("pvt_v2")
     (first, *_), (*_, last) = (diagnose.diagnose(model, [(images("pvt_v2", side, side), None)]) for side in (64, 32))

@@ -96,7 +96,7 @@ def test_a_blow_up_is_warned_of_before_it_happens(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     settings = [*settings_of(tmp_path / "run"), "--optimizer.name", "sgd", "--output.diagnose_steps", "2"]
-    assert main([*settings, "--lr", "0.01", "--epochs", "10"]) == 0
+    assert main([*settings, "--lr", "0.01", "--epochs", "3"]) == 0
     assert "warning" not in capsys.readouterr().out
     assert main([*settings, "--lr", "30", "--epochs", "10", "--overwrite", "--optimizer.clip_grad", "null"]) == 1
     said = capsys.readouterr()
