@@ -271,6 +271,12 @@ class OutputConfig:
     sharded: bool = Field(
         default=False,
         description="of parallel.mode fsdp2: every process writes its part of a checkpoint, and none gathers it whole",
+    diagnose_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="steps between diagnoses as of `hvt diagnose`, with a warning before a blow-up, such as 100; null: "
+        "none",
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard events, where the package is installed")
 
@@ -357,6 +363,11 @@ class Config:
             raise InputError(
                 "train.ema_decay: no process holds the weights of parallel.mode = zero3 to average; expected 0, or "
                 "zero1, zero2, ddp or fsdp2."
+            )
+        if self.parallel.mode.startswith("zero") and output.diagnose_steps is not None:
+            raise InputError(
+                f"output.diagnose_steps: parallel.mode = {self.parallel.mode} keeps weights and gradients to itself; "
+                "expected null, or ddp or fsdp2."
             )
         if self.parallel.mode.startswith("zero") and train.device == "cpu":
             raise InputError(

@@ -31,6 +31,9 @@ class Objective(Protocol):
     def measure(self, model: Any, batch: Batch, accelerator: Accelerator) -> Tensor:
         """What an evaluation sums up, (4,), of those pictures of the batch that have a target: the first ones."""
 
+    def look(self, model: Any, images: Tensor) -> None:
+        """A forward pass of pictures alone, for what looks into the model."""
+
     def evaluation(self, sums: Sequence[float]) -> Evaluation:
         """Of all pictures, from the sum of what `measure` returned."""
 
@@ -82,6 +85,9 @@ class Classification:
                 best.any(1).sum().float(),
             ]
         )
+
+    def look(self, model: Any, images: Tensor) -> None:
+        model(images)
 
     def evaluation(self, sums: Sequence[float]) -> Evaluation:
         images, loss, correct1, correct5 = sums
@@ -156,6 +162,9 @@ class Reconstruction:
             some = [place for place, index in enumerate(batch.indices[:count].tolist()) if index % step == 0]
             self._seen.append((images[some].cpu(), mask[some].cpu(), painted[some].cpu()))
         return sums
+
+    def look(self, model: Any, images: Tensor) -> None:
+        model(images, self._masks(range(len(images))).to(images.device))
 
     def evaluation(self, sums: Sequence[float]) -> Evaluation:
         self.shown = [torch.cat(parts)[:PICTURES_SHOWN] for parts in zip(*self._seen, strict=True)]

@@ -274,7 +274,8 @@ class Trainer:
             for group in islice(groups, progress.steps_per_epoch - done):
                 for batch in group:
                     progress.unreadable.add(batch.unreadable)
-                outcome = learner.step(group, progress.step + 1, self.stop)
+                with self.journal.diagnosis.during(progress.step + 1, group[0].images):
+                    outcome = learner.step(group, progress.step + 1, self.stop)
                 progress.step += 1
                 now = time.perf_counter()
                 self._count(outcome, group, now - begin)

@@ -25,7 +25,17 @@ ROWS = (
     {
         "openmmlab (adapter)": ("hvt_backbones.openmmlab",),
         "commands": tuple(
-            f"hvt_backbones.{name}" for name in ("cli", "__main__", "predict", "transfer", "doctor", "npu_doctor")
+            f"hvt_backbones.{name}"
+            for name in (
+                "cli",
+                "__main__",
+                "predict",
+                "reconstruct",
+                "transfer",
+                "diagnose",
+                "doctor",
+                "npu_doctor",
+            )  # fmt: skip
         ),
     },
     {
@@ -40,7 +50,8 @@ ROWS = (
     {"layers": ("hvt_backbones.layers",), "ops": ("hvt_backbones.ops",)},
     {
         BASE: tuple(
-            f"hvt_backbones.{name}" for name in ("images", "device", "processes", "atomic", "errors", "version")
+            f"hvt_backbones.{name}"
+            for name in ("images", "plots", "device", "processes", "atomic", "errors", "version")
         ),
     },
 )

@@ -1,4 +1,4 @@
-"""The command `hvt`: models, predict, features, reconstruct, transfer-report, convert, doctor."""
+"""The command `hvt`: models, predict, features, reconstruct, diagnose, transfer-report, convert, doctor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,29 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--mask-ratio", type=float, metavar="X", help="share that is hidden (default: as trained)")
     reconstruct.add_argument("--seed", type=whole_number(), default=0, metavar="N", help="of the masks (default 0)")
     reconstruct.set_defaults(run=run_reconstruct)
+
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="show how signals and gradients fare from block to block",
+        description="Write feature variance, attention entropy, largest logit and gradient norm of each block.",
+    )
+    _add_model(diagnose)
+    Reading.add_argument(diagnose)
+    diagnose.add_argument("--data", required=True, type=Path, metavar="DIR", help="a folder of pictures")
+    diagnose.add_argument(
+        "--output",
+        type=Path,
+        default=Path("diagnosis.png"),
+        metavar="PNG",
+        help="the picture, with the figures in a .json beside it (default diagnosis.png)",
+    )
+    diagnose.add_argument(
+        "--pictures", type=whole_number(1), default=64, metavar="N", help="at most, from all over DIR (default 64)"
+    )
+    diagnose.add_argument(
+        "--batch", type=whole_number(1), default=16, metavar="N", help="pictures at a time (default 16)"
+    )
+    diagnose.set_defaults(run=run_diagnose)
 
     transfer = commands.add_parser(
         "transfer-report",
@@ -262,16 +284,47 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     return reading.status()
 
 
+def run_diagnose(args: argparse.Namespace) -> int:
+    from . import diagnose
+    from .device import select_device
+    from .model_file import image_variant, open_model
+    from .plots import check_matplotlib
+
+    silence_false_alarms()
+    if args.output.suffix != ".png":
+        raise InputError(f"--output {args.output}: end the name in .png")
+    for path in (args.output, args.output.with_suffix(".json")):
+        _check_writable(path)
+    check_matplotlib()
+    if not args.data.is_dir():
+        raise InputError(f"--data {args.data} is no folder: give one with pictures in it")
+    images, reading = find_images([args.data]), Reading[Path](args.on_error)
+    device = select_device(args.device)
+    opened = open_model(args.source, args.model, args.weights_key)
+    image_variant(opened.name)
+    blocks, facts = diagnose.diagnose_pictures(
+        opened, images, args.data, device, most=args.pictures, batch_size=args.batch, reading=reading
+    )
+    if not blocks:
+        return reading.status()
+    diagnose.write_report(args.output, blocks, facts)
+    print(diagnose.table(blocks))
+    count = facts["pictures"]
+    print(f"{count} picture{'s' if count > 1 else ''}; {diagnose.GRADIENTS[facts['classes']]}")
+    print(f"wrote {args.output} and {args.output.with_suffix('.json')}")
+    return reading.status()
+
+
 def run_transfer_report(args: argparse.Namespace) -> None:
     from . import transfer
     from .device import select_device
     from .model_file import open_model
+    from .plots import check_matplotlib
 
     silence_false_alarms()
     if args.output is not None:
         _check_writable(args.output / "transfer.json")
-        if find_spec("matplotlib") is None:
-            raise InputError("--output draws with matplotlib, which is missing: `pip install matplotlib`")
+        check_matplotlib()
     device = select_device(args.device)
     opened = open_model(args.source, args.model, args.weights_key)
     models = transfer.in_windows(opened, args.windows)

@@ -21,11 +21,10 @@ from .classifier import Classifier
 from .errors import InputError
 from .images import IMAGE_SUFFIXES, find_images
 from .model_file import ModelFile
+from .plots import BLUE, INK, MUTED, new_figure, style
 from .predict import class_positions, image_batches
 from .variants import find_variant
 from .weights.position_windows import maps_at, windows_at
-
-INK, MUTED, GRID, BLUE = "#222222", "#777777", "#e4e4e4", "#2f6fb2"
 
 
 @dataclass(frozen=True)
@@ -160,11 +159,7 @@ def write_report(folder: Path, model_file: ModelFile, data: Path, found: Sequenc
 
 def plot(path: Path, found: Sequence[Transfer], *, title: str) -> None:
     """Write top-1 over the windows as a PNG; the first, the model's own, is ringed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.2, title)
     axes = figure.subplots()
     ordered = sorted(found, key=lambda one: one.window)
     windows, top1 = [one.window for one in ordered], [one.top1 for one in ordered]
@@ -172,15 +167,9 @@ def plot(path: Path, found: Sequence[Transfer], *, title: str) -> None:
     axes.scatter([found[0].window], [found[0].top1], s=110, facecolors="none", edgecolors=INK, zorder=3)
     for one in ordered:
         axes.annotate(f"{one.top1:.2f}", (one.window, one.top1), (0, 9), textcoords="offset points", ha="center")
-    axes.set_title(title, color=INK, loc="left", fontweight="bold")
+    style(axes, "window, image size in pixels")
     axes.set_xticks(windows, [f"{one.window}\n{shown_size(one.image_size)}" for one in ordered])
-    axes.set_xlabel("window, image size in pixels", color=MUTED)
     axes.set_ylabel("top-1, %", color=MUTED)
     axes.margins(y=0.15)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120)

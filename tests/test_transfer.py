@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy
@@ -162,11 +163,9 @@ def test_bad_input_is_one_line(
 
 
 def test_without_matplotlib(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr("hvt_backbones.cli.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     data, output = folder / "data", tmp_path / "report"
     arguments = ["transfer-report", folder / "v1.safetensors", "--windows", "8", "--data", data, "--output", output]
     assert main([str(one) for one in arguments]) == 2
-    assert (
-        capsys.readouterr().err == "error: --output draws with matplotlib, which is missing: `pip install matplotlib`\n"
-    )
+    assert "pip install matplotlib" in capsys.readouterr().err
     assert not output.exists()

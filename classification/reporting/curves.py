@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hvt_backbones.atomic import whole_file
-
-INK, MUTED, GRID = "#222222", "#777777", "#e4e4e4"
-BLUE, ORANGE, GREEN = "#2f6fb2", "#d9722e", "#3a8f5c"
+from hvt_backbones.plots import BLUE, GREEN, INK, MUTED, ORANGE, new_figure, style
 
 
 def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
@@ -19,19 +17,13 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
         path: the picture; replaced whole.
         title: above the panels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     epochs = [row["epoch"] for row in history]
 
     def column(name: str) -> list[float]:
         return [row[name] for row in history]
 
     marker = {"marker": "o", "markersize": 3.5} if len(history) <= 40 else {}
-    figure = Figure(figsize=(13, 4.2), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    figure = new_figure(13, 4.2, title)
     named = "top1" in history[-1]
     loss, *between, rate = figure.subplots(1, 3 if named else 2)
 
@@ -65,13 +57,6 @@ def plot_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: st
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
     for axes in (loss, *between, rate):
-        axes.set_xlabel("epoch", color=MUTED)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(MUTED)
-        axes.tick_params(colors=MUTED)
-        axes.title.set_color(INK)
+        style(axes, "epoch")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120)

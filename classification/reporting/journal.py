@@ -28,6 +28,7 @@ from ..objective import Reconstruction
 from ..progress import Progress, score, score_text
 from ..state import Learner, Outcome, lr_scale, warmup_epochs
 from .curves import plot_curves
+from .diagnosis import StepDiagnosis
 from .log import EventWriter, duration, listed, peak_memory
 from .page import write_report
 
@@ -54,6 +55,7 @@ class Journal:
         self.folder = files.run_folder(config.output)
         wanted = accelerator.is_main_process and config.output.tensorboard
         self.events = EventWriter(self.folder, wanted=wanted, step=progress.step)
+        self.diagnosis = StepDiagnosis(config.output.diagnose_steps, accelerator, learner, self.events)
 
     def announce(self) -> None:
         """What is about to be trained, and from where."""

@@ -234,6 +234,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "fp16 on the CPU": ({"train.amp": "fp16", "train.device": "cpu"}, "train.amp"),
     "fp16 with FSDP2": ({"train.amp": "fp16", "train.device": "npu", "parallel.mode": "fsdp2"}, "train.amp"),
     "ZeRO on the CPU": ({"train.device": "cpu", "train.amp": "fp32", "parallel.mode": "zero2"}, "parallel.mode"),
+    "diagnoses with ZeRO": (
+        {"output.diagnose_steps": 9, "train.device": "npu", "train.amp": "fp32", "parallel.mode": "zero1"},
+        "output.diagnose_steps",
+    ),
     "class map of nothing": ({"model.class_map": "map.txt", "model.pretrained": False}, "model.class_map"),
     "everything frozen, stages too": (
         {"model.freeze_backbone": True, "model.freeze_stages": 1}, "model.freeze_backbone"

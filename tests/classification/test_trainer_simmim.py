@@ -130,7 +130,7 @@ def test_what_cannot_be_painted_is_one_line(quick_run: Run, options: list[str], 
 
 
 def test_a_run_does_not_go_on_with_another_task(quick_run: Run, tmp_path: Path) -> None:
-    assert quick_run(*SIMMIM, "--epochs", "1")[0] == 0
+    assert quick_run(*SIMMIM, "--epochs", "1", "--output.diagnose_steps", "1")[0] == 0
     status, said = quick_run("--resume", "auto", "--output.allow_changes", "true")
     assert status == 2
     assert "the checkpoint is of another model" in said
