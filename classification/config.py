@@ -271,6 +271,7 @@ class OutputConfig:
     sharded: bool = Field(
         default=False,
         description="of parallel.mode fsdp2: every process writes its part of a checkpoint, and none gathers it whole",
+    )
     diagnose_steps: int | None = Field(
         default=None,
         ge=1,

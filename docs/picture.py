@@ -13,6 +13,7 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 PACKAGES = ("hvt_backbones", "classification", "detection", "segmentation", "video", "runner", "demos", "soak")
 # a row of boxes each, from those that use to those that are used: title -> modules, or packages of them
 BASE = "images, files, errors"  # to which no arrows are drawn
+COMMANDS = ("cli", "__main__", "predict", "reconstruct", "transfer", "diagnose", "doctor", "npu_doctor")
 ROWS = (
     {"soak": ("soak",), "demos": ("demos",)},
     {
@@ -24,19 +25,7 @@ ROWS = (
     {"runner": ("runner",)},
     {
         "openmmlab (adapter)": ("hvt_backbones.openmmlab",),
-        "commands": tuple(
-            f"hvt_backbones.{name}"
-            for name in (
-                "cli",
-                "__main__",
-                "predict",
-                "reconstruct",
-                "transfer",
-                "diagnose",
-                "doctor",
-                "npu_doctor",
-            )  # fmt: skip
-        ),
+        "commands": tuple(f"hvt_backbones.{name}" for name in COMMANDS),
     },
     {
         "model files": ("hvt_backbones.model_file",),
