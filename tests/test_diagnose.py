@@ -222,11 +222,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(6 if name == "cat" else 3):
             pixels = generator.integers(0, 256, (32, 32, 3), dtype=numpy.uint8)
             Image.fromarray(pixels).save(root / "pictures" / name / f"{i}.png")
-    about = metadata_of("swin_tiny", ARGUMENTS, ["cat", "dog", "owl"], Preprocessing(input_size=(3, 32, 32)))
+    about = metadata_of(
+        "swin_tiny", ARGUMENTS, Preprocessing(input_size=(3, 32, 32)), class_names=["cat", "dog", "owl"]
+    )
     model = create_classifier("swin_tiny", num_classes=3, **ARGUMENTS)
     save_state_dict(model.state_dict(), root / "tiny.safetensors", about)
     backbone = create_backbone("swin_tiny", **ARGUMENTS)
-    headless = metadata_of("swin_tiny", ARGUMENTS, [], Preprocessing(input_size=(3, 32, 32)))
+    headless = metadata_of("swin_tiny", ARGUMENTS, Preprocessing(input_size=(3, 32, 32)), class_names=[])
     headless = {key: text for key, text in headless.items() if "class" not in key}
     save_state_dict(backbone.state_dict(), root / "headless.safetensors", headless)
     return root
@@ -273,7 +275,9 @@ def test_what_is_no_number_is_null(data: Path, tmp_path: Path, capsys: pytest.Ca
     model = create_classifier("swin_tiny", num_classes=3, **ARGUMENTS)
     with torch.no_grad():
         model.backbone.stages[0].blocks[0].mlp.fc2.bias.fill_(math.inf)
-    about = metadata_of("swin_tiny", ARGUMENTS, ["cat", "dog", "owl"], Preprocessing(input_size=(3, 32, 32)))
+    about = metadata_of(
+        "swin_tiny", ARGUMENTS, Preprocessing(input_size=(3, 32, 32)), class_names=["cat", "dog", "owl"]
+    )
     save_state_dict(model.state_dict(), tmp_path / "broken.safetensors", about)
     said, found = diagnosis(capsys, tmp_path / "broken.safetensors", data / "pictures", tmp_path / "broken.png")
     assert found["blocks"][0]["variance"] is None

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from classification.checkpoint import files as checkpoint
+from classification.objective import Classification
 from classification.reporting.diagnosis import StepDiagnosis
 from classification.train import main
 from hvt_backbones import create_classifier
@@ -61,7 +62,7 @@ def test_a_step_has_the_figures_of_hvt_diagnose_and_its_own_gradients(capsys: py
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     images, classes, told = torch.randn(20, 3, 32, 32), torch.arange(20) % 3, {}
     events = SimpleNamespace(add=lambda step, **values: told.update({step: values}))
-    learner = SimpleNamespace(model=model.train(), raw_optimizer=optimizer)
+    learner = SimpleNamespace(objective=Classification(), model=model.train(), raw_optimizer=optimizer)
     diagnosis = StepDiagnosis(2, Accelerator(cpu=True), learner, events)
     expected = diagnose(model, [(images[:16], classes[:16])])
     for step in range(4, 8):
@@ -80,7 +81,9 @@ def test_a_step_has_the_figures_of_hvt_diagnose_and_its_own_gradients(capsys: py
 
 def test_each_growth_is_warned_of_once(capsys: pytest.CaptureFixture) -> None:
     model = create_classifier("swin_tiny", num_classes=3, embed_dim=16, depths=(1,), num_heads=(1,), window_size=4)
-    learner = SimpleNamespace(model=model, raw_optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    learner = SimpleNamespace(
+        objective=Classification(), model=model, raw_optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     diagnosis = StepDiagnosis(1, Accelerator(cpu=True), learner, SimpleNamespace(add=lambda *_, **__: None))
     images, warned = torch.randn(4, 3, 32, 32), []
     # the main branch in front of the block; its variance is the square
