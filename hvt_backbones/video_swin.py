@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index
+from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index, token_places
 from .swin import ShiftedWindowBackbone, Window
 
 
@@ -18,6 +18,9 @@ class CornerPositionBias(RelativePositionBias):
 
     The official code does so: along an axis that shrinks other than the first, these are not the same offsets.
     """
+
+    def _places(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+        return token_places(self.window_size, self.window_size, device)[: math.prod(window)]
 
     def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         whole, tokens = math.prod(self.window_size), math.prod(window)

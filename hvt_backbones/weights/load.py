@@ -135,7 +135,7 @@ def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> Checkpoint:
     if (checkpoint.layout.family, backbone.family) == ("swin", "video_swin"):
         attentions = [_window_attentions(stage) for stage in backbone.stages]
         patch_frames = backbone.get_parameter(PATCH_PROJECTION).shape[2]
-        return inflate_checkpoint(checkpoint, [each[0].window_size for each in attentions], patch_frames)
+        return inflate_checkpoint(checkpoint, [each[0].window_size for each in attentions if each], patch_frames)
     if checkpoint.layout.family != backbone.family:
         raise WeightsError(
             f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
@@ -251,7 +251,7 @@ class _Plan:
         if not key.startswith("stages."):
             return None
         stage = int(key.split(".")[1])
-        built = len(self.backbone.stages)
+        built = sum(len(each.blocks) > 0 for each in self.backbone.stages)
         if stage >= built:
             return f"the model ends with stage {built - 1}"
         last = self.checkpoint.stages - 1
