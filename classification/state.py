@@ -324,6 +324,7 @@ def build_model(settings: ModelConfig, channels: int, num_classes: int) -> Class
         raise InputError(f"model.overrides: {settings.overrides} do not build a {settings.name}: {error}") from None
     model.freeze_stages(len(model.backbone.stages) if settings.freeze_backbone else settings.freeze_stages)
     model.set_grad_checkpointing(settings.grad_checkpointing)
+    model.set_sequential_attention(settings.max_logits)
     return model
 
 
