@@ -148,10 +148,9 @@ def test_six_tensors_of_that_size_are_alive_at_most(what: str, implementation: s
 
         return peak_memory(build, CPU)
 
-    small, large = 2**13, 2**16
+    small, large = 2**14, 2**17
     assert peak(large) - peak(small) <= 6 * 4 * (large - small)
-    assert peak(small) < 4 * 2 * large  # maps and the table, and what is above
-    assert peak(None) > 4 * 6 * large
+    assert peak(None) > 2 * peak(large)
 
 
 @implementations
@@ -187,8 +186,8 @@ def test_with_checkpointing_autocast_and_gradients_of_gradients(family: str) -> 
         return [scalar, *torch.autograd.grad(scalar, leaves)]
 
     def error(ours: list[Tensor], theirs: list[Tensor]) -> float:
-        difference = sum(float((x - y).square().sum()) for x, y in zip(ours, theirs, strict=True))
-        return (difference / sum(float(y.square().sum()) for y in theirs)) ** 0.5
+        difference = sum(float((x - y).detach().square().sum()) for x, y in zip(ours, theirs, strict=True))
+        return (difference / sum(float(y.detach().square().sum()) for y in theirs)) ** 0.5
 
     plain, narrow = first(), first(autocast=True)
     model.set_sequential_attention(500)
