@@ -50,7 +50,7 @@ class ModelConfig:
         default=None,
         ge=1,
         le=10**12,
-        description="attention logits that are alive at a time, of large windows or pictures; null: all, which is faster",
+        description="attention logits that are made at a time, for large windows and pictures; null: all at once",
     )
 
 

@@ -198,7 +198,7 @@ class Backbone(nn.Module):
         """
         self._check(images)
         x = channels_last(images)
-        maps = []
+        maps: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             x, normed = stage(x, (embed or self.embed) if i == 0 else self._returning(self.stages[i - 1], maps))
             if i in self.out_indices and not stage.norm_is_of_next:
@@ -289,9 +289,9 @@ class Backbone(nn.Module):
         """
         if max_logits is not None and not is_whole(max_logits):
             raise InputError(f"max_logits is {max_logits!r}: give a positive whole number, such as 2**26, or None")
-        for module in self.modules():
-            if hasattr(module, "max_logits"):
-                module.max_logits = max_logits
+        attentions: list[Any] = [module for module in self.modules() if hasattr(module, "max_logits")]
+        for attention in attentions:
+            attention.max_logits = max_logits
 
     def freeze_stages(self, count: int) -> None:
         """Freeze the first `count` stages: no gradients, and eval mode (no stochastic depth) also during training.
@@ -309,7 +309,7 @@ class Backbone(nn.Module):
     def layer_ids(self) -> Iterator[tuple[str, int]]:
         """(parameter name, layer) from 0 (patch and position embedding) to the number of blocks.
 
-        A downsampling layer counts with the block after it, where there is one, a stage's norm with the block before it.
+        A downsampling layer counts with the block after it, where there is one, a stage's norm with the one before it.
         """
         first_block = [1]
         for stage in self.stages:

@@ -41,9 +41,7 @@ class VideoWindowAttention(WindowAttention):
         self.position_bias = CornerPositionBias(window_size, num_heads)
 
     def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        fits = [n > side for n, side in zip(spatial, self.window_size, strict=True)]
-        window = tuple(side if fit else n for n, side, fit in zip(spatial, self.window_size, fits, strict=True))
-        return window, tuple(shift if fit else 0 for shift, fit in zip(self.shift_size, fits, strict=True))
+        return self.fit_each_axis(spatial)
 
 
 class VideoSwinTransformer(ShiftedWindowBackbone):

@@ -152,8 +152,9 @@ class WindowAttention(nn.Module):
         shifted: shift by half a window.
         qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
         small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
-            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code).
-            `VideoSwinTransformer` shrinks each axis by itself.
+            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code). A window
+            whose sides differ, which the official classifier has not, shrinks along each axis by itself, as in timm
+            and in `VideoSwinTransformer`.
 
     Shape: (B, *spatial, C) -> (B, *spatial, C).
     """
@@ -190,8 +191,16 @@ class WindowAttention(nn.Module):
         """Window and shift for a map of this size."""
         if self.small_map == "pad" or all(n > side for n, side in zip(spatial, self.window_size, strict=True)):
             return self.window_size, self.shift_size
+        if len(set(self.window_size)) > 1:
+            return self.fit_each_axis(spatial)
         shortest = min(spatial)
         return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
+
+    def fit_each_axis(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Window and shift where each axis shrinks by itself."""
+        fits = [n > side for n, side in zip(spatial, self.window_size, strict=True)]
+        window = tuple(side if fit else n for n, side, fit in zip(spatial, self.window_size, fits, strict=True))
+        return window, tuple(shift if fit else 0 for shift, fit in zip(self.shift_size, fits, strict=True))
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values: (..., C) -> (..., 3C)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ def sequential(
     """
     if q[..., 0].numel() * k.shape[2] <= max_logits:
         return attend(q, k, v, attn_mask=bias((slice(None),) * 3), scale=scale, dropout_p=dropout_p)
-    windows, heads, queries = part_sizes(*q.shape[:3], k.shape[2], max_logits)
+    windows, heads, queries = part_sizes(q.shape[0], q.shape[1], q.shape[2], k.shape[2], max_logits)
 
     def attend_part(q: Tensor, k: Tensor, v: Tensor, where: Where) -> Tensor:
         return attend(q, k, v, attn_mask=bias(where), scale=scale, dropout_p=dropout_p)
@@ -122,17 +121,16 @@ def sequential_windows(
     if logit_scale is not None:
         q, k = cosine(q, k, logit_scale.to(wide).view(num_heads, 1, 1))
         scale = 1.0
-    regions: tuple[Any, Any] | None = None
-    if any(shift_size) or mask_padding:
-        wrapped, padding = token_regions(grid.spatial, window_size, shift_size, qkv.device)
-        regions = wrapped.repeat(grid.batch, 1), padding.repeat(grid.batch, 1) if mask_padding else None
+    masked = any(shift_size) or mask_padding
+    if masked:
+        regions = token_regions(grid.spatial, window_size, shift_size, qkv.device)
+        wrapped, padding = (tokens.repeat(grid.batch, 1) for tokens in regions)
 
     def added(where: Where) -> Tensor | None:
         windows, heads, queries = where
         added = None if bias is None else bias[heads, queries][None]
-        if regions is not None:
-            wrapped, padding = (None if tokens is None else tokens[windows] for tokens in regions)
-            mask = windows_mask(wrapped, padding, wide, queries)[:, None]
+        if masked:
+            mask = windows_mask(wrapped[windows], padding[windows] if mask_padding else None, wide, queries)[:, None]
             added = mask if added is None else added + mask
         return added
 

@@ -154,9 +154,7 @@ def token_regions(
     return _window_tokens(sides, window).sum(-1), _window_tokens(padding, window).any(-1)
 
 
-def windows_mask(
-    wrapped: Tensor, padding: Tensor | None, dtype: torch.dtype, queries: slice = slice(None)
-) -> Tensor:
+def windows_mask(wrapped: Tensor, padding: Tensor | None, dtype: torch.dtype, queries: slice = slice(None)) -> Tensor:
     """The rows `queries` of the masks of windows whose tokens have these `token_regions`: (windows, queries, N)."""
     mask = (wrapped[:, queries, None] != wrapped[:, None]).to(dtype) * SHIFT_MASK
     return mask if padding is None else mask + padding.to(dtype)[:, None] * PADDING_MASK

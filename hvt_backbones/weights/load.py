@@ -24,9 +24,9 @@ from .layouts import ALL, OURS, our_layout
 from .report import LoadReport, shown, some
 from .resize import (
     adapt_input_channels,
+    image_window,
     resize_position_embedding,
     resize_position_table,
-    square_window,
     video_window,
 )
 from .sources import Source, read_source
@@ -300,7 +300,7 @@ class _Plan:
         if isinstance(bias, PositionBias) and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
             new = bias.window_size
             old: tuple[int, ...] | None
-            old = square_window(len(tensor)) if len(new) == 2 else video_window(len(tensor), new)
+            old = (image_window if len(new) == 2 else video_window)(len(tensor), new)
             if old is not None:
                 sizes = " to ".join("x".join(map(str, window)) for window in (old, new))
                 return resize_position_table(tensor, old, new), "resized", f"window {sizes}"
