@@ -149,7 +149,7 @@ def token_regions(
     for axis, (length, side, offset) in enumerate(zip(spatial, window, shift, strict=True)):
         padded = (length + side - 1) // side * side
         position = torch.arange(padded, device=device)
-        sides.append((position >= padded - offset if offset else position < 0) * 2**axis)
+        sides.append((position >= padded - offset if offset else position < 0).long() * 2**axis)
         padding.append((position + offset) % padded >= length)
     return _window_tokens(sides, window).sum(-1), _window_tokens(padding, window).any(-1)
 
