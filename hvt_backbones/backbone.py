@@ -278,7 +278,7 @@ class Backbone(nn.Module):
         one window has too many, queries are attended in turn, and once more in the backward pass. The maps and their
         gradients stay the same but for rounding. No tensor of logits, attention weights, position bias, mask or
         gradients of these has more numbers than `max_logits`, and at most six of that size are alive at a time. An
-        attention with fewer logits is not cut.
+        attention with fewer logits is not cut. As with checkpointing, `torch.func` cannot differentiate through it.
 
         Args:
             max_logits: of images x windows x heads x queries x keys, such as 2**26, which are 256 MiB of float32; the
