@@ -46,6 +46,12 @@ class ModelConfig:
         description="recompute activations in the backward pass, of a whole block (true) or stage, or of each block's "
         "attention or MLP: less memory, more time",
     )
+    max_logits: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="attention logits that are made at a time, for large windows and pictures; null: all at once",
+    )
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -350,6 +350,7 @@ def build_model(
             raise
         raise InputError(f"model.overrides: {settings.overrides} do not build a {settings.name}: {error}") from None
     model.set_grad_checkpointing(settings.grad_checkpointing)
+    model.set_sequential_attention(settings.max_logits)
     return model
 
 

@@ -93,13 +93,24 @@ def keywords(function: Callable[..., Any]) -> set[str]:
 class Stage(nn.Module):
     """One resolution: `downsample` into it, `blocks` at it, `norm` of what leaves it.
 
-    A position embedding, `embed`, may follow the first; the last may be for the output alone, so that both are given:
+    Between the first two, `embed` may change the map; the last may be for the output alone, so that both are given:
     the map before and after it. Shape: (B, *spatial, C') -> twice (B, *spatial, C).
+
+    Args:
+        norm_is_of_next: `norm` is of the map that enters the blocks of the next stage, and not called here.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        downsample: nn.Module,
+        blocks: Iterable[nn.Module],
+        norm: nn.Module | None = None,
+        *,
+        norm_is_of_next: bool = False,
+    ) -> None:
         super().__init__()
         self.downsample = downsample
+        self.norm_is_of_next = norm_is_of_next
         self.blocks: Sequence[nn.Module] = nn.ModuleList(blocks)  # type: ignore[assignment] # no Sequence to its type
         self.norm = nn.Identity() if norm is None else norm
         self.recomputed: str | None = None  # "block" or "stage", by `Backbone.set_grad_checkpointing`
@@ -109,7 +120,7 @@ class Stage(nn.Module):
         if embed is not None:
             x = embed(x)
         x = recompute(self._attend)(x) if self.training and self.recomputed == "stage" else self._attend(x)
-        return x, self.norm(x)
+        return x, x if self.norm_is_of_next else self.norm(x)
 
     def _attend(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -144,13 +155,15 @@ class Backbone(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         out_indices: Sequence[int],
+        out_after_downsample: bool = False,
     ) -> None:
         super().__init__()
         self.stages: Sequence[Stage] = nn.ModuleList(stages)  # type: ignore[assignment] # whose type names no modules
         self.in_chans = in_chans
         self.out_indices = tuple(out_indices)
-        self.channels = tuple(channels[i] for i in self.out_indices)
-        self.strides = tuple(strides[i] for i in self.out_indices)
+        places = [min(i + out_after_downsample, len(channels) - 1) for i in self.out_indices]
+        self.channels = tuple(channels[i] for i in places)
+        self.strides = tuple(strides[i] for i in places)
         self.num_features = self.channels[-1]
         self.frozen_stages = 0
         self._patch = strides[0]
@@ -185,14 +198,23 @@ class Backbone(nn.Module):
         """
         self._check(images)
         x = channels_last(images)
-        maps = []
+        maps: list[Tensor] = []
         for i, stage in enumerate(self.stages):
-            x, normed = stage(x, (embed or self.embed) if i == 0 else None)
-            if i in self.out_indices:
+            x, normed = stage(x, (embed or self.embed) if i == 0 else self._returning(self.stages[i - 1], maps))
+            if i in self.out_indices and not stage.norm_is_of_next:
                 maps.append(channels_first(normed))
             if self.norm_feeds_next_stage:
                 x = normed
         return tuple(maps)
+
+    def _returning(self, before: Stage, maps: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
+        """What a stage does with the map that enters its blocks, where that is the output of the stage before it."""
+
+        def append(x: Tensor) -> Tensor:
+            maps.append(channels_first(before.norm(x)))
+            return x
+
+        return append if before.norm_is_of_next else None
 
     def _check(self, images: Tensor) -> None:
         if isinstance(images, fx.Proxy):
@@ -249,6 +271,28 @@ class Backbone(nn.Module):
             if isinstance(block, Block):
                 block.recomputed = branch
 
+    def set_sequential_attention(self, max_logits: int | None) -> None:
+        """Attend part by part, so that large windows and global attention fit into memory, forward and backward.
+
+        The sequential self-attention of SwinV2 (arXiv:2111.09883, Sec. 3.5), in all families: windows, heads and, where
+        one window has too many, queries are attended in turn, and once more in the backward pass. The maps and their
+        gradients stay the same but for rounding. No tensor of logits, attention weights, position bias, mask or
+        gradients of these has more numbers than `max_logits`, and at most six of that size are alive at a time. An
+        attention with fewer logits is not cut. As with checkpointing, `torch.func` cannot differentiate through it.
+
+        Args:
+            max_logits: of images x windows x heads x queries x keys, such as 2**26, which are 256 MiB of float32; the
+                keys of one query are the least. None: all at once.
+
+        Raises:
+            InputError: it is no positive whole number.
+        """
+        if max_logits is not None and not is_whole(max_logits):
+            raise InputError(f"max_logits is {max_logits!r}: give a positive whole number, such as 2**26, or None")
+        attentions: list[Any] = [module for module in self.modules() if hasattr(module, "max_logits")]
+        for attention in attentions:
+            attention.max_logits = max_logits
+
     def freeze_stages(self, count: int) -> None:
         """Freeze the first `count` stages: no gradients, and eval mode (no stochastic depth) also during training.
 
@@ -265,7 +309,7 @@ class Backbone(nn.Module):
     def layer_ids(self) -> Iterator[tuple[str, int]]:
         """(parameter name, layer) from 0 (patch and position embedding) to the number of blocks.
 
-        A downsampling layer counts with the block after it, a stage's norm with the block before it.
+        A downsampling layer counts with the block after it, where there is one, a stage's norm with the one before it.
         """
         first_block = [1]
         for stage in self.stages:
@@ -279,7 +323,7 @@ class Backbone(nn.Module):
             if part == "blocks":
                 yield name, first_block[i] + int(rest[0])
             elif part == "downsample":
-                yield name, 0 if i == 0 else first_block[i]
+                yield name, 0 if i == 0 else min(first_block[i], first_block[-1] - 1)
             else:
                 yield name, first_block[i + 1] - 1
 

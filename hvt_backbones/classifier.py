@@ -53,6 +53,9 @@ class Classifier(nn.Module):
     def set_grad_checkpointing(self, enable: bool | str = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
+    def set_sequential_attention(self, max_logits: int | None) -> None:
+        self.backbone.set_sequential_attention(max_logits)
+
     def freeze_stages(self, count: int) -> None:
         self.backbone.freeze_stages(count)
 

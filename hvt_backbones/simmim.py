@@ -160,6 +160,9 @@ class SimMIM(nn.Module):
     def set_grad_checkpointing(self, enable: bool | str = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
+    def set_sequential_attention(self, max_logits: int | None) -> None:
+        self.backbone.set_sequential_attention(max_logits)
+
     def param_groups(
         self, *, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:

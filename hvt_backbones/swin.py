@@ -76,6 +76,7 @@ class ShiftedWindowBackbone(Backbone):
         output_norm: bool = True,
         norm_eps: float = 1e-5,
         out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_after_downsample: bool = False,
         **attention: Any,
     ) -> None:
         check_stages(out_indices, depths=depths, num_heads=num_heads)
@@ -86,7 +87,12 @@ class ShiftedWindowBackbone(Backbone):
             counts={"in_chans": in_chans, "embed_dim": embed_dim},
             rates={"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate, "drop_path_rate": drop_path_rate},
             factors={"mlp_ratio": mlp_ratio, "norm_eps": norm_eps, "qk_scale": 1.0 if scale is None else scale},
-            flags={"qkv_bias": qkv_bias, "patch_norm": patch_norm, "output_norm": output_norm},
+            flags={
+                "qkv_bias": qkv_bias,
+                "patch_norm": patch_norm,
+                "output_norm": output_norm,
+                "out_after_downsample": out_after_downsample,
+            },
         )
         dims = [embed_dim * 2**i for i in range(len(depths))]
         check_heads(dims, num_heads)
@@ -111,16 +117,21 @@ class ShiftedWindowBackbone(Backbone):
                 return PatchEmbed(in_chans, embed_dim, patch, norm_eps=norm_eps if patch_norm else None)
             return PatchMerging(dims[i - 1], post_norm=self.post_norm, norm_eps=norm_eps)
 
-        stages = [
-            Stage(
-                downsample(i),
-                [block(i, j) for j in range(depth)],
-                nn.LayerNorm(dims[i], eps=norm_eps) if output_norm and i in out_indices else None,
-            )
-            for i, depth in enumerate(depths[: max(out_indices) + 1])
-        ]
-        strides = [max(patch[-2:]) * 2**i for i in range(len(depths))]
-        super().__init__(stages, in_chans=in_chans, channels=dims, strides=strides, out_indices=out_indices)
+        def stage(i: int) -> Stage:
+            after = out_after_downsample and i in out_indices and i + 1 < len(depths)
+            norm = nn.LayerNorm(dims[i + after], eps=norm_eps) if output_norm and i in out_indices else None
+            # a stage after the last output is there for its downsampling alone
+            blocks = [block(i, j) for j in range(depths[i] if i <= max(out_indices) else 0)]
+            return Stage(downsample(i), blocks, norm, norm_is_of_next=after)
+
+        super().__init__(
+            [stage(i) for i in range(min(max(out_indices) + 1 + out_after_downsample, len(depths)))],
+            in_chans=in_chans,
+            channels=dims,
+            strides=[max(patch[-2:]) * 2**i for i in range(len(depths))],
+            out_indices=out_indices,
+            out_after_downsample=out_after_downsample,
+        )
         self.pos_drop = nn.Dropout(drop_rate)
         self._initialise()
 
@@ -160,6 +171,8 @@ class SwinTransformer(ShiftedWindowBackbone):
             `Swinv2Backbone` (in DPT, for example) have none.
         norm_eps: eps of all norms.
         out_indices: the stages whose maps are returned; later stages are not built.
+        out_after_downsample: return the map of a stage after the downsampling that follows it, with its channels and
+            stride (the name is mmpretrain's and mmaction2's); after the last stage there is none.
         small_map: "pad" or "shrink", see `WindowAttention`.
 
     Raises:

@@ -49,6 +49,7 @@ class LocalAttention(nn.Module):
         self.mask_padding = mask_padding
         self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
+        self.max_logits: int | None = None  # by `Backbone.set_sequential_attention`
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
@@ -67,6 +68,7 @@ class LocalAttention(nn.Module):
             pad_value=padding_value(x, self.window_size, self.qkv),
             mask_padding=self.mask_padding and all(padded),
             dropout_p=self.attn_drop_rate if self.training else 0.0,
+            max_logits=self.max_logits,
         )
         return self.proj_drop(self.proj(x))
 

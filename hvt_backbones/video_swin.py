@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index
+from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index, token_places
 from .swin import ShiftedWindowBackbone, Window
 
 
@@ -18,6 +18,9 @@ class CornerPositionBias(RelativePositionBias):
 
     The official code does so: along an axis that shrinks other than the first, these are not the same offsets.
     """
+
+    def _places(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+        return token_places(self.window_size, self.window_size, device)[: math.prod(window)]
 
     def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
         whole, tokens = math.prod(self.window_size), math.prod(window)
@@ -38,9 +41,7 @@ class VideoWindowAttention(WindowAttention):
         self.position_bias = CornerPositionBias(window_size, num_heads)
 
     def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        fits = [n > side for n, side in zip(spatial, self.window_size, strict=True)]
-        window = tuple(side if fit else n for n, side, fit in zip(spatial, self.window_size, fits, strict=True))
-        return window, tuple(shift if fit else 0 for shift, fit in zip(self.shift_size, fits, strict=True))
+        return self.fit_each_axis(spatial)
 
 
 class VideoSwinTransformer(ShiftedWindowBackbone):

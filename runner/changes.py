@@ -19,8 +19,8 @@ from hvt_backbones.errors import InputError
 SECTIONS = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "auto_scale_lr",
             "custom_hooks", "randomness", "find_unused_parameters", "sync_bn")  # fmt: skip
 # and where, how fast, and from what it started
-FREE = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "data_root", "with_cp", "pretrained",
-        "init_cfg", "val_interval", "val_begin", "dynamic_intervals", "meta_keys")  # fmt: skip
+FREE = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "data_root", "with_cp", "max_logits",
+        "pretrained", "init_cfg", "val_interval", "val_begin", "dynamic_intervals", "meta_keys")  # fmt: skip
 LENGTH = ("max_epochs", "max_iters")
 ABSENT = "absent"
 SHOWN = 80  # characters of a value

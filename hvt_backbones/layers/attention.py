@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..ops.sdpa import attend
+from ..ops.sequential import sequential
 from .maps import channels_first, channels_last, convolve, pad_to_cell
 
 
@@ -72,6 +73,7 @@ class SpatialReductionAttention(nn.Module):
         self.sr_ratio = sr_ratio
         self.qk_scale = qk_scale
         self.attn_drop_rate = attn_drop_rate
+        self.max_logits: int | None = None  # by `Backbone.set_sequential_attention`
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -98,7 +100,10 @@ class SpatialReductionAttention(nn.Module):
         kv = self.kv(self.reduce(x)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # (B, heads, h * w, head_dim) each
         dropout_p = self.attn_drop_rate if self.training else 0.0
-        attended = attend(q, k, v, dropout_p=dropout_p, scale=self.qk_scale)
+        if self.max_logits is None:
+            attended = attend(q, k, v, dropout_p=dropout_p, scale=self.qk_scale)
+        else:
+            attended = sequential(attend, q, k, v, self.max_logits, dropout_p=dropout_p, scale=self.qk_scale)
         return self.proj_drop(self.proj(attended.transpose(1, 2).reshape(x.shape)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops import window_attention
+from ..ops import BiasTable, window_attention
 from ..ops.eager import constant
 from ..ops.windows import padding_value
 
@@ -19,14 +19,21 @@ SMALL_MAP = ("pad", "shrink")
 
 
 @constant()
+def token_places(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
+    """A number for each token of a window, (N,), int64, as `BiasTable` has them, for a table of windows of `table`."""
+    axes = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
+    places = torch.zeros(math.prod(window), dtype=torch.long, device=device)
+    for place, side in zip(axes, table, strict=True):
+        places = places * (2 * side - 1) + place.flatten()  # offsets go from -(side - 1) to side - 1
+    return places
+
+
+@constant()
 def relative_position_index(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
     """Row of a table made for windows of size `table` for each pair of tokens of a window: (N * N,), int64."""
-    places = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
-    index = torch.zeros((), dtype=torch.long, device=device)
-    for axis, place in enumerate(places):
-        offset = place.flatten()[:, None] - place.flatten()[None]  # from -(side - 1) to side - 1
-        index = index * (2 * table[axis] - 1) + offset + table[axis] - 1
-    return index.flatten()
+    places = token_places(window, table, device)
+    middle = math.prod(2 * side - 1 for side in table) // 2
+    return (places[:, None] - places + middle).flatten()
 
 
 @constant()
@@ -53,17 +60,42 @@ class PositionBias(nn.Module):
         self.window_size = tuple(window_size)
         self.num_heads = num_heads
 
-    def forward(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(
+        self,
+        window: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        whole: bool = True,
+    ) -> Tensor | BiasTable:
         """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`.
 
         Device and dtype are those of the map that is to be attended: the weights may lie elsewhere between calls.
+        Unless `whole`, only a table is made, of which `window_attention` takes what each part needs.
         """
+        table = self._table(window, device, dtype)
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        if not whole:
+            return BiasTable(table, self._places(window, device))
+        size = math.prod(window)
+        index = self._index(window, device)
+        return table.index_select(0, index).view(size, size, self.num_heads).permute(2, 0, 1).contiguous()
+
+    def _table(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A bias for each offset and head, (offsets, num_heads)."""
         raise NotImplementedError
 
-    def _gather(self, table: Tensor, index: Tensor, window: tuple[int, ...]) -> Tensor:
-        size = math.prod(window)
-        table = table.to(torch.promote_types(table.dtype, torch.float32))
-        return table.index_select(0, index).view(size, size, self.num_heads).permute(2, 0, 1).contiguous()
+    def _window_of_table(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        """The window whose offsets the table has."""
+        return self.window_size
+
+    def _places(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+        """`token_places` in the table, (N,)."""
+        return token_places(window, self._window_of_table(window), device)
+
+    def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+        """The row of the table for each pair of tokens, (N * N,)."""
+        return relative_position_index(window, self._window_of_table(window), device)
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, num_heads={self.num_heads}"
@@ -77,12 +109,8 @@ class RelativePositionBias(PositionBias):
         self.table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in self.window_size), num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._gather(self.table, self._index(window, device), window)
-
-    def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
-        """The row of the table for each pair of tokens, (N * N,)."""
-        return relative_position_index(window, self.window_size, device)
+    def _table(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.table
 
 
 class LogPositionBias(PositionBias):
@@ -101,7 +129,7 @@ class LogPositionBias(PositionBias):
             nn.Linear(len(self.window_size), self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, num_heads, bias=False)
         )
 
-    def forward(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _table(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
         # the network's layers may have no parameters of a floating-point type: quantised ones, or those of FSDP
         dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), dtype)
         # float32 first for a float64 model, too, as the official buffers are
@@ -109,8 +137,10 @@ class LogPositionBias(PositionBias):
         # the meta device has no autocast to switch off
         with contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
             table = self.mlp(offsets)
-        table = 16 * torch.sigmoid(table.to(torch.promote_types(dtype, torch.float32)))
-        return self._gather(table, relative_position_index(window, window, device), window)
+        return 16 * torch.sigmoid(table.to(torch.promote_types(dtype, torch.float32)))
+
+    def _window_of_table(self, window: tuple[int, ...]) -> tuple[int, ...]:
+        return window
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, pretrained_window_size={self.pretrained_window_size}"
@@ -125,8 +155,9 @@ class WindowAttention(nn.Module):
         shifted: shift by half a window.
         qkv_bias, qk_scale, attn_drop_rate, drop_rate: as in the official code.
         small_map: what to do where the map is not larger than the window: "shrink" the window to the map's shorter
-            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code).
-            `VideoSwinTransformer` shrinks each axis by itself.
+            side and do not shift (the official classifier), or "pad" the map and keep both (the dense code). A window
+            whose sides differ, which the official classifier has not, shrinks along each axis by itself, as in timm
+            and in `VideoSwinTransformer`.
 
     Shape: (B, *spatial, C) -> (B, *spatial, C).
     """
@@ -153,6 +184,7 @@ class WindowAttention(nn.Module):
         self.small_map = small_map
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
+        self.max_logits: int | None = None  # by `Backbone.set_sequential_attention`
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.position_bias: nn.Module = RelativePositionBias(window_size, num_heads)
         self.proj = nn.Linear(dim, dim)
@@ -162,8 +194,16 @@ class WindowAttention(nn.Module):
         """Window and shift for a map of this size."""
         if self.small_map == "pad" or all(n > side for n, side in zip(spatial, self.window_size, strict=True)):
             return self.window_size, self.shift_size
+        if len(set(self.window_size)) > 1:
+            return self.fit_each_axis(spatial)
         shortest = min(spatial)
         return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
+
+    def fit_each_axis(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Window and shift where each axis shrinks by itself."""
+        fits = [n > side for n, side in zip(spatial, self.window_size, strict=True)]
+        window = tuple(side if fit else n for n, side, fit in zip(spatial, self.window_size, fits, strict=True))
+        return window, tuple(shift if fit else 0 for shift, fit in zip(self.shift_size, fits, strict=True))
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values: (..., C) -> (..., 3C)."""
@@ -182,7 +222,7 @@ class WindowAttention(nn.Module):
         pad_value = self.padding_value(x, window)
         x = window_attention(
             self.project(x),
-            self.position_bias(window, x.device, x.dtype),
+            self.position_bias(window, x.device, x.dtype, whole=self.max_logits is None),
             window,
             shift,
             self.num_heads,
@@ -190,6 +230,7 @@ class WindowAttention(nn.Module):
             logit_scale=self.logit_multiplier(),
             pad_value=pad_value,
             dropout_p=self.attn_drop_rate if self.training else 0.0,
+            max_logits=self.max_logits,
         )
         return self.proj_drop(self.proj(x))
 

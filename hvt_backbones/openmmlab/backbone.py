@@ -68,6 +68,8 @@ class HVTBackbone(BaseModule):
             either mode; this is for what takes their place.
         with_cp: recompute activations in the backward pass: of each block (True), or as
             `Backbone.set_grad_checkpointing` calls it.
+        max_logits: attend part by part, so many attention logits at a time, as `Backbone.set_sequential_attention`;
+            None for all at once.
         style: whose computation to follow where code bases differ in more than names. "openmmlab": the eps of norms
             of mmdetection's PVTv2 and mmsegmentation's Twins, and the latter's padding. "official": the authors' own
             code, which `create_backbone` follows too (its segmentation code of Twins-SVT needs `mask_padding=True`
@@ -96,6 +98,7 @@ class HVTBackbone(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | str = False,
+        max_logits: int | None = None,
         style: str = "openmmlab",
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         **arguments: Any,
@@ -126,6 +129,7 @@ class HVTBackbone(BaseModule):
         if weights_key is not None and self._pretrained is None:
             raise InputError(f"weights_key is {weights_key!r} without `pretrained`: give both, or both in init_cfg")
         self.model.set_grad_checkpointing(with_cp)
+        self.model.set_sequential_attention(max_logits)
         self._frozen_layers = self._freeze()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...] | Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import InputError
 from . import cpu
-from .reference import reference
-from .sdpa import sdpa
+from . import reference as plain
+from . import sdpa as fused
+from .sequential import BiasTable, sequential_windows
+from .windows import WindowGrid
 
 
 class Implementation(NamedTuple):
@@ -20,10 +22,12 @@ class Implementation(NamedTuple):
     Attributes:
         attend: takes all arguments of `window_attention`, checked.
         refuses: takes its tensors, qkv first: why it cannot take such a call, or None.
+        attend_part: what `sequential` calls instead of it where the logits are more than `max_logits`.
     """
 
     attend: Callable[..., Tensor]
     refuses: Callable[..., str | None]
+    attend_part: Callable[..., Tensor]
 
 
 def _takes_all(*tensors: Tensor | None) -> None:
@@ -32,9 +36,9 @@ def _takes_all(*tensors: Tensor | None) -> None:
 
 # asked in turn; the first that can takes the call
 IMPLEMENTATIONS = {
-    "bmm": Implementation(cpu.bmm, cpu.refuses),
-    "sdpa": Implementation(sdpa, _takes_all),
-    "reference": Implementation(reference, _takes_all),
+    "bmm": Implementation(cpu.bmm, cpu.refuses, plain.attend),
+    "sdpa": Implementation(fused.sdpa, _takes_all, fused.attend),
+    "reference": Implementation(plain.reference, _takes_all, plain.attend),
 }
 _chosen: str | None = None  # a plain global, which a compiler can read
 
@@ -78,7 +82,7 @@ def use_attention(name: str) -> Iterator[None]:
 
 def window_attention(
     qkv: Tensor,
-    bias: Tensor | None,
+    bias: Tensor | BiasTable | None,
     window_size: tuple[int, ...],
     shift_size: tuple[int, ...],
     num_heads: int,
@@ -88,6 +92,7 @@ def window_attention(
     pad_value: Tensor | None = None,
     mask_padding: bool = False,
     dropout_p: float = 0.0,
+    max_logits: int | None = None,
 ) -> Tensor:
     """Multi-head self-attention inside (shifted) windows of a map, over two or three axes.
 
@@ -96,7 +101,8 @@ def window_attention(
 
     Args:
         qkv: (B, *spatial, 3 * C): query, key and value, each as `num_heads` groups of channels.
-        bias: (num_heads, N, N) added to the logits, N = prod(window_size); or None.
+        bias: (num_heads, N, N) added to the logits, N = prod(window_size); or a table, of which only the parts that
+            are needed are made; or None.
         window_size: tokens per window along each axis; may exceed the map, which is then padded.
         shift_size: cyclic shift along each axis, less than the window; tokens that come from opposite borders of the
             map get -100 on their logits, as in the official code.
@@ -107,6 +113,9 @@ def window_attention(
         pad_value: (3 * C,) what padded tokens carry: the projection's bias, as the official code pads before it.
         mask_padding: add -1000 to the logits of padded tokens (Twins' segmentation code) instead of attending to them.
         dropout_p: dropout on the attention weights.
+        max_logits: attend part by part where there are more logits, so that no tensor of logits, nor of what is added
+            to them or has their gradients, has more numbers than this, or than the N of one query; forward and
+            backward, which makes them once more (see `sequential`). A `bias` that is no table is there as a whole.
 
     Returns:
         (B, *spatial, C). The softmax is taken in float32 or wider whatever the dtype of `qkv`.
@@ -124,15 +133,19 @@ def window_attention(
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
-    return IMPLEMENTATIONS[choose(qkv, bias, logit_scale, pad_value)].attend(
-        qkv,
-        bias,
-        tuple(window_size),
-        tuple(shift_size),
-        num_heads,
-        scale=scale,
-        logit_scale=logit_scale,
-        pad_value=pad_value,
-        mask_padding=mask_padding,
-        dropout_p=dropout_p,
-    )
+    window, shift = tuple(window_size), tuple(shift_size)
+    table = bias.table if isinstance(bias, BiasTable) else bias
+    implementation = IMPLEMENTATIONS[choose(qkv, table, logit_scale, pad_value)]
+    options: dict[str, Any] = {
+        "scale": scale,
+        "logit_scale": logit_scale,
+        "pad_value": pad_value,
+        "mask_padding": mask_padding,
+        "dropout_p": dropout_p,
+    }
+    if max_logits is not None and WindowGrid(qkv.shape, window, shift, num_heads).logits > max_logits:
+        return sequential_windows(
+            implementation.attend_part, max_logits, qkv, bias, window, shift, num_heads, **options
+        )
+    whole = bias[:, :] if isinstance(bias, BiasTable) else bias
+    return implementation.attend(qkv, whole, window, shift, num_heads, **options)

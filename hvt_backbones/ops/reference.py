@@ -11,6 +11,16 @@ from torch import Tensor
 from .windows import crop_map, pad_map, window_mask, window_partition, window_reverse
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *, scale: float, dropout_p: float
+) -> Tensor:
+    """Attention of sequences (..., N, head_dim) with `attn_mask` added to the logits, as `sdpa.attend`."""
+    logits = (q * scale @ k.mT).to(torch.promote_types(q.dtype, torch.float32))
+    if attn_mask is not None:
+        logits = logits + attn_mask
+    return F.dropout(logits.softmax(dim=-1), dropout_p).to(v.dtype) @ v
+
+
 def reference(
     qkv: Tensor,
     bias: Tensor | None,

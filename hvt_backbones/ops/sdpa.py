@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .eager import looked_into
-from .windows import WindowGrid, every_mask
+from .windows import WindowGrid, cosine, every_mask
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
     """`F.scaled_dot_product_attention`, by the one of its kernels that can be looked into where something does."""
-    if looked_into(q, k, v, options.get("attn_mask")):
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(q.dtype)
+    if looked_into(q, k, v, attn_mask):
         with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v, **options)
-    return F.scaled_dot_product_attention(q, k, v, **options)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask, **options)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, **options)
 
 
 def sdpa(
@@ -44,13 +46,10 @@ def sdpa(
     wide = torch.promote_types(q.dtype, torch.float32)
     if logit_scale is not None:
         heads = logit_scale.to(wide).view(num_heads, 1, 1)
-        q = (F.normalize(q.to(wide), dim=-1) * (heads.repeat(windows, 1, 1) if masked else heads)).to(v.dtype)
-        k = F.normalize(k.to(wide), dim=-1).to(v.dtype)
+        q, k = cosine(q, k, heads.repeat(windows, 1, 1) if masked else heads)
         scale = 1.0
     if masked:
         mask = every_mask(grid.spatial, window_size, shift_size, mask_padding, wide, qkv.device)[:, None]
         mask = mask.expand(windows, num_heads, tokens, tokens) if bias is None else bias + mask
         bias = mask.reshape(1, windows * num_heads, tokens, tokens)
-    if bias is not None:
-        bias = bias.to(q.dtype)
     return grid.reverse(attend(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale))

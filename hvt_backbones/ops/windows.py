@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .eager import constant, plain_eager
@@ -88,6 +89,7 @@ class WindowGrid:
         self.axes = len(window)
         self.grid = tuple((length + side - 1) // side for length, side in zip(self.spatial, window, strict=True))
         self.windows, self.tokens = math.prod(self.grid), math.prod(window)
+        self.logits = self.batch * self.windows * num_heads * self.tokens**2
         self.padded = any(length % side for length, side in zip(self.spatial, window, strict=True))
 
     def partition(self, qkv: Tensor, pad_value: Tensor | None) -> Tensor:
@@ -131,17 +133,38 @@ def window_mask(
     After the cyclic shift the last window of an axis holds positions from both ends of the map. They are told apart
     by one comparison per axis, and attend only to their own side. With `mask_padding` no token attends to padding.
     """
+    wrapped, padding = token_regions(spatial, window, shift, device)
+    return windows_mask(wrapped, padding if mask_padding else None, dtype)
+
+
+def token_regions(
+    spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of each token of each window: which borders of the map it was rolled over, as a number, and whether it pads.
+
+    Returns:
+        (windows, N) each.
+    """
     sides, padding = [], []
-    for length, side, offset in zip(spatial, window, shift, strict=True):
+    for axis, (length, side, offset) in enumerate(zip(spatial, window, shift, strict=True)):
         padded = (length + side - 1) // side * side
         position = torch.arange(padded, device=device)
-        sides.append(position >= padded - offset if offset else position < 0)
+        sides.append((position >= padded - offset if offset else position < 0).long() * 2**axis)
         padding.append((position + offset) % padded >= length)
-    wrapped = _window_tokens(sides, window)
-    mask = (wrapped[:, :, None] != wrapped[:, None]).any(-1).to(dtype) * SHIFT_MASK
-    if mask_padding:
-        mask = mask + _window_tokens(padding, window).any(-1).to(dtype)[:, None] * PADDING_MASK
-    return mask
+    return _window_tokens(sides, window).sum(-1), _window_tokens(padding, window).any(-1)
+
+
+def windows_mask(wrapped: Tensor, padding: Tensor | None, dtype: torch.dtype, queries: slice = slice(None)) -> Tensor:
+    """The rows `queries` of the masks of windows whose tokens have these `token_regions`: (windows, queries, N)."""
+    mask = (wrapped[:, queries, None] != wrapped[:, None]).to(dtype) * SHIFT_MASK
+    return mask if padding is None else mask + padding.to(dtype)[:, None] * PADDING_MASK
+
+
+def cosine(q: Tensor, k: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (..., N, head_dim) whose product is the cosine of the given ones, times `logit_scale`."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    long_q, long_k = (F.normalize(tensor.to(wide), dim=-1) for tensor in (q, k))
+    return (long_q * logit_scale).to(q.dtype), long_k.to(k.dtype)
 
 
 @functools.lru_cache(maxsize=64)

@@ -27,9 +27,9 @@ from .recorded import PREFIX, recorded_position_windows
 from .report import LoadReport, some
 from .resize import (
     adapt_input_channels,
+    image_window,
     resize_position_embedding,
     resize_position_table,
-    square_window,
     video_window,
 )
 from .sources import Source, is_file_or_url, pretrained_file, read_source
@@ -178,7 +178,7 @@ def _fit_family(checkpoint: Checkpoint, backbone: Backbone) -> Checkpoint:
     if (checkpoint.layout.family, backbone.family) == ("swin", "video_swin"):
         attentions = [_window_attentions(stage) for stage in backbone.stages]
         patch_frames = backbone.get_parameter(PATCH_PROJECTION).shape[2]
-        return inflate_checkpoint(checkpoint, [each[0].window_size for each in attentions], patch_frames)
+        return inflate_checkpoint(checkpoint, [each[0].window_size for each in attentions if each], patch_frames)
     if checkpoint.layout.family != backbone.family:
         raise WeightsError(
             f"the weights are of the family {checkpoint.layout.family} ({checkpoint.layout.name} layout), "
@@ -294,7 +294,7 @@ class _Plan:
         if not key.startswith("stages."):
             return None
         stage = int(key.split(".")[1])
-        built = len(self.backbone.stages)
+        built = sum(len(each.blocks) > 0 for each in self.backbone.stages)
         if stage >= built:
             return f"the model ends with stage {built - 1}"
         last = self.checkpoint.stages - 1
@@ -343,7 +343,7 @@ class _Plan:
         if isinstance(bias, PositionBias) and tensor.dim() == 2 and tensor.shape[1] == parameter.shape[1]:
             new = bias.window_size
             old: tuple[int, ...] | None
-            old = square_window(len(tensor)) if len(new) == 2 else video_window(len(tensor), new)
+            old = (image_window if len(new) == 2 else video_window)(len(tensor), new)
             if old is not None:
                 sizes = " to ".join("x".join(map(str, window)) for window in (old, new))
                 return resize_position_table(tensor, old, new), "resized", f"window {sizes}"

@@ -15,6 +15,16 @@ def square_window(rows: int) -> tuple[int, int] | None:
     return ((width + 1) // 2,) * 2 if width % 2 and width * width == rows else None
 
 
+def image_window(rows: int, like: Sequence[int]) -> tuple[int, int] | None:
+    """The window whose position table has this many rows: of the shape of `like`, or square; None if there is none."""
+    height, width = like
+    for side in range(1, rows + 1):
+        across, rest = divmod(side * width, height)
+        if not rest and (2 * side - 1) * (2 * across - 1) >= rows:
+            return (side, across) if (2 * side - 1) * (2 * across - 1) == rows else square_window(rows)
+    return square_window(rows)
+
+
 def video_window(rows: int, like: Sequence[int]) -> tuple[int, int, int] | None:
     """The window (frames, height, width) whose position table has this many rows, with `like`'s height and width."""
     _, height, width = like

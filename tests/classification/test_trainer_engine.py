@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from classification.command_line import parse_command_line
-from classification.config import AugmentationConfig, ParallelConfig, TrainConfig
+from classification.config import AugmentationConfig, ModelConfig, ParallelConfig, TrainConfig
 from classification.data.loading import Batch
 from classification.distributed import build_accelerator
 from classification.objective import Classification
 from classification.signals import StoppedError, StopRequest
-from classification.state import Outcome, TrainStep
+from classification.state import Outcome, TrainStep, build_model
 from classification.train import train
 from classification.trainer import evaluate
 from hvt_backbones import InputError
@@ -244,3 +244,9 @@ def test_compiled_blocks_train_as_plain_ones(
         metrics[choice] = train(parse_command_line([*arguments, "--train.compile", choice, "--output-dir", folder]))
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 2
     assert metrics["true"]["last"]["val_loss"] == pytest.approx(metrics["false"]["last"]["val_loss"], rel=1e-5)
+
+
+def test_a_recipe_limits_the_logits_of_its_model() -> None:
+    small = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
+    model = build_model(ModelConfig(name="swinv2_tiny_window16", overrides=small, max_logits=2**20), 3, 5, None)
+    assert [block.attn.max_logits for stage in model.backbone.stages for block in stage.blocks] == [2**20] * 2

@@ -191,7 +191,7 @@ def test_mixing_and_erasing_run(quick_run: Run) -> None:
     status, _ = quick_run(
         "--augmentation.mixup", "0.8", "--augmentation.cutmix", "1.0", "--augmentation.random_erasing", "1.0",
         "--train.accumulation", "2", "--train.amp", "bf16", "--optimizer.layer_decay", "0.8",
-        "--model.grad_checkpointing", "--model.freeze_stages", "1",
+        "--model.grad_checkpointing", "--model.max_logits", "500", "--model.freeze_stages", "1",
     )  # fmt: skip
     assert status == 0
 

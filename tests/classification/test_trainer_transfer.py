@@ -24,7 +24,7 @@ def test_the_first_window_stays_through_a_chain(tmp_path: Path) -> None:
     for window in (4, 6, 8):
         overrides = {**TINY, "window_size": window}
         settings = ModelConfig(name="swinv2_tiny_window8", pretrained=file and str(file), overrides=overrides)
-        model = build_model(settings, 3, 3)
+        model = build_model(settings, 3, 3, None)
         torch.nn.init.normal_(model.head.weight)
         metadata = describe_model(settings, model, DataConfig(input_size=(3, 48, 48)), ["a", "b", "c"])
         told = {"pretrained_window_size": [[4, 4], [4, 4]]} if window > 4 else {}
@@ -40,7 +40,7 @@ def test_the_trainer_says_nothing_that_the_arguments_say() -> None:
         name="swinv2_base_window12to16_256",
         overrides={"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
     )
-    metadata = describe_model(settings, build_model(settings, 3, 2), DataConfig(), ["a", "b"])
+    metadata = describe_model(settings, build_model(settings, 3, 2, None), DataConfig(), ["a", "b"], None)
     assert json.loads(metadata["hvt.overrides"]) == settings.overrides
 
 

@@ -66,6 +66,17 @@ def test_float32_training_step(family: str, attention: str | None) -> None:
     assert all(map(torch.equal, watched, actual))
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("family", TINY)
+def test_attention_part_by_part(family: str, attention: str | None) -> None:
+    expected = step(tiny_classifier(family), batch(family), "cpu")
+    model = tiny_classifier(family).to("npu")
+    model.set_sequential_attention(2000)
+    with chosen(attention):
+        actual = step(model, batch(family), "npu", watched=True)
+    assert relative_error(actual, expected) < 1e-5
+
+
 @pytest.mark.parametrize("family", TINY)
 def test_every_gradient(family: str) -> None:
     """In float64, where a wrong gradient of a small tensor does not hide behind rounding."""
@@ -109,7 +120,8 @@ def test_inference(family: str) -> None:
 
 @pytest.mark.parametrize("family", TINY)
 def test_randomness_is_the_devices(family: str) -> None:
-    model = tiny_classifier(family, drop_path_rate=0.5, drop_rate=0.5).to("npu").train()
+    model = tiny_classifier(family, drop_path_rate=0.5, drop_rate=0.5, attn_drop_rate=0.5).to("npu").train()
+    model.set_sequential_attention(2000)
     given, host_state = batch(family).to("npu"), torch.get_rng_state()
     torch.npu.manual_seed(7)
     with OnlyOn("npu"):

@@ -57,6 +57,7 @@ WRONG_KINDS = {
     "a model is chosen by its name, a string; got 3": {"name": 3},
     "style is ['openmmlab']: choose one of openmmlab, official": {"style": ["openmmlab"]},
     "grad checkpointing is 'yes': give True, False, block": {"with_cp": "yes"},
+    "max_logits is 0: give a positive whole number": {"max_logits": 0},
     "norm_eval is 1: give True or False": {"norm_eval": 1},
     "frozen_stages is True: give -1 for none, or 0 to 4": {"frozen_stages": True},
     "got 2": {"name": "video_swin_tiny", "depths": 2},
@@ -127,6 +128,20 @@ def test_norm_eval() -> None:
 @pytest.mark.parametrize(("with_cp", "recomputed"), [(False, None), (True, "block"), ("stage", "stage")])
 def test_checkpointing_is_the_backbones(with_cp: bool | str, recomputed: str | None) -> None:
     assert {stage.recomputed for stage in backbone(with_cp=with_cp).model.stages} == {recomputed}
+
+
+def test_logits_are_limited_as_the_backbones() -> None:
+    limits = [block.attn.max_logits for stage in backbone(max_logits=2**20).model.stages for block in stage.blocks]
+    assert set(limits) == {2**20}
+
+
+def test_outputs_after_the_downsampling() -> None:
+    module = backbone(out_after_downsample=True, frozen_stages=2)
+    assert module.strides == (8, 16, 32, 32)
+    maps = module(torch.randn(1, 3, 64, 96))
+    expected = [(c, 64 // s, 96 // s) for c, s in zip(module.channels, module.strides, strict=True)]
+    assert [tuple(x.shape[1:]) for x in maps] == expected
+    assert {"stages.1.norm.weight", "stages.2.downsample.reduction.weight"} <= set(frozen(module))
 
 
 def test_maps_are_contiguous() -> None:

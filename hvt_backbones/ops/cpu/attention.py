@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..eager import has_tangent, plain_eager
-from ..windows import WindowGrid, distinct_windows, window_mask
+from ..windows import WindowGrid, cosine, distinct_windows, window_mask
 from .partition import Partition, Reverse
 
 CHUNK = 2**18  # logits that each thread makes at a time: 1 MiB of float32
@@ -175,9 +175,8 @@ class Plan:
     def cosine(self, q: Tensor, k: Tensor, logit_scale: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Queries and keys of a part whose product is the cosine of the given ones, times `logit_scale`."""
         heads = logit_scale.to(self.wide).view(-1, 1, 1)[part.heads]
-        long_q, long_k = (F.normalize(tensor.to(self.wide), dim=-1) for tensor in (q, k))
-        long_q = (long_q.view(-1, *heads.shape[:1], *q.shape[1:]) * heads).view(q.shape)
-        return long_q.to(q.dtype), long_k.to(k.dtype)
+        long_q, long_k = cosine(q.view(-1, *heads.shape[:1], *q.shape[1:]), k, heads)
+        return long_q.view(q.shape), long_k
 
     def attend(
         self,
