@@ -26,7 +26,7 @@ def test_the_first_window_stays_through_a_chain(tmp_path: Path) -> None:
         settings = ModelConfig(name="swinv2_tiny_window8", pretrained=file and str(file), overrides=overrides)
         model = build_model(settings, 3, 3, None)
         torch.nn.init.normal_(model.head.weight)
-        metadata = describe_model(settings, model, DataConfig(input_size=(3, 48, 48)), ["a", "b", "c"])
+        metadata = describe_model(settings, model, DataConfig(input_size=(3, 48, 48)), ["a", "b", "c"], None)
         told = {"pretrained_window_size": [[4, 4], [4, 4]]} if window > 4 else {}
         assert json.loads(metadata["hvt.overrides"]) == {**overrides, **told}
         file = save_state_dict(model.state_dict(), tmp_path / f"{window}.safetensors", metadata)
