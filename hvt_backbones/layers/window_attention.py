@@ -220,9 +220,10 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         window, shift = self.fit_window(x.shape[1:-1])
         pad_value = self.padding_value(x, window)
+        part = {} if self.max_logits is None else {"whole": False}
         x = window_attention(
             self.project(x),
-            self.position_bias(window, x.device, x.dtype, whole=self.max_logits is None),
+            self.position_bias(window, x.device, x.dtype, **part),
             window,
             shift,
             self.num_heads,
