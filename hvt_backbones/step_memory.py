@@ -1,50 +1,61 @@
 """The memory of one training step, tracked while the real model takes the step on fake tensors.
 
-Nothing is computed and nothing allocated: `FakeTensorMode` gives every operation's results their shapes alone, and
-PyTorch's `MemTracker` sees each of them come and go. Over several devices the model is really sharded by `fully_shard`,
-over a process group that only pretends to have others (`FakeStore`), and `FSDPMemTracker` also tells what is gathered.
+Nothing is computed and nothing allocated: under `FakeTensorMode` results have a shape and no numbers, and PyTorch's
+`MemTracker` sees each of them come and go. Where the model is sharded, it really is, by `fully_shard` over a process
+group without the other processes (`FakeStore`), and `FSDPMemTracker` tells also what is gathered and exchanged.
 
-Fake tensors are on the CPU, for autograd of another kind of device needs one. A step on a GPU is tracked with what
-CUDA does otherwise than the CPU (`CudaKernels`); a step on the CPU takes the CPU's own attention.
+The fake tensors are on the CPU: autograd needs the driver of any other device. So that a step on a GPU is tracked as it
+runs there, models take CUDA's attention inside `ops.eager.pretend`, and norms are in float32 under autocast as on CUDA.
+Neither knows a CUDA device's own needs: its context, the workspaces of its libraries, fragments of its allocator.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .backbone import Backbone
 from .create import create_backbone, create_classifier
+from .errors import InputError
 from .ops.eager import pretend
 
-TASKS = ("classification", "detection", "video")
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+# the trackers' words for what is alive -> ours; all others are tensors of the forward and the backward pass
+KINDS = {
+    **dict.fromkeys(("Parameter", "Buffer", "Sharded Param"), "parameters"),
+    **dict.fromkeys(("Gradient", "Sharded Grad"), "gradients"),
+    **dict.fromkeys(("Optstate", "OptState"), "optimizer"),
+    **dict.fromkeys(("Unsharded Param", "Unsharded Grad", "All Gather", "Reduce Scatter"), "communication"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device at the highest point of a step, and those that it sends in one.
+    """Bytes on one device at the highest point of a step, and those that it exchanges in the step.
 
     Attributes:
-        parameters, gradients, optimizer: what is kept of each; with shards, this device's.
-        activations: tensors of the forward and the backward pass, images included.
-        communication: parameters gathered from the other devices, and buffers of what is exchanged.
-        traffic: bytes that each device sends in a step; not part of the total.
+        parameters, gradients, optimizer: what is kept of each on this device.
+        activations: tensors of the forward and the backward pass, the images and what operations need for themselves.
+        communication: what is gathered of the other devices' parameters, gradients before they are divided, buffers.
+        traffic: sent and received by this device in a step, either way as much; no part of `total`.
     """
 
-    parameters: int
-    gradients: int
-    optimizer: int
-    activations: int
+    parameters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
     communication: int = 0
     traffic: int = 0
 
@@ -55,16 +66,16 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one device trains on in a step of AdamW.
+    """One step of AdamW on one device: weights, gradients and optimiser in float32, as the trainers have them.
 
     Attributes:
         name: of a model.
-        task: "classification", of images; "video", of clips; "detection", the backbone alone, of images: its maps are
-            given gradients, as a neck would, and neck and heads are not there.
+        task: "classification" of images, "video": of clips, or "detection": the backbone alone, whose maps are given
+            gradients as by a neck; neck and heads are not there.
         size: (H, W) of an image, (T, H, W) of a clip.
         batch: images or clips.
-        precision: "fp32", or "bf16" by autocast with weights, gradients and optimiser in float32.
-        device: whose kernels are taken, "cuda" or "cpu".
+        precision: "fp32", or "bf16" by autocast.
+        device: whose operations are taken, "cuda" or "cpu".
     """
 
     name: str
@@ -73,6 +84,89 @@ class Step:
     batch: int
     precision: str
     device: str
+
+    def model(self) -> nn.Module:
+        """Its model, in training, on the meta device."""
+        with torch.device("meta"):
+            return create_backbone(self.name) if self.task == "detection" else create_classifier(self.name)
+
+    def run(self, model: nn.Module, images: Tensor) -> None:
+        """Forward and backward; the gradients are left in the model's parameters."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            outputs = model(images)
+        if self.task == "detection":
+            torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
+        else:
+            classes = torch.zeros(len(outputs), dtype=torch.long)
+            F.cross_entropy(outputs.float(), classes).backward()
+
+    def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """Of these, with its state, which the first step makes; their gradients are there."""
+        kernel = {"fused": True} if self.device == "cuda" else {"foreach": True}  # as the trainer chooses
+        optimizer = torch.optim.AdamW(parameters, **kernel)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        return optimizer
+
+
+def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded: bool = False) -> Memory:
+    """Memory of a step, other than the first, in which the optimiser has no state yet.
+
+    Args:
+        recompute: as `Backbone.set_grad_checkpointing` takes it; None for nothing.
+        devices: that train together, each as `step` says.
+        sharded: by FSDP2, each block and then the rest, as the trainer does it. Else several devices are those of DDP,
+            whose gradients stay in the buckets in which they are exchanged from one step to the next.
+
+    Raises:
+        InputError: no such model, or no size for it.
+    """
+    model = step.model()
+    model.set_grad_checkpointing(recompute or False)
+    with ExitStack() as stack:
+        mesh = stack.enter_context(_pretended_mesh(devices)) if sharded else None
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(pretend(step.device))
+        if step.device == "cuda":
+            stack.enter_context(_norms_in_float32())
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        if mesh is not None:
+            _shard(model, mesh)
+        own = [_own(parameter) for parameter in model.parameters()]
+        optimizer = step.optimizer(own)
+        if sharded or devices == 1:
+            optimizer.zero_grad()
+        images = torch.empty(step.batch, 3, *step.size)
+        with (_sharded_tracker if sharded else _tracker)(model, optimizer, images) as tracker:
+            step.run(model, images)
+            for parameter, shard in zip(model.parameters(), own, strict=True):
+                if shard is not parameter:
+                    shard.grad = _own(parameter.grad)
+            optimizer.step()
+        memory = dict.fromkeys((*set(KINDS.values()), "activations"), 0)
+        for kind, count in tracker.get_tracker_snapshot("peak")[images.device].items():
+            if kind != "Total":
+                memory[KINDS.get(kind.value, "activations")] += count
+        traffic = tracker.exchanged if sharded else 2 * sum(p.numel() for p in model.parameters()) * 4
+        return Memory(**memory, traffic=traffic * (devices - 1) // devices)
+
+
+@contextmanager
+def _pretended_mesh(devices: int) -> Iterator[DeviceMesh]:
+    """A mesh of this process and others that never answer and are never waited for."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise InputError("a plan needs a process group of its own, and this process is in one: make it before, or apart")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=devices)
+    try:
+        yield init_device_mesh("cpu", (devices,))
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -91,28 +185,36 @@ def _norms_in_float32() -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _pretended_group(devices: int) -> Iterator[None]:
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=devices)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    backbone = next(module for module in model.modules() if isinstance(module, Backbone))
+    for stage in backbone.stages:
+        for block in stage.blocks:
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _own(x: Tensor | None) -> Tensor:
+    """This device's part of a tensor that is sharded: an update of whole ones would first try out their shapes here."""
+    assert x is not None
+    return x.to_local().detach() if isinstance(x, DTensor) else x
 
 
 class _PeakAlone:
-    """Of a tracker: no peaks of each module, for which it would go through all of them after every operation."""
+    """For a tracker: no peak of each module, for which it goes through all of them after every operation."""
+
+    _curr_mem_snap: dict[torch.device, dict[Any, int]]
+    _peak_mem_snap: dict[torch.device, dict[Any, int]]
+    _peak_mem: dict[torch.device, int]
 
     def _update_peak_stats(self, peak_state: Any) -> None:
-        for device, snapshot in self._curr_mem_snap.items():
-            if self._peak_mem.get(device, 0) < snapshot["Total"]:
-                self._peak_mem[device] = snapshot["Total"]
-                self._peak_mem_snap[device] = snapshot.copy()
+        for device, alive in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < alive["Total"]:
+                self._peak_mem[device], self._peak_mem_snap[device] = alive["Total"], alive.copy()
 
 
-def _replicated_tracker(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> Any:
+def _tracker(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> Any:
     from torch.distributed._tools.mem_tracker import MemTracker
 
     class Tracker(_PeakAlone, MemTracker):
@@ -128,86 +230,14 @@ def _sharded_tracker(model: nn.Module, optimizer: torch.optim.Optimizer, images:
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
     class Tracker(_PeakAlone, FSDPMemTracker):
-        exchanged = 0
+        exchanged = 0  # bytes of what is gathered, and of what is reduced, in whole
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = super().__torch_dispatch__(func, types, args, kwargs or {})
-            if func in collective_ops - sync_ops:
-                self.exchanged += CollectiveOp.get_comm_tensor_size(func, result, args, kwargs or {})
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+            if func in collective_ops and func not in sync_ops:
+                self.exchanged += CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
             return result
 
     tracker = Tracker(model, optimizer)
     tracker.track_inputs((images,))
     return tracker
-
-
-def track(step: Step, *, recompute: str | bool, devices: int, sharded: bool) -> Memory:
-    """Memory of the second and every later step, once the optimiser has its state.
-
-    Args:
-        recompute: as `Backbone.set_grad_checkpointing` takes it.
-        devices: that train together, `step.batch` images on each.
-        sharded: by FSDP2, each block and then the rest, as the trainer does; else with several devices as DDP, whose
-            gradients stay allocated in the buckets in which they are exchanged.
-
-    Raises:
-        InputError: the model, or a size that it does not take.
-    """
-    with torch.device("meta"):
-        model = create_backbone(step.name) if step.task == "detection" else create_classifier(step.name)
-    model.set_grad_checkpointing(recompute)
-    with ExitStack() as stack:
-        mesh = None
-        if sharded:
-            from torch.distributed.device_mesh import init_device_mesh
-
-            stack.enter_context(_pretended_group(devices))
-            mesh = init_device_mesh("cpu", (devices,))
-        stack.enter_context(FakeTensorMode())
-        stack.enter_context(pretend(step.device))
-        if step.device == "cuda":
-            stack.enter_context(_norms_in_float32())
-        for module in model.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
-        if mesh is not None:
-            _shard(model, mesh)
-        kernel = {"fused": True} if step.device == "cuda" else {"foreach": True}
-        optimizer = torch.optim.AdamW(model.parameters(), **kernel)
-        _set_gradients(model)
-        optimizer.step()
-        if sharded or devices == 1:
-            optimizer.zero_grad()
-        images = torch.empty(step.batch, 3, *step.size)
-        tracker = (_sharded_tracker if sharded else _replicated_tracker)(model, optimizer, images)
-        with tracker:
-            with torch.autocast("cpu", torch.bfloat16, enabled=step.precision == "bf16"):
-                outputs = model(images)
-            _backward(outputs)
-            del outputs
-            optimizer.step()
-        snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    return snapshot
-
-
-def _shard(model, mesh):
-    from torch.distributed.fsdp import fully_shard
-
-    backbone = getattr(model, "backbone", model)
-    for stage in backbone.stages:
-        for block in stage.blocks:
-            fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def _set_gradients(model):
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-
-def _backward(outputs):
-    if isinstance(outputs, Tensor):
-        classes = torch.zeros(len(outputs), dtype=torch.long)
-        torch.autograd.backward(F.cross_entropy(outputs.float(), classes))
-    else:
-        torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
