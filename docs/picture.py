@@ -24,7 +24,7 @@ ROWS = (
     {"runner": ("runner",)},
     {
         "openmmlab (adapter)": ("hvt_backbones.openmmlab",),
-        "commands": tuple(f"hvt_backbones.{name}" for name in ("cli", "__main__", "predict", "doctor", "npu_doctor")),
+        "commands": tuple(f"hvt_backbones.{name}" for name in ("cli", "__main__", "predict", "plan", "step_memory", "doctor", "npu_doctor")),
     },
     {
         "model files": ("hvt_backbones.model_file",),
@@ -33,7 +33,7 @@ ROWS = (
     },
     {
         "families": tuple(f"hvt_backbones.{name}" for name in ("swin", "pvt_v2", "twins", "video_swin")),
-        "backbone, classifier": ("hvt_backbones.backbone", "hvt_backbones.classifier"),
+        "backbone, classifier": ("hvt_backbones.backbone", "hvt_backbones.classifier", "hvt_backbones.sharding"),
     },
     {"layers": ("hvt_backbones.layers",), "ops": ("hvt_backbones.ops",)},
     {

@@ -24,10 +24,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .backbone import Backbone
 from .create import create_backbone, create_classifier
 from .errors import InputError
 from .ops.eager import pretend
+from .sharding import shard_blocks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -86,9 +86,8 @@ class Step:
     device: str
 
     def model(self) -> nn.Module:
-        """Its model, in training, on the meta device."""
-        with torch.device("meta"):
-            return create_backbone(self.name) if self.task == "detection" else create_classifier(self.name)
+        """Its model, in training."""
+        return create_backbone(self.name) if self.task == "detection" else create_classifier(self.name)
 
     def run(self, model: nn.Module, images: Tensor) -> None:
         """Forward and backward; the gradients are left in the model's parameters."""
@@ -122,7 +121,8 @@ def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded
     Raises:
         InputError: no such model, or no size for it.
     """
-    model = step.model()
+    with torch.device("meta"):
+        model = step.model()
     model.set_grad_checkpointing(recompute or False)
     with ExitStack() as stack:
         mesh = stack.enter_context(_pretended_mesh(devices)) if sharded else None
@@ -134,7 +134,7 @@ def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
         if mesh is not None:
-            _shard(model, mesh)
+            shard_blocks(model, mesh)
         own = [_own(parameter) for parameter in model.parameters()]
         optimizer = step.optimizer(own)
         if sharded or devices == 1:
@@ -183,16 +183,6 @@ def _norms_in_float32() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    backbone = next(module for module in model.modules() if isinstance(module, Backbone))
-    for stage in backbone.stages:
-        for block in stage.blocks:
-            fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def _own(x: Tensor | None) -> Tensor:
