@@ -10,9 +10,9 @@ trainer's FSDP2. With `--recorded` it is what `peers` or `dense` measured on a G
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
-import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +24,7 @@ from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from hvt_backbones.atomic import whole_file
-from hvt_backbones.errors import ArgumentParser, exit_on_input_error
+from hvt_backbones.errors import ArgumentParser, exit_on_input_error, whole_number
 from hvt_backbones.plan import describe_step
 from hvt_backbones.sharding import shard_blocks
 from hvt_backbones.step_memory import Step, track
@@ -33,16 +32,21 @@ from hvt_backbones.step_memory import Step, track
 from . import measure
 from .comparison import output_file
 
-MODELS = {"swin_tiny": (224, 320), "swinv2_tiny_window8": (256, 384), "pvt_v2_b1": (224, 320), "twins_svt_small": (224, 320)}
-# processes, sharded, recomputed
-WAYS = (
-    (1, False, None),
-    (1, False, "block"),
-    (1, False, "attention"),
-    (2, False, None),
-    (2, True, None),
-    (2, True, "block"),
-)
+MODELS = {
+    "swin_tiny": (160, 224),
+    "swinv2_tiny_window8": (192, 256),
+    "pvt_v2_b1": (160, 224),
+    "twins_svt_small": (160, 224),
+}
+# name -> processes, whether they shard, what is recomputed
+WAYS: dict[str, tuple[int, bool, str | None]] = {
+    "one": (1, False, None),
+    "one+block": (1, False, "block"),
+    "one+attention": (1, False, "attention"),
+    "ddp": (2, False, None),
+    "fsdp2": (2, True, None),
+    "fsdp2+block": (2, True, "block"),
+}
 CPU = torch.device("cpu")
 MIB = 2**20
 
@@ -65,7 +69,9 @@ def _measure(rank: int, step: Step, recompute: str | None, processes: int, shard
         model.set_grad_checkpointing(recompute or False)
         if sharded:
             shard_blocks(model, init_device_mesh("cpu", (processes,)))
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes > 1 and not sharded else model
+        wrapped = (
+            DistributedDataParallel(model, gradient_as_bucket_view=True) if processes > 1 and not sharded else model
+        )
         optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
         images = torch.randn(step.batch, 3, *step.size)
 
@@ -98,16 +104,16 @@ def row(step: Step, way: str, real: int, tracked: int) -> dict[str, Any]:
     }
 
 
-def compare(models: Sequence[str], ways: Sequence[int], batch: int) -> Iterator[dict[str, Any]]:
+def compare(models: Sequence[str], ways: Sequence[str], batch: int) -> Iterator[dict[str, Any]]:
     """On the CPU, in float32."""
     for name in models:
         for side in MODELS[name]:
             step = describe_step(name, image_size=(side,), batch=batch, device="cpu")
-            for processes, sharded, recompute in (WAYS[way] for way in ways):
+            for way in ways:
+                processes, sharded, recompute = WAYS[way]
                 memory = track(step, recompute=recompute, devices=processes, sharded=sharded)
-                mode = "fsdp2" if sharded else "ddp" if processes > 1 else "one device"
                 real = measured(step, recompute, processes, sharded=sharded)
-                yield row(step, mode + (f"+{recompute}" if recompute else ""), real, memory.total)
+                yield row(step, way, real, memory.total)
 
 
 def compare_recorded(file: Path) -> Iterator[dict[str, Any]]:
@@ -132,39 +138,41 @@ def compare_recorded(file: Path) -> Iterator[dict[str, Any]]:
         memory = track(step)
         total = memory.total - (memory.optimizer if dense else 0)
         real = one["competitors"]["hvt"]["peak_bytes" if dense else "peak_training_bytes"]
-        yield row(step, "one device", real, total)
+        yield row(step, "one", real, total)
+
+
+def _line(model: str, size: str, batch: str, precision: str, way: str, *figures: str) -> str:
+    return f"{model:<21}{size:<12}{batch:>5}  {precision:<11}{way:<14}" + "".join(f"{cell:>10}" for cell in figures)
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m benchmarks.plan", description="Compare tracked with measured memory.")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--ways", nargs="+", type=int, choices=range(len(WAYS)), default=list(range(len(WAYS))))
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--batch", type=whole_number(1), default=8)
     parser.add_argument("--recorded", type=Path, nargs="+", help="results of peers or dense on a GPU")
     parser.add_argument("--out", type=output_file, metavar="FILE", help="write all numbers there as JSON")
     options = parser.parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    found = []
-    sources = (
-        [compare_recorded(file) for file in options.recorded]
-        if options.recorded
-        else [compare(options.models, options.ways, options.batch)]
+    torch.set_num_threads(1)  # as in the processes that measure: each thread has its own part of the workspace
+    if options.recorded:
+        points = itertools.chain.from_iterable(map(compare_recorded, options.recorded))
+    else:
+        points = compare(options.models, options.ways, options.batch)
+    report: dict[str, Any] = {"command": " ".join(["python -m benchmarks.plan", *(argv or sys.argv[1:])])}
+    report |= {"revision": measure.revision(), "machine": measure.machine(CPU), "rows": []}
+    print(
+        f"{'model':<21}{'size':<12}{'batch':>6} {'precision':<10}{'way':<14}{'measured':>10}{'tracked':>10}{'ratio':>8}"
     )
-    print(f"{'model':<22}{'size':<14}{'batch':>6} {'precision':<10}{'way':<22}{'measured':>10}{'tracked':>10}{'ratio':>8}  MiB")
-    for source in sources:
-        for one in source:
-            found.append(one)
-            size = "x".join(map(str, one["size"]))
-            print(
-                f"{one['model']:<22}{size:<14}{one['batch']:>6} {one['precision']:<10}{one['way']:<22}"
-                f"{one['measured_bytes'] / MIB:>10.1f}{one['tracked_bytes'] / MIB:>10.1f}{one['ratio']:>8.3f}",
-                flush=True,
-            )
-    print(f"{len(found)} points, ratios from {min(r['ratio'] for r in found):.3f} to {max(r['ratio'] for r in found):.3f}")
+    for one in points:
+        report["rows"].append(one)
+        figures = f"{one['measured_bytes'] / MIB:.1f}", f"{one['tracked_bytes'] / MIB:.1f}", f"{one['ratio']:.3f}"
+        size = "x".join(map(str, one["size"]))
+        print(_line(one["model"], size, str(one["batch"]), one["precision"], one["way"], *figures), flush=True)
+    ratios = [one["ratio"] for one in report["rows"]]
+    print(f"MiB; {len(ratios)} points, tracked over measured from {min(ratios):.3f} to {max(ratios):.3f}")
     if options.out:
-        with whole_file(options.out) as path:
-            path.write_text(json.dumps({"machine": measure.machine(CPU), "rows": found}, indent=1) + "\n")
+        measure.write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from hvt_backbones import Classifier, InputError
 from hvt_backbones.device import select_device
-from hvt_backbones.sharding import shard_blocks
+from hvt_backbones.sharding import fsdp2_runs_on_cpu, shard_blocks
 
 from .config import ParallelConfig, TrainConfig
 
@@ -109,7 +109,7 @@ def shard(model: Classifier, device: torch.device) -> None:
     Raises:
         InputError: on the CPU, a PyTorch whose FSDP2 is for accelerators alone, as that of 2.6.
     """
-    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+    if device.type == "cpu" and not fsdp2_runs_on_cpu():
         raise InputError(
             f"parallel.mode: fsdp2 of PyTorch {torch.__version__} does not run on the CPU; use ddp, or a later PyTorch."
         )

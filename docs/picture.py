@@ -24,7 +24,10 @@ ROWS = (
     {"runner": ("runner",)},
     {
         "openmmlab (adapter)": ("hvt_backbones.openmmlab",),
-        "commands": tuple(f"hvt_backbones.{name}" for name in ("cli", "__main__", "predict", "plan", "step_memory", "doctor", "npu_doctor")),
+        "commands": tuple(
+            f"hvt_backbones.{name}"
+            for name in ("cli", "__main__", "predict", "plan", "step_memory", "doctor", "npu_doctor")
+        ),
     },
     {
         "model files": ("hvt_backbones.model_file",),

@@ -12,7 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from .errors import InputError, nearest
+from .sharding import fsdp2_runs_on_cpu
 from .step_memory import Memory, Step, track
 from .variants import find_variant
 
@@ -98,10 +101,11 @@ def _zero(stage: int, whole: Memory, devices: int) -> Memory:
 
 
 def modes(task: str, device: str, devices: int) -> tuple[str, ...]:
-    """Those that the trainers of this repository have for it."""
+    """Those that the trainers of this repository have for it, and that can be tracked."""
     if devices == 1 or task != "classification":
         return MODES[:1]
-    return ("ddp", "fsdp2") if device == "cpu" else MODES
+    here = MODES if device == "cuda" else ("ddp", "fsdp2")
+    return here if fsdp2_runs_on_cpu() else tuple(mode for mode in here if mode != "fsdp2")
 
 
 def choose_strategies(names: Sequence[str], task: str, device: str, devices: int) -> list[Strategy]:
@@ -117,12 +121,12 @@ def choose_strategies(names: Sequence[str], task: str, device: str, devices: int
     for name in names:
         if name not in known:
             raise InputError(
-                f"unknown strategy {name!r}: {nearest(name, list(known), otherwise='')} give one of "
-                f"{', '.join(MODES)}, alone or with what is recomputed, such as fsdp2+block (or +mlp, +attention, +stage)"
+                f"unknown strategy {name!r}: {nearest(name, list(known), otherwise='')} give {', '.join(MODES[:-1])} or "
+                f"{MODES[-1]}, alone or with what is recomputed (+mlp, +attention, +block, +stage)"
             )
         if known[name].mode not in possible:
-            what = "one device" if devices == 1 else f"{task} on the {device}" if device == "cpu" else task
-            raise InputError(f"strategy {name!r} is not for {what}: choose {' or '.join(possible)}")
+            of = f"{task} on {devices} {device} device{'s' if devices > 1 else ''} (PyTorch {torch.__version__})"
+            raise InputError(f"strategy {name!r} is not for {of}: choose {' or '.join(possible)}")
     return sorted({known[name] for name in names}, key=lambda strategy: strategy.cost)
 
 
@@ -221,7 +225,9 @@ def cheapest(plan: Plan, strategies: Sequence[Strategy], limit: int) -> Strategy
         if plan.memory(strategy).total <= limit:
             return strategy
     least = min(strategies, key=lambda strategy: plan.memory(strategy).total)
-    needs = f"{plan.step.name} fits {gibibytes(limit)} GiB in no way, {least} needs {gibibytes(plan.memory(least).total)}"
+    needs = (
+        f"{plan.step.name} fits {gibibytes(limit)} GiB in no way, {least} needs {gibibytes(plan.memory(least).total)}"
+    )
     for words, strategy, near in _nearer(plan, least, limit):
         total = near.memory(strategy).total
         if total <= limit:
@@ -230,53 +236,52 @@ def cheapest(plan: Plan, strategies: Sequence[Strategy], limit: int) -> Strategy
 
 
 def _nearer(plan: Plan, strategy: Strategy, limit: int) -> Iterator[tuple[str, Strategy, Plan]]:
-    """Other plans, of which an estimate says that they fit: more devices first, then smaller batches, then images."""
-    memory, step, task = plan.memory(strategy), plan.step, plan.step.task
-    kept, made = memory.total - memory.activations, memory.activations
-    shared = strategy if strategy.mode in ("fsdp2", "zero3") else Strategy("fsdp2", strategy.recompute)
-    if shared.mode in modes(task, step.device, 2):
-        divided = memory.total - memory.activations - memory.communication
-        found = 0
-        for devices in (plan.devices * 2**i for i in range(1, 11)):
-            if divided * plan.devices / devices + made <= limit and devices <= MOST_DEVICES and found < 2:
-                found += 1
-                yield f"{devices} devices", shared, Plan(step, devices)
-    batches = [batch for batch in range(step.batch - 1, 0, -1) if kept + made * batch / step.batch <= limit]
-    for batch in batches[:2]:
-        yield f"batch {batch}", strategy, Plan(replace(step, batch=batch), plan.devices)
+    """Other plans that may fit: with shards and more devices, then of smaller batches, then of smaller images."""
+    step = plan.step
+    if "fsdp2" in modes(step.task, step.device, 2):
+        shards, near = Strategy("fsdp2", strategy.recompute or "block"), Plan(step, max(plan.devices, 2))
+        yield f"{near.devices} devices", shards, near
+        memory = near.memory(shards)
+        left = memory.activations + memory.communication
+        counts = [near.devices * 2**i for i in range(1, 11) if near.devices * 2**i <= MOST_DEVICES]
+        fitting = [count for count in counts if left + (memory.total - left) * near.devices / count <= limit]
+        yield from ((f"{count} devices", shards, Plan(step, count)) for count in fitting[:1])
+    memory = plan.memory(strategy)
+
+    def fits(share: float) -> bool:
+        """Whether it would with such a share of the activations."""
+        return memory.total - (1 - share) * memory.activations <= limit
+
+    batches = [batch for batch in range(step.batch - 1, 0, -1) if fits(batch / step.batch)]
+    yield from ((f"batch {b}", strategy, Plan(replace(step, batch=b), plan.devices)) for b in batches[:2])
     *frames, height, width = step.size
-    found = 0
-    for shorter in range((min(height, width) - 1) // 32 * 32, 0, -32):
-        share = shorter / min(height, width)
-        if kept + made * share**2 / step.batch <= limit and found < 3:
-            found += 1
-            size = (*frames, round(height * share), round(width * share))
-            words = f"batch 1 of {'x'.join(map(str, size))}"
-            yield words, strategy, Plan(replace(step, size=size, batch=1), plan.devices)
+    shortest = min(height, width)
+    shares = [side / shortest for side in range((shortest - 1) // 32 * 32, 0, -32)]
+    for share in [share for share in shares if fits(share**2 / step.batch)][:2]:
+        size = (*frames, round(height * share), round(width * share))
+        words = f"batch 1 of {'x'.join(map(str, size))}"
+        yield words, strategy, Plan(replace(step, size=size, batch=1), plan.devices)
 
 
 def recipe(step: Step, strategy: Strategy, devices: int) -> str:
     """The settings that a strategy needs: of the trainer in YAML, or of a configuration for MMEngine."""
-    recomputed = strategy.recompute or "false"
-    if step.task == "classification":
-        return "\n".join(
-            (
-                f"# torchrun --nproc_per_node {devices} -m classification.train THIS_FILE --data-dir DIR",
-                f"model: {{name: {step.name}, grad_checkpointing: {recomputed}}}",
-                f"data: {{input_size: [3, {step.size[0]}, {step.size[1]}], batch_size: {step.batch}}}",
-                f"train: {{amp: {step.precision}}}",
-                f"parallel: {{mode: {strategy.mode}}}",
-            )
-        )
-    return "\n".join(
-        (
-            "# of a configuration for MMEngine" + (", with --amp bf16" if step.precision == "bf16" else ""),
-            f"model = dict(backbone=dict(with_cp={strategy.recompute!r}))"
-            if strategy.recompute
-            else "model = dict(backbone=dict(with_cp=False))",
+    if step.task != "classification":
+        amp = ", with --amp bf16" if step.precision == "bf16" else ""
+        lines = [
+            f"# of a configuration for MMEngine{amp}",
+            f"model = dict(backbone=dict(with_cp={strategy.recompute or False!r}))",
             f"train_dataloader = dict(batch_size={step.batch})",
-        )
-    )
+        ]
+        return "\n".join(lines)
+    height, width = step.size
+    lines = [
+        f"# torchrun --nproc_per_node {devices} -m classification.train THIS_FILE --data-dir DIR",
+        f"model: {{name: {step.name}, grad_checkpointing: {strategy.recompute or 'false'}}}",
+        f"data: {{input_size: [3, {height}, {width}], batch_size: {step.batch}}}",
+        f"train: {{amp: {step.precision}}}",
+        f"parallel: {{mode: {strategy.mode}}}" + ("  # needs DeepSpeed" if strategy.mode.startswith("zero") else ""),
+    ]
+    return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from .backbone import Backbone
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+def fsdp2_runs_on_cpu() -> bool:
+    """Whether this PyTorch's does: that of 2.6 is for accelerators alone."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -24,6 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .backbone import Backbone
+from .classifier import Classifier
 from .create import create_backbone, create_classifier
 from .errors import InputError
 from .ops.eager import pretend
@@ -47,8 +49,9 @@ class Memory:
 
     Attributes:
         parameters, gradients, optimizer: what is kept of each on this device.
-        activations: tensors of the forward and the backward pass, the images and what operations need for themselves.
-        communication: what is gathered of the other devices' parameters, gradients before they are divided, buffers.
+        activations: tensors of the forward and the backward pass, the images and what operations need for themselves;
+            with shards also the gradients of a block until they are exchanged.
+        communication: what is gathered of the other devices' parameters, and buffers.
         traffic: sent and received by this device in a step, either way as much; no part of `total`.
     """
 
@@ -85,7 +88,7 @@ class Step:
     precision: str
     device: str
 
-    def model(self) -> nn.Module:
+    def model(self) -> Backbone | Classifier:
         """Its model, in training."""
         return create_backbone(self.name) if self.task == "detection" else create_classifier(self.name)
 
@@ -101,8 +104,8 @@ class Step:
 
     def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """Of these, with its state, which the first step makes; their gradients are there."""
-        kernel = {"fused": True} if self.device == "cuda" else {"foreach": True}  # as the trainer chooses
-        optimizer = torch.optim.AdamW(parameters, **kernel)
+        fused = self.device == "cuda"  # as the trainer chooses
+        optimizer = torch.optim.AdamW(parameters, fused=fused, foreach=not fused)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -115,8 +118,8 @@ def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded
     Args:
         recompute: as `Backbone.set_grad_checkpointing` takes it; None for nothing.
         devices: that train together, each as `step` says.
-        sharded: by FSDP2, each block and then the rest, as the trainer does it. Else several devices are those of DDP,
-            whose gradients stay in the buckets in which they are exchanged from one step to the next.
+        sharded: by FSDP2, as `shard_blocks` does it. Else several devices are those of DDP, which keeps the buckets in
+            which gradients are exchanged: the trainer's gradients are views of them, MMEngine's stand beside them.
 
     Raises:
         InputError: no such model, or no size for it.
@@ -137,7 +140,8 @@ def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded
             shard_blocks(model, mesh)
         own = [_own(parameter) for parameter in model.parameters()]
         optimizer = step.optimizer(own)
-        if sharded or devices == 1:
+        views = devices > 1 and not sharded and step.task == "classification"
+        if not views:
             optimizer.zero_grad()
         images = torch.empty(step.batch, 3, *step.size)
         with (_sharded_tracker if sharded else _tracker)(model, optimizer, images) as tracker:
@@ -150,7 +154,10 @@ def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded
         for kind, count in tracker.get_tracker_snapshot("peak")[images.device].items():
             if kind != "Total":
                 memory[KINDS.get(kind.value, "activations")] += count
-        traffic = tracker.exchanged if sharded else 2 * sum(p.numel() for p in model.parameters()) * 4
+        weights = sum(parameter.nbytes for parameter in own)
+        if devices > 1 and not sharded and not views:
+            memory["communication"] = weights
+        traffic = tracker.exchanged if sharded else 2 * weights
         return Memory(**memory, traffic=traffic * (devices - 1) // devices)
 
 
@@ -161,7 +168,9 @@ def _pretended_mesh(devices: int) -> Iterator[DeviceMesh]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
-        raise InputError("a plan needs a process group of its own, and this process is in one: make it before, or apart")
+        raise InputError(
+            "a plan needs a process group of its own, and this process is in one: make it before, or apart"
+        )
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=devices)
     try:
         yield init_device_mesh("cpu", (devices,))
@@ -178,7 +187,7 @@ def _norms_in_float32() -> Iterator[None]:
             return (inputs[0].float(),)
         return None
 
-    handle = register_module_forward_pre_hook(widen)
+    handle = register_module_forward_pre_hook(widen)  # type: ignore[arg-type] # whose type returns nothing
     try:
         yield
     finally:

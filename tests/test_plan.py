@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import measure
 from benchmarks import plan as measurements
+from classification import checks
 from classification.command_line import parse_command_line
 from hvt_backbones import InputError, create_backbone, create_classifier
 from hvt_backbones.cli import main
-from hvt_backbones.ops import eager
+from hvt_backbones.ops import eager, use_attention
 from hvt_backbones.plan import (
     STRATEGIES,
     Plan,
@@ -31,12 +32,12 @@ from .conftest import ROOT
 
 CPU = torch.device("cpu")
 GIB = 2**30
-WINDOWED = {"embed_dim": 16, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "window_size": 4}
+WINDOWED = {"embed_dim": 16, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}
 NARROW = {
     "swin_tiny": WINDOWED,
     "swinv2_tiny_window8": WINDOWED,
     "video_swin_tiny": {**WINDOWED, "window_size": (2, 4, 4)},
-    "pvt_v2_b1": {"embed_dims": (16, 24, 32), "depths": (2, 1, 2), "sr_ratios": (4, 2, 1), "num_heads": (1, 2, 4)},
+    "pvt_v2_b1": {"embed_dims": (16, 24), "depths": (2, 1), "sr_ratios": (4, 2), "num_heads": (1, 2)},
 }
 
 
@@ -44,7 +45,7 @@ NARROW = {
 class Narrow(Step):
     """With few channels and blocks."""
 
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         create = create_backbone if self.task == "detection" else create_classifier
         return create(self.name, **NARROW[self.name])
 
@@ -114,8 +115,10 @@ def test_devices_divide_what_is_kept_and_exchange_it() -> None:
     assert (one.traffic, copies.traffic) == (0, 2 * weights * 3 // 4)
     for kind in ("parameters", "optimizer"):  # each shard is rounded up
         assert getattr(shards, kind) == pytest.approx(getattr(one, kind) / 4, rel=0.05)
-    assert shards.activations == pytest.approx(one.activations, rel=0.05)
+    assert one.activations <= shards.activations < one.activations + weights  # with gradients until they are reduced
     assert 0 < shards.communication < weights
+    frameworks = track(replace(step, task="detection"), devices=4)
+    assert frameworks.communication == frameworks.parameters < frameworks.gradients + frameworks.communication
     # gathered forward and backward, and reduced; what no block has is gathered once
     assert 2.5 < shards.traffic / (weights * 3 / 4) < 3.1
 
@@ -126,24 +129,25 @@ def test_what_is_recomputed_is_not_kept() -> None:
     assert kept[0] > 1.2 * kept[1] > 1.4 * kept[2]
 
 
-def test_attention_on_cuda_makes_no_logits() -> None:
-    """A block of unshifted windows over a whole map: N * N numbers for each head are more than all else."""
-    arch = {"embed_dim": 16, "depths": (1,), "num_heads": (8,), "window_size": 32}
+def test_attention_on_cuda_keeps_no_logits() -> None:
+    """Of windows as large as half a map, which are more than all else: only the bias's gradient has their size."""
+    arch = {"embed_dim": 16, "depths": (1,), "num_heads": (8,), "window_size": 16}
 
     @dataclass(frozen=True, kw_only=True)
     class Wide(Step):
-        def model(self) -> nn.Module:
+        def model(self) -> Any:
             return create_classifier(self.name, **arch)
 
     step = Wide(name="swin_tiny", task="classification", size=(128, 128), batch=8, precision="fp32", device="cuda")
-    logits = 4 * 8 * 8 * 1024**2
-    assert track(step).activations < logits
-    assert track(replace(step, device="cpu")).activations > logits
+    logits = 4 * 8 * 4 * 8 * 256**2  # float32, images, windows, heads
+    assert logits < track(step).activations < 1.6 * logits
+    with use_attention("reference"):
+        assert track(step).activations > 3 * logits
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [3, 5])  # DDP, and FSDP2 with blocks recomputed
-def test_tracked_is_measured_on_two_processes(way: int) -> None:
+@pytest.mark.parametrize("way", ["ddp", "fsdp2+block"])
+def test_tracked_is_measured_on_two_processes(way: str) -> None:
     processes, sharded, recompute = measurements.WAYS[way]
     step = narrow("swinv2_tiny_window8", 128, 128)
     real = measurements.measured(step, recompute, processes, sharded=sharded)
@@ -199,26 +203,30 @@ def test_deepspeed_divides_more_with_each_stage() -> None:
     assert [one.communication for one in stages] == [buffer, buffer, buffer + 4_000_000_000]
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_nearest_that_does_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    command = "plan swin_tiny --image-size 128 --batch 8 --strategy ddp+block --devices 1 --memory".split()
-    assert main([*command, "505MiB"]) == 2
+    command = "--image-size 96 --batch 8 --strategy ddp+block --devices 1"
+    total = track(describe_step("pvt_v2_b0", image_size=(96,), batch=8), recompute="block").total
+    assert main(["plan", "pvt_v2_b0", *command.split(), "--memory", f"{total / 2**20 - 3:.6f}MiB"]) == 2
     out, error = capsys.readouterr()
     assert "ddp+block" in out
-    assert error.startswith("error: swin_tiny fits 0.49 GiB in no way, ddp+block needs 0.5")
+    assert error.startswith("error: pvt_v2_b0 fits 0.0")
     assert error.count("\n") == 1
-    near = error.split("the nearest that fits is ")[1]
-    assert near.startswith(("2 devices with fsdp2+block", "4 devices with fsdp2+block"))
-    assert main([*command, "10MiB"]) == 2
-    assert "give more memory" in capsys.readouterr().err
+    assert "the nearest that fits is 2 devices with fsdp2+block, 0.0" in error
+    for changes, near in ((["--task", "detection"], "batch 7 with ddp+block"), (["--memory", "1MiB"], "more memory")):
+        given = ["--memory", f"{total / 2**20 - 3:.6f}MiB", *changes]
+        assert main(["plan", "pvt_v2_b0", *command.split(), *given]) == 2
+        assert near in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2+block", "zero2+attention"])
-def test_the_trainer_takes_the_recipe(name: str, tmp_path: Path) -> None:
+def test_the_trainer_takes_the_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda package: package)  # also where there is no DeepSpeed
     strategy = {str(one): one for one in STRATEGIES}[name]
     step = describe_step("swinv2_base_window8", image_size=(256, 384), batch=6)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe(step, strategy, 4))
-    config = parse_command_line([str(file), "--data-dir", str(tmp_path)])
+    config = parse_command_line([str(file), "--data.kind", "synthetic"])
     assert config.model.name == "swinv2_base_window8"
     assert config.model.grad_checkpointing == (strategy.recompute or False)
     assert config.data.input_size == (3, 256, 384)
@@ -233,12 +241,39 @@ def test_a_configuration_takes_the_lines_for_a_backbone() -> None:
     assert settings["train_dataloader"] == {"batch_size": 2}
 
 
+@pytest.mark.slow
+def test_swinv2_giant_at_1536_in_40_gb() -> None:
+    """The model and memory of the paper (arXiv:2111.09883, Sec. 3.4), which trains it by ZeRO with recomputing.
+
+    Sequential self-attention, the third of its parts, is not in these figures.
+    """
+    whole = Plan(describe_step("swinv2_giant", image_size=(1536,), batch=1), 8)
+    limit = byte_count("40GB")
+
+    def devices(name: str) -> int | None:
+        """The fewest with which a strategy fits."""
+        strategy = {str(one): one for one in STRATEGIES}[name]
+        fitting = (n for n in (*range(2, 65), 1024) if replace(whole, devices=n).memory(strategy).total <= limit)
+        return next(fitting, None)
+
+    assert cheapest(
+        whole, choose_strategies(["ddp+block", "zero1+block", "zero2+block"], "classification", "cuda", 8), limit
+    )
+    assert devices("zero1+block") == 18
+    assert devices("zero2+block") == 4
+    assert devices("ddp+block") is None  # without ZeRO
+    assert devices("zero2") is None  # without recomputing
+    assert (
+        whole.memory(Strategy("zero2")).activations > limit > 3 * whole.memory(Strategy("zero2", "block")).activations
+    )
+
+
 # ---- the command ----
 
 
 def test_plan_prints_a_table_the_cheapest_and_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    command = "plan pvt_v2_b0 --image-size 64 --batch 2 --devices 2 --memory 1GiB --strategy fsdp2 ddp+block".split()
-    assert main(command) == 0
+    command = "--image-size 64 --batch 2 --devices 2 --memory 1GiB --strategy fsdp2 ddp+block"
+    assert main(["plan", "pvt_v2_b0", *command.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "pvt_v2_b0, classification, bf16 on cuda, batch 2 of 64x64 on each of 2 devices"
     assert lines[2].split()[0] == "strategy"
@@ -267,8 +302,11 @@ def test_plan_prints_a_table_the_cheapest_and_its_recipe(capsys: pytest.CaptureF
         ({"--task": "video"}, "--task video is not for swin_tiny, which takes images"),
         ({"model": "video_swin_tiny", "--task": "detection"}, "which takes clips: give --task video"),
         ({"--strategy": "fsdp3"}, "unknown strategy 'fsdp3': did you mean fsdp2"),
-        ({"--strategy": "fsdp2"}, "strategy 'fsdp2' is not for one device: choose ddp"),
-        ({"--devices": "2", "--strategy": "zero1", "--device": "cpu"}, "not for classification on the cpu"),
+        ({"--strategy": "fsdp2"}, "strategy 'fsdp2' is not for classification on 1 cuda device ("),
+        (
+            {"--devices": "2", "--strategy": "zero1", "--device": "cpu"},
+            "strategy 'zero1' is not for classification on 2 cpu devices",
+        ),
         ({"--devices": "2", "--strategy": "zero1", "--task": "detection"}, "strategy 'zero1' is not for detection"),
     ],
 )

@@ -26,9 +26,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
 def _memory_efficient(
     q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float, scale: float | None
 ) -> Tensor:
-    """What `F.scaled_dot_product_attention` does of itself on CUDA, by the kernel that takes a bias and makes no logits.
+    """What `F.scaled_dot_product_attention` does on CUDA: its kernel that takes a bias and keeps no logits.
 
-    The rows of a bias are padded to 16 numbers.
+    The rows of a bias are padded to 16 numbers; its gradient is as large as the logits.
     """
     if attn_mask is not None:
         tokens = attn_mask.shape[-1]
