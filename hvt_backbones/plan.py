@@ -20,7 +20,7 @@ from .step_memory import Memory, Step, track
 from .variants import find_variant
 
 MODES = ("ddp", "zero1", "zero2", "fsdp2", "zero3")  # the more is divided, the later
-RECOMPUTED = (None, "mlp", "attention", "block", "stage")  # the more is computed twice, the later
+RECOMPUTED = (None, "attention", "mlp", "block", "stage")  # the more is computed twice, the later
 TASKS = ("classification", "detection", "video")
 MOST_DEVICES = 2**16
 LONGEST_SIDE, LARGEST_BATCH = 8192, 65536  # that the trainer takes
@@ -121,8 +121,8 @@ def choose_strategies(names: Sequence[str], task: str, device: str, devices: int
     for name in names:
         if name not in known:
             raise InputError(
-                f"unknown strategy {name!r}: {nearest(name, list(known), otherwise='')} give {', '.join(MODES[:-1])} or "
-                f"{MODES[-1]}, alone or with what is recomputed (+mlp, +attention, +block, +stage)"
+                f"unknown strategy {name!r}: {nearest(name, list(known), otherwise='')} give {', '.join(MODES[:-1])}, "
+                f"or {MODES[-1]}, alone or with what is recomputed (+mlp, +attention, +block, +stage)"
             )
         if known[name].mode not in possible:
             of = f"{task} on {devices} {device} device{'s' if devices > 1 else ''} (PyTorch {torch.__version__})"
