@@ -4,8 +4,8 @@
     python -m benchmarks.plan --recorded benchmarks/results/peers_h200_bfloat16.json
 
 Measured is the sum of the profiler's records of every allocation and release in a real step (`measure.peak_memory`),
-which knows nothing of trackers or fake tensors: on one process, and on two that gloo joins, with PyTorch's DDP and the
-trainer's FSDP2. With `--recorded` it is what `peers` or `dense` measured on a GPU once.
+which knows nothing of trackers or fake tensors. Of two processes that gloo joins, with PyTorch's DDP and the trainer's
+FSDP2, it is the resident size (`_peak_resident`). With `--recorded` it is what others measured on a GPU once.
 """
 
 from __future__ import annotations
