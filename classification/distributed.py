@@ -15,10 +15,10 @@ import torch.distributed.nn  # now: imported while there is a group, its functio
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
 
 from hvt_backbones import Classifier, InputError, SimMIM
 from hvt_backbones.device import select_device
+from hvt_backbones.sharding import fsdp2_runs_on_cpu, shard_blocks
 
 from .config import ParallelConfig, TrainConfig
 
@@ -103,26 +103,16 @@ def precision(accelerator: Accelerator) -> str:
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
-def blocks_of(model: Classifier | SimMIM) -> list[nn.Module]:
-    return [block for stage in model.backbone.stages for block in stage.get_submodule("blocks").children()]
-
-
 def shard(model: Classifier | SimMIM, device: torch.device) -> None:
-    """FSDP2: each block, then the rest, split over all processes in place.
-
-    Every process must hold the same weights before. Blocks are the unit that is gathered for a forward pass.
+    """FSDP2: `shard_blocks` over all processes. Every one must hold the same weights before.
 
     Raises:
         InputError: on the CPU, a PyTorch whose FSDP2 is for accelerators alone, as that of 2.6.
     """
-    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+    if device.type == "cpu" and not fsdp2_runs_on_cpu():
         raise InputError(
             f"parallel.mode: fsdp2 of PyTorch {torch.__version__} does not run on the CPU; use ddp, or a later PyTorch."
         )
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in blocks_of(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    shard_blocks(model, init_device_mesh(device.type, (torch.distributed.get_world_size(),)))

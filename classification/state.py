@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from hvt_backbones import Classifier, InputError, SimMIM, create_classifier, create_simmim
 from hvt_backbones.model_file import Masking, metadata_of, record_windows
+from hvt_backbones.sharding import blocks_of
 from hvt_backbones.variants import find_variant
 
 from . import distributed
@@ -181,7 +182,7 @@ class Learner:
                 limits.recompile_limit = limits.accumulated_recompile_limit
             else:  # as PyTorch 2.6 calls them
                 limits.cache_size_limit = limits.accumulated_cache_size_limit
-            for block in distributed.blocks_of(model):
+            for block in blocks_of(model):
                 block.compile()
         if sharded:
             distributed.shard(model, device)

@@ -13,7 +13,18 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 PACKAGES = ("hvt_backbones", "classification", "detection", "segmentation", "video", "runner", "demos", "soak")
 # a row of boxes each, from those that use to those that are used: title -> modules, or packages of them
 BASE = "images, files, errors"  # to which no arrows are drawn
-COMMANDS = ("cli", "__main__", "predict", "reconstruct", "transfer", "diagnose", "doctor", "npu_doctor")
+COMMANDS = (
+    "cli",
+    "__main__",
+    "predict",
+    "reconstruct",
+    "transfer",
+    "diagnose",
+    "plan",
+    "step_memory",
+    "doctor",
+    "npu_doctor",
+)
 ROWS = (
     {"soak": ("soak",), "demos": ("demos",)},
     {
@@ -34,7 +45,7 @@ ROWS = (
     },
     {
         "families": tuple(f"hvt_backbones.{name}" for name in ("swin", "pvt_v2", "twins", "video_swin")),
-        "backbone, classifier": ("hvt_backbones.backbone", "hvt_backbones.classifier"),
+        "backbone, classifier": ("hvt_backbones.backbone", "hvt_backbones.classifier", "hvt_backbones.sharding"),
     },
     {"layers": ("hvt_backbones.layers",), "ops": ("hvt_backbones.ops",)},
     {

@@ -1,4 +1,4 @@
-"""The command `hvt`: models, predict, features, reconstruct, diagnose, transfer-report, convert, doctor."""
+"""The command `hvt`: models, predict, features, reconstruct, diagnose, transfer-report, convert, plan, doctor."""
 
 from __future__ import annotations
 
@@ -118,6 +118,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_weights_key(convert)
     convert.set_defaults(run=run_convert)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say how a model fits the memory of devices",
+        description="Say what memory a training step takes on each device, and the cheapest way that fits.",
+    )
+    _add_plan_options(plan)
+    plan.set_defaults(run=run_plan)
+
     doctor = commands.add_parser(
         "doctor", help="say what is installed and what is missing", description="Say what is installed and missing."
     )
@@ -142,6 +150,35 @@ def _add_model_and_images(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     Reading.add_argument(parser)
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    number = whole_number(1)
+    parser.add_argument("model", metavar="MODEL", help="a model's name")
+    parser.add_argument(
+        "--image-size", type=number, nargs="+", required=True, metavar="N", help="HEIGHT WIDTH, or one side"
+    )
+    parser.add_argument("--frames", type=number, metavar="N", help="of a clip (default: the model's)")
+    parser.add_argument("--batch", type=number, required=True, metavar="N", help="images or clips on each device")
+    parser.add_argument(
+        "--max-logits",
+        type=number,
+        metavar="N",
+        help="attention part by part, of so many logits (default: all at once)",
+    )
+    parser.add_argument("--devices", type=number, required=True, metavar="N", help="devices that train together")
+    parser.add_argument("--memory", required=True, metavar="SIZE", help="of each device: 40GiB, 80GB")
+    parser.add_argument(
+        "--strategy",
+        nargs="+",
+        default=[],
+        metavar="S",
+        help="ddp, zero1, zero2, fsdp2 or zero3, alone or with what is recomputed: +mlp, +attention, +block, +stage "
+        "(default: each alone and with +block)",
+    )
+    parser.add_argument("--task", choices=("classification", "detection", "video"), help="default: as the model takes")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16, on the CPU fp32")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of devices (default cuda)")
 
 
 def _add_weights_key(parser: argparse.ArgumentParser) -> None:
@@ -372,6 +409,12 @@ def run_convert(args: argparse.Namespace) -> None:
     under = f" {place}, not {', '.join(weights.others)}" if weights.others else ""
     print(f"{args.input}: {found.name} layout of {found.family}, {len(weights.tensors)} tensors{under}")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from . import plan
+
+    plan.run(args)
 
 
 def run_doctor(args: argparse.Namespace) -> None:

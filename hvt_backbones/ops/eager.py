@@ -4,13 +4,51 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+_pretended: str | None = None  # a plain global, which a compiler can read
+_caches: list[OrderedDict[tuple, Tensor]] = []  # of all functions that `constant` decorates
+
+
+@contextmanager
+def pretend(device: str) -> Iterator[None]:
+    """Inside, fake tensors on the CPU go the way of real ones on this kind of device, "cpu" or "cuda", unwatched.
+
+    For a tracker of memory (`step_memory.py`), which sees whatever is done. Constants that are kept are so inside.
+    """
+    global _pretended
+    kept = [cache.copy() for cache in _caches]
+    before, _pretended = _pretended, device
+    for cache in _caches:
+        cache.clear()
+    try:
+        yield
+    finally:
+        _pretended = before
+        for cache, tensors in zip(_caches, kept, strict=True):
+            cache.clear()
+            cache.update(tensors)
+
+
+def device_kind(x: Tensor) -> str:
+    """The kind of device whose operations `x` is for: its own, or the one that is pretended."""
+    return _pretended or x.device.type
+
+
+def pretended() -> bool:
+    return _pretended is not None
+
+
+def _watched() -> bool:
+    """Whether counters of operations, fake tensors and the like see the operations, other than inside `pretend`."""
+    return is_in_torch_dispatch_mode() and not pretended()
 
 
 def plain_eager() -> bool:
@@ -22,7 +60,7 @@ def plain_eager() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._functorch.maybe_current_level() is not None  # vmap, grad and the like of torch.func
-        or is_in_torch_dispatch_mode()  # counters of operations, fake tensors and the like
+        or _watched()
     )
 
 
@@ -34,7 +72,7 @@ def looked_into(x: Tensor, *others: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     transformed = torch._C._functorch.maybe_current_level() is not None
-    counted = x.device.type == "cpu" and is_in_torch_dispatch_mode()
+    counted = x.device.type == "cpu" and _watched()
     return transformed or counted or has_tangent(x, *others)
 
 
@@ -55,6 +93,7 @@ def constant(maxsize: int = 64) -> Callable[[Callable[..., Tensor]], Callable[..
 
     def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         kept: OrderedDict[tuple, Tensor] = OrderedDict()
+        _caches.append(kept)
 
         @functools.wraps(make)
         def get(*key: Any) -> Tensor:
@@ -64,7 +103,7 @@ def constant(maxsize: int = 64) -> Callable[[Callable[..., Tensor]], Callable[..
                 return tensor
             with torch.inference_mode(False), torch.no_grad():
                 tensor = make(*key)
-            if type(tensor) is Tensor and tensor.device.type != "meta":
+            if (type(tensor) is Tensor or pretended()) and tensor.device.type != "meta":
                 kept[key] = tensor
                 if len(kept) > maxsize:
                     kept.popitem(last=False)

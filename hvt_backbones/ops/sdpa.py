@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .eager import looked_into
+from .eager import device_kind, looked_into
 from .windows import WindowGrid, cosine, every_mask
 
 
@@ -20,7 +20,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **o
     if looked_into(q, k, v, attn_mask):
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v, attn_mask, **options)
+    if q.device.type == "cpu" and device_kind(q) == "cuda":
+        return _memory_efficient(q, k, v, attn_mask, **options)
     return F.scaled_dot_product_attention(q, k, v, attn_mask, **options)
+
+
+def _memory_efficient(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, *, dropout_p: float, scale: float | None
+) -> Tensor:
+    """What `F.scaled_dot_product_attention` does on CUDA: its kernel that takes a bias and keeps no logits.
+
+    The rows of a bias are padded to 16 numbers; its gradient is as large as the logits.
+    """
+    if attn_mask is not None:
+        tokens = attn_mask.shape[-1]
+        if tokens % 16:
+            attn_mask = F.pad(attn_mask, (0, -tokens % 16))[..., :tokens]
+        attn_mask = attn_mask.expand(*q.shape[:-1], tokens)
+    kept = torch.is_grad_enabled() and q.requires_grad  # the logarithms of the sums, for backward
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    return kernel(q, k, v, attn_mask, kept, dropout_p, False, scale=scale)[0]
 
 
 def sdpa(

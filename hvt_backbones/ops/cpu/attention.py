@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from ..eager import has_tangent, plain_eager
+from ..eager import device_kind, has_tangent, plain_eager
 from ..windows import WindowGrid, cosine, distinct_windows, window_mask
 from .partition import Partition, Reverse
 
@@ -33,7 +34,7 @@ KEPT = 4  # weights are kept for backward in windows of up to so many tokens for
 
 def refuses(qkv: Tensor, *others: Tensor | None) -> str | None:
     """Why it cannot take these: it is for the CPU, and nothing can look into its autograd functions."""
-    device = qkv.device.type
+    device = device_kind(qkv)
     if device != "cpu":
         return f"it is for the CPU, and the map is on {device}"
     if not plain_eager():
@@ -82,8 +83,10 @@ def masked_runs(
 ) -> tuple[tuple[int, int, int], ...]:
     """Windows that follow each other and have the same mask other than zero: (first, end, place of the mask)."""
     smaller, places = distinct_windows(spatial, window, shift, mask_padding)
-    masks = window_mask(smaller, window, shift, mask_padding, torch.float32, torch.device("cpu"))
-    some = masks.flatten(1).any(dim=1).tolist()
+    with _disable_current_modes():  # they are numbers of the sizes, also where tensors are fake
+        make = window_mask.__wrapped__  # type: ignore[attr-defined] # by functools.wraps
+        masks = make(smaller, window, shift, mask_padding, torch.float32, torch.device("cpu"))
+        some = masks.flatten(1).any(dim=1).tolist()
     runs, first = [], 0
     for place, same in itertools.groupby(places):
         end = first + sum(1 for _ in same)
