@@ -306,6 +306,7 @@ def run(args: argparse.Namespace) -> None:
     )
     strategies = choose_strategies(args.strategy, step.task, step.device, args.devices)
     plan = Plan(step, args.devices)
+    _ = plan.memory(strategies[0])  # refuses a size that is none for the model, before the table begins
     for line in rows(plan, strategies, memory):
         print(line, flush=True)
     best = cheapest(plan, strategies, memory)
