@@ -160,6 +160,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", type=number, metavar="N", help="of a clip (default: the model's)")
     parser.add_argument("--batch", type=number, required=True, metavar="N", help="images or clips on each device")
+    parser.add_argument("--window-size", type=number, metavar="N", help="tokens along a side (default: the model's)")
     parser.add_argument(
         "--max-logits",
         type=number,

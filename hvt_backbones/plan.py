@@ -160,6 +160,7 @@ def describe_step(
     precision: str | None = None,
     device: str = "cuda",
     max_logits: int | None = None,
+    window_size: int | None = None,
 ) -> Step:
     """What the command line says of a step, checked and completed.
 
@@ -169,6 +170,7 @@ def describe_step(
         frames: of a clip, by default those of the model's paper.
         precision: by default that of the trainer, "bf16", on the CPU "fp32".
         max_logits: see `Backbone.set_sequential_attention`.
+        window_size: tokens along a side of a window, other than the model's.
 
     Raises:
         InputError: what does not go together.
@@ -190,7 +192,14 @@ def describe_step(
     size = (frames or variant.frames, height, width) if variant.frames is not None else (height, width)
     precision = precision or ("fp32" if device == "cpu" else "bf16")
     return Step(
-        name=variant.name, task=task, size=size, batch=batch, precision=precision, device=device, max_logits=max_logits
+        name=variant.name,
+        task=task,
+        size=size,
+        batch=batch,
+        precision=precision,
+        device=device,
+        max_logits=max_logits,
+        window_size=window_size,
     )
 
 
@@ -269,19 +278,22 @@ def _nearer(plan: Plan, strategy: Strategy, limit: int) -> Iterator[tuple[str, S
 
 def recipe(step: Step, strategy: Strategy, devices: int) -> str:
     """The settings that a strategy needs: of the trainer in YAML, or of a configuration for MMEngine."""
+    recompute = strategy.recompute or False
     if step.task != "classification":
         amp = ", with --amp bf16" if step.precision == "bf16" else ""
+        window = "" if step.window_size is None else f", window_size={step.window_size}"
         lines = [
             f"# of a configuration for MMEngine{amp}",
-            f"model = dict(backbone=dict(with_cp={strategy.recompute or False!r}, max_logits={step.max_logits}))",
+            f"model = dict(backbone=dict(with_cp={recompute!r}, max_logits={step.max_logits}{window}))",
             f"train_dataloader = dict(batch_size={step.batch})",
         ]
         return "\n".join(lines)
     height, width = step.size
+    window = "" if step.window_size is None else f", overrides: {{window_size: {step.window_size}}}"
     logits = "null" if step.max_logits is None else step.max_logits
     lines = [
         f"# torchrun --nproc_per_node {devices} -m classification.train THIS_FILE --data-dir DIR",
-        f"model: {{name: {step.name}, grad_checkpointing: {strategy.recompute or 'false'}, max_logits: {logits}}}",
+        f"model: {{name: {step.name}, grad_checkpointing: {str(recompute).lower()}, max_logits: {logits}{window}}}",
         f"data: {{input_size: [3, {height}, {width}], batch_size: {step.batch}}}",
         f"train: {{amp: {step.precision}}}",
         f"parallel: {{mode: {strategy.mode}}}" + ("  # needs DeepSpeed" if strategy.mode.startswith("zero") else ""),
@@ -303,6 +315,7 @@ def run(args: argparse.Namespace) -> None:
         precision=args.precision,
         device=args.device,
         max_logits=args.max_logits,
+        window_size=args.window_size,
     )
     strategies = choose_strategies(args.strategy, step.task, step.device, args.devices)
     plan = Plan(step, args.devices)

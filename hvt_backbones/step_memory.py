@@ -80,6 +80,7 @@ class Step:
         precision: "fp32", or "bf16" by autocast.
         device: whose operations are taken, "cuda" or "cpu".
         max_logits: see `Backbone.set_sequential_attention`.
+        window_size: tokens along a side of a window, other than the model's.
     """
 
     name: str
@@ -89,10 +90,12 @@ class Step:
     precision: str
     device: str
     max_logits: int | None = None
+    window_size: int | None = None
 
     def model(self) -> Backbone | Classifier:
         """Its model, in training."""
-        model = create_backbone(self.name) if self.task == "detection" else create_classifier(self.name)
+        create = create_backbone if self.task == "detection" else create_classifier
+        model = create(self.name, **({} if self.window_size is None else {"window_size": self.window_size}))
         model.set_sequential_attention(self.max_logits)
         return model
 
