@@ -95,7 +95,8 @@ class Step:
     def model(self) -> Backbone | Classifier:
         """Its model, in training."""
         create = create_backbone if self.task == "detection" else create_classifier
-        model = create(self.name, **({} if self.window_size is None else {"window_size": self.window_size}))
+        overrides: dict[str, Any] = {} if self.window_size is None else {"window_size": self.window_size}
+        model = create(self.name, **overrides)
         model.set_sequential_attention(self.max_logits)
         return model
 
