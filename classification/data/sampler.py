@@ -53,7 +53,8 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
         # seeded by both numbers: seed 1 must not be seed 0 an epoch later
         generator = np.random.default_rng([self.seed, epoch])
-        permutation = generator.permutation(self.length)
+        # in half the memory for as long as the epoch lasts: 170 MB for ImageNet-22K
+        permutation = generator.permutation(self.length).astype(np.uint32)
         seeds = generator.integers(2**63, size=self.length)
         step = self.batch_size * self.world
         for start in range(first * step, len(self) * step, step):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from dataclasses import replace
 from itertools import islice
 
@@ -156,3 +158,16 @@ def test_evaluation_shares_are_exact(length: int, world: int) -> None:
     shares = [[index for batch in loader for index in batch.indices.tolist()] for loader in loaders]
     assert sorted(index for share in shares for index in share) == list(range(length))
     assert [len(loader) for loader in loaders] == [(len(share) + 1) // 2 for share in shares]
+
+
+def test_the_order_of_imagenet_22k_takes_little_memory_and_time() -> None:
+    sampler = TrainSampler(14_197_122, 128, seed=0, rank=3, world=64)
+    sampler.set_position(5, 100)
+    tracemalloc.start()
+    begin = time.process_time()
+    first = next(iter(sampler))
+    seconds, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(first) == 128
+    assert peak < 200e6
+    assert seconds < 10  # about 2 on two cores of an EPYC
