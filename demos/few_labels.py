@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demos.few_labels", description=__doc__)
     parser.add_argument("--mnist", metavar="DIR", help="files of MNIST or Fashion-MNIST instead of the digits")
     parser.add_argument("--seeds", type=whole_number(1), default=3, metavar="N", help="of all (default 3)")
-    parser.add_argument("--epochs", type=whole_number(2), default=60, metavar="N", help="with labels (default 60)")
+    parser.add_argument("--epochs", type=whole_number(2), default=40, metavar="N", help="with labels (default 40)")
     parser.add_argument(
-        "--pretrain-epochs", type=whole_number(2), default=60, metavar="N", help="without labels (default 60)"
+        "--pretrain-epochs", type=whole_number(2), default=40, metavar="N", help="without labels (default 40)"
     )
     args = parser.parse_args(argv)
     data = ("--data.kind", "mnist", "--data-dir", args.mnist) if args.mnist else ()

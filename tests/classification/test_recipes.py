@@ -21,7 +21,7 @@ from hvt_backbones.variants import VARIANTS, Variant, find_variant
 from hvt_backbones.weights.files import save_state_dict
 
 NAMES = [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
-OURS = ("digits", "finetune", "linear_probe")  # no publication behind them
+OURS = ("digits", "digits_simmim", "finetune", "linear_probe")  # no publication behind them
 OWN_WEIGHTS = "swinv2_base_simmim_800ep_finetune"  # which begins with what another recipe left: none are published
 PUBLISHED = [name for name in NAMES if name not in OURS]
 # Stochastic depth as the papers and the authors' configurations state it; the first match counts.
