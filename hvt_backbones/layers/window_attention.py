@@ -32,7 +32,7 @@ def token_places(window: tuple[int, ...], table: tuple[int, ...], device: torch.
 def relative_position_index(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
     """Row of a table made for windows of size `table` for each pair of tokens of a window: (N * N,), int64."""
     places = token_places(window, table, device)
-    middle = math.prod(2 * side - 1 for side in table) // 2
+    middle = math.prod([2 * side - 1 for side in table]) // 2  # a list: the compiler takes no generator
     return (places[:, None] - places + middle).flatten()
 
 
