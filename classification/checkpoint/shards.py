@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from hvt_backbones import InputError
+
 SHARDS = "shards"
 # what the list of tensors, a pickle, is made of, beside torch's dtypes
 METADATA, FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
@@ -43,7 +45,7 @@ def read_shards(folder: Path, into: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors that `into` has, in their places, for those of its entries that were written; a collective call.
 
     Raises:
-        RuntimeError: they do not fit.
+        InputError: they do not fit, or the list of tensors names code.
     """
     reader = _Reader(folder)
     held = reader.read_metadata().state_dict_metadata
@@ -51,12 +53,16 @@ def read_shards(folder: Path, into: Mapping[str, Any]) -> dict[str, Any]:
     try:
         dcp.load(wanted, storage_reader=reader)
     except CheckpointException as error:
-        raise RuntimeError(_reason(error)) from None
+        raise InputError(f"{folder}: {_reason(error)}") from None
     return wanted
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
-    """The weights that are evaluated, all of them in this process: the average where there is one."""
+    """The weights that are evaluated, all of them in this process: the average where there is one.
+
+    Raises:
+        InputError: the list of tensors names code.
+    """
     reader = _Reader(folder)
     held = {
         key: kind for key, kind in reader.read_metadata().state_dict_metadata.items()
@@ -83,11 +89,12 @@ class _Reader(dcp.FileSystemReader):
             try:
                 return _Unpickler(file).load()
             except pickle.UnpicklingError as error:
-                raise RuntimeError(str(error)) from None
+                raise InputError(f"{file.name}: {error}") from None
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in NAMES and not (module == "torch" and isinstance(getattr(torch, name), torch.dtype)):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) not in NAMES and not is_dtype:
             raise pickle.UnpicklingError(f"the list of tensors names {module}.{name}, which no checkpoint needs")
         return super().find_class(module, name)

@@ -23,6 +23,7 @@ from classification.checkpoint.shards import read_shards, read_whole, write_shar
 from classification.command_line import parse_command_line
 from classification.export import main as export
 from classification.trainer import Trainer
+from hvt_backbones import InputError
 
 from .saved_runs import (
     RANDOM,
@@ -192,10 +193,10 @@ def test_shards_hold_tensors_and_run_nothing(tmp_path: Path) -> None:
     assert_same(found, {"model": given["model"]})
     assert_same(read_whole(tmp_path / "shards"), given["model"])
     for into in ({"model": {"a": torch.zeros(2, 4)}}, {"model": {"b": torch.zeros(2, 3)}}):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(InputError):
             read_shards(tmp_path / "shards", into)
     (tmp_path / "shards" / ".metadata").write_bytes(pickle.dumps(Program()))
-    with pytest.raises(RuntimeError, match="which no checkpoint needs"):
+    with pytest.raises(InputError, match="which no checkpoint needs"):
         read_whole(tmp_path / "shards")
     assert not (tmp_path / "proof").exists()
 
