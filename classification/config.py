@@ -247,6 +247,9 @@ class ParallelConfig:
         default="ddp",
         description="ddp: a whole model on each; fsdp2: PyTorch's shards; zero1, 2, 3: DeepSpeed's stages",
     )
+    cpu_offload: bool = Field(
+        default=False, description="of mode fsdp2: shards, gradients and optimiser stay on the CPU, which is slow"
+    )
     timeout: float = Field(
         default=600.0, ge=1, le=604_800, description="seconds that a process waits for the others before it gives up"
     )
@@ -362,6 +365,10 @@ class Config:
             raise InputError("train.amp: fp16 needs an accelerator; with train.device = cpu expected bf16 or fp32.")
         if train.amp == "fp16" and self.parallel.mode == "fsdp2":
             raise InputError("train.amp: fp16 does not go with parallel.mode = fsdp2; expected bf16 or fp32.")
+        if self.parallel.cpu_offload and self.parallel.mode != "fsdp2":
+            raise InputError(
+                f"parallel.cpu_offload: goes with fsdp2, and parallel.mode = {self.parallel.mode}; expected false here."
+            )
         if train.amp == "fp16" and self.parallel.mode.startswith("zero"):
             raise InputError(
                 f"train.amp: fp16 does not go with parallel.mode = {self.parallel.mode}; expected bf16 or fp32."

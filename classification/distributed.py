@@ -7,6 +7,7 @@ the CPU as with nccl or hccl.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 
@@ -15,9 +16,11 @@ import torch.distributed.nn  # now: imported while there is a group, its functio
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from hvt_backbones import Classifier, InputError, SimMIM
-from hvt_backbones.device import select_device
+from hvt_backbones import InputError
+from hvt_backbones.device import DISTRIBUTED_BACKENDS, select_device
 from hvt_backbones.sharding import fsdp2_runs_on_cpu, shard_blocks
 
 from .config import ParallelConfig, TrainConfig
@@ -48,6 +51,8 @@ def build_accelerator(
         os.environ.pop(name, None)
     # accelerate keeps the precision of a process's first run; a second one has its own
     AcceleratorState._reset_state()
+    if parallel.cpu_offload:
+        _open_group_of_both(kind, parallel)
     deepspeed = None
     if mode.startswith("zero"):
         deepspeed = _deepspeed(kind, mode, amp, train.accumulation, batch_size, clip_grad)
@@ -96,6 +101,20 @@ def _deepspeed(
     return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
 
 
+def _open_group_of_both(kind: str, parallel: ParallelConfig) -> None:
+    """Processes that talk on their devices and, as the norm of gradients on the CPU wants it, on the CPU.
+
+    accelerate would open a group of one kind; it takes one that is there.
+    """
+    if kind == "cpu":
+        raise InputError("parallel.cpu_offload: everything is on the CPU already; leave it out, or use an accelerator.")
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        raise InputError("parallel.cpu_offload: needs several processes: torchrun --nproc_per_node 2 ...")
+    if not torch.distributed.is_initialized():
+        backend = f"{kind}:{DISTRIBUTED_BACKENDS[kind]},cpu:{DISTRIBUTED_BACKENDS['cpu']}"
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=parallel.timeout))
+
+
 def precision(accelerator: Accelerator) -> str:
     """What the model computes in: "fp32", "bf16" or "fp16"."""
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
@@ -103,8 +122,19 @@ def precision(accelerator: Accelerator) -> str:
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
-def shard(model: Classifier | SimMIM, device: torch.device) -> None:
-    """FSDP2: `shard_blocks` over all processes. Every one must hold the same weights before.
+def is_sharded(accelerator: Accelerator, parallel: ParallelConfig) -> bool:
+    """Whether weights, gradients and optimiser will lie in FSDP2's shards, see `shard`."""
+    return parallel.mode == "fsdp2" and accelerator.num_processes > 1
+
+
+def shard(model: nn.Module, device: torch.device, weights: Mapping[str, Tensor], *, cpu_offload: bool) -> None:
+    """FSDP2: `shard_blocks` over all processes, of a model on the meta device, in place.
+
+    Args:
+        model: the same on every process.
+        device: of this process.
+        weights: of the first process, all of the model's; tensor by tensor each process gets its part of them.
+        cpu_offload: its part stays on the CPU.
 
     Raises:
         InputError: on the CPU, a PyTorch whose FSDP2 is for accelerators alone, as that of 2.6.
@@ -115,4 +145,8 @@ def shard(model: Classifier | SimMIM, device: torch.device) -> None:
         )
     from torch.distributed.device_mesh import init_device_mesh
 
-    shard_blocks(model, init_device_mesh(device.type, (torch.distributed.get_world_size(),)))
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    shard_blocks(model, mesh, cpu_offload=cpu_offload)
+    model.to_empty(device="cpu" if cpu_offload else device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, dict(weights), options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -144,9 +145,10 @@ class Learner:
     """A model and all that changes its weights, moved to this process's device, sharded or wrapped for the others.
 
     Args:
-        model: the same on every process, on the CPU.
+        model: the same on every process, on the CPU; or on the meta device, to be filled shard by shard.
         accelerator: accelerate's.
         objective: of the run.
+        weights: of a model on the meta device, those of all on the first process.
         optimizer, schedule, train, parallel: sections of the run's configuration.
         global_batch: pictures of a step, of all processes.
         steps_per_epoch: optimiser steps.
@@ -166,15 +168,19 @@ class Learner:
     def __init__(
         self, model: Classifier | SimMIM, accelerator: Accelerator, objective: Objective, *,
         optimizer: OptimizerConfig, schedule: ScheduleConfig, train: TrainConfig, parallel: ParallelConfig,
-        global_batch: int, steps_per_epoch: int,
+        global_batch: int, steps_per_epoch: int, weights: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.accelerator, self.objective, self.mode = model, accelerator, objective, parallel.mode
         device = accelerator.device
-        model.to(device)
+        if weights is None:
+            model.to(device)
         self.ema = None
         if train.ema_decay > 0:
-            self.ema = ModelEmaV3(model, decay=train.ema_decay, use_warmup=True)
-        sharded = self.mode == "fsdp2" and accelerator.num_processes > 1
+            # its generator cannot be of the meta device: a copy of the model comes in afterwards
+            first = model if weights is None else nn.Linear(1, 1, device=device)
+            self.ema = ModelEmaV3(first, decay=train.ema_decay, use_warmup=True)
+            if weights is not None:
+                self.ema.module = copy.deepcopy(model).eval()
         if train.compile:
             # all blocks share one code, compiled anew for each width, shift and drop rate: PyTorch gives up after 8
             limits = torch._dynamo.config
@@ -184,15 +190,15 @@ class Learner:
                 limits.cache_size_limit = limits.accumulated_cache_size_limit
             for block in blocks_of(model):
                 block.compile()
-        if sharded:
-            distributed.shard(model, device)
-            if self.ema is not None:
-                distributed.shard(self.ema.module, device)
-        self.raw_optimizer = build_optimizer(optimizer, model, global_batch, device)
+        if weights is not None:
+            for part in [model] if self.ema is None else [model, self.ema.module]:
+                distributed.shard(part, device, weights, cpu_offload=parallel.cpu_offload)
+        home = torch.device("cpu") if parallel.cpu_offload else device
+        self.raw_optimizer = build_optimizer(optimizer, model, global_batch, home)
         scale = lr_scale(optimizer, global_batch)
         self.scheduler = build_scheduler(schedule, self.raw_optimizer, train.epochs, steps_per_epoch, scale)
         self.wrapped: Any  # of PyTorch or DeepSpeed, with methods of its own
-        if sharded:
+        if weights is not None:
             self.wrapped, self.optimizer = model, accelerator.prepare(self.raw_optimizer)
         else:
             self.wrapped, self.optimizer = accelerator.prepare(model, self.raw_optimizer)

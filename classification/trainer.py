@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from hvt_backbones import InputError, SimMIM
+from hvt_backbones import Classifier, InputError, SimMIM
 from hvt_backbones.atomic import whole_file
 
 from . import distributed
@@ -139,21 +139,22 @@ class Trainer:
         self.train_data, self.val_data = open_data(config.data, config.augmentation, config.train.seed)
         set_seed(config.train.seed)
         class_names = self.train_data.class_names
-        model = build_model(config.model, config.data.input_size[0], len(class_names), config.masked)
+        self.accelerator = accelerator = distributed.build_accelerator(
+            config.train, config.parallel, batch_size=config.data.batch_size, clip_grad=config.optimizer.clip_grad
+        )
+        model, weights = self._build_model()
         self.description = describe_model(config.model, model, config.data, class_names, config.masked)
         objective: Objective
         if isinstance(model, SimMIM):
             objective = Reconstruction(config.simmim, model, config.data.input_size[1:], len(self.val_data))
         else:
             objective = Classification(config.augmentation, len(class_names))
-        self.accelerator = accelerator = distributed.build_accelerator(
-            config.train, config.parallel, batch_size=config.data.batch_size, clip_grad=config.optimizer.clip_grad
-        )
         self.progress = self._load_data()
         self.learner = Learner(
             model,
             accelerator,
             objective,
+            weights=weights,
             optimizer=config.optimizer,
             schedule=config.schedule,
             train=config.train,
@@ -176,6 +177,25 @@ class Trainer:
         self.journal = Journal(
             config, *parts, description=self.description, train_data=self.train_data, val_data=self.val_data
         )
+
+    def _build_model(self) -> tuple[Classifier | SimMIM, dict[str, Tensor] | None]:
+        """The model of the configuration; without its weights where they will lie in shards: then the first process
+        builds and reads it for all, and it alone has them.
+        """
+        config, weights = self.config, {}
+
+        def build() -> Classifier | SimMIM:
+            data, classes = config.data, len(self.train_data.class_names)
+            return build_model(config.model, data.input_size[0], classes, config.masked)
+
+        def build_for_all() -> Classifier | SimMIM:
+            model = build()
+            weights.update(model.state_dict())
+            return model.to("meta")
+
+        if not distributed.is_sharded(self.accelerator, config.parallel):
+            return build(), None
+        return on_main(self.accelerator, build_for_all), weights
 
     def _load_data(self) -> Progress:
         """Build the loaders; how far a run over them is at its begin."""

@@ -24,13 +24,16 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [block for stage in backbone.stages for block in stage.blocks]
 
 
-def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard_blocks(model: nn.Module, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
     """Shard each block, then the rest, in place. Blocks are the unit that is gathered for a forward pass.
 
-    Every process of the mesh must hold the same weights before.
-    """
-    from torch.distributed.fsdp import fully_shard
+    Every process of the mesh must hold the same weights before, or a model on the meta device.
 
-    for block in blocks_of(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    Args:
+        cpu_offload: shards, their gradients and so the optimiser stay on the CPU.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    for part in (*blocks_of(model), model):
+        fully_shard(part, mesh=mesh, offload_policy=policy)

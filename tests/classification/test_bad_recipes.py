@@ -234,6 +234,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "fp16 on the CPU": ({"train.amp": "fp16", "train.device": "cpu"}, "train.amp"),
     "fp16 with FSDP2": ({"train.amp": "fp16", "train.device": "npu", "parallel.mode": "fsdp2"}, "train.amp"),
     "ZeRO on the CPU": ({"train.device": "cpu", "train.amp": "fp32", "parallel.mode": "zero2"}, "parallel.mode"),
+    "offloading without FSDP2": ({"parallel.cpu_offload": True, "parallel.mode": "ddp"}, "parallel.cpu_offload"),
     "diagnoses with ZeRO": (
         {"output.diagnose_steps": 9, "train.device": "npu", "train.amp": "fp32", "parallel.mode": "zero1"},
         "output.diagnose_steps",

@@ -137,6 +137,41 @@ def test_accumulation_is_a_larger_batch(layout: str, alone_briefly: Curve, train
     assert_same(train(layout, accumulation=2), alone_briefly)
 
 
+def trained_without_building(*options: str) -> Curve:
+    """As `trained`, in processes of which the first alone may build a model."""
+    from classification import trainer
+
+    if os.environ.get("RANK", "0") != "0":
+        trainer.build_model = None
+    return trained(*options)
+
+
+@pytest.mark.slow
+def test_the_first_process_builds_the_model_and_reads_its_weights_for_all(
+    alone: tuple[Curve, Path], pictures: Path, tmp_path: Path
+) -> None:
+    """Also what is no weight: the window of which a SwinV2's position biases are."""
+    options = (
+        "digits", *SETTINGS, "--data-dir", str(pictures), "--data.train_split", "few", "--model.pretrained",
+        str(alone[1] / checkpoint.LAST_WEIGHTS), "--model.overrides.window_size", "2", "--model.freeze_stages", "1",
+    )  # fmt: skip
+    settings = ("--batch-size", str(GLOBAL_BATCH), "--output-dir", str(tmp_path / "one"))
+    (expected,) = in_processes(1, trained, *options, *settings)
+    options += ("--parallel.mode", "fsdp2", "--batch-size", str(GLOBAL_BATCH // 2))
+    curve, of_other = in_processes(2, trained_without_building, *options, "--output-dir", str(tmp_path / "two"))
+    assert curve.losses == of_other.losses
+    assert_same(curve, expected)
+    options += ("--model.pretrained", str(tmp_path / "nothing.safetensors"))
+    for said in in_processes(2, refused, *options, "--output-dir", str(tmp_path / "none")):
+        assert "nothing.safetensors" in said
+
+
+def refused(*options: str) -> str:
+    with pytest.raises(InputError) as error:
+        trained(*options)
+    return str(error.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ddp-2", "fsdp2-2"])
 def test_bf16(layout: str, alone_briefly: Curve, train: Run) -> None:

@@ -120,17 +120,35 @@ def test_performance_mode(small_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(small_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    {
+        "ddp": (),
+        "fsdp2": ("--parallel.mode", "fsdp2"),
+        "fsdp2, offloaded": ("--parallel.mode", "fsdp2", "--parallel.cpu_offload", "true", "--output.sharded", "true"),
+    }.items(),
+)
+def test_two_processes_train_as_one(mode: str, settings: tuple[str, ...], small_data: Path, tmp_path: Path) -> None:
     options = ("--epochs", "3", "--model.overrides.drop_path_rate", "0.0", "--augmentation.auto_augment", "null")
+    options += ("--train.ema_decay", "0.9", "--optimizer.clip_grad", "1")
     one = run(small_data, tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [*NPU, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "two"), *options]
-    result = subprocess.run(
-        [*command, str(Path(__file__).with_name("watched_trainer.py")), *arguments, "--batch-size", "2"],
-        cwd=ROOT, env=standin_environment(), capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-6000:]
-    assert "on 2 x npu, ddp" in result.stdout
-    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-5)
+    arguments = [*NPU, "--data-dir", str(small_data), "--output-dir", str(tmp_path / "two"), *options, *settings]
+
+    def two(*more: str) -> str:
+        result = subprocess.run(
+            [*command, str(Path(__file__).with_name("watched_trainer.py")), *arguments, "--batch-size", "2", *more],
+            cwd=ROOT, env=standin_environment(), capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-6000:]
+        assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-5)
+        return result.stdout
+
+    assert f"on 2 x npu, {mode.partition(',')[0]}" in two()
     rows = list(csv.DictReader((tmp_path / "two" / checkpoint.LOG).open()))
     assert all(row["val_images"] == "6" for row in rows)
+    if "offloaded" in mode:  # once more, from the checkpoint before the last
+        checkpoint.list_checkpoints(tmp_path / "two")[-1].rename(tmp_path / "the last one")
+        again = two("--resume", "auto")
+        assert "epoch 3/3" in again
+        assert "epoch 1/3" not in again
