@@ -174,10 +174,13 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="S",
-        help="ddp, zero1, zero2, fsdp2 or zero3, alone or with what is recomputed: +mlp, +attention, +block, +stage "
+        help="ddp, zero1, zero2, fsdp2, zero3 or fsdp2-offload, alone or with what is recomputed: +mlp, +attention, "
+        "+block, +stage "
         "(default: each alone and with +block)",
     )
-    parser.add_argument("--task", choices=("classification", "detection", "video"), help="default: as the model takes")
+    parser.add_argument(
+        "--task", choices=("classification", "simmim", "detection", "video"), help="default: as the model takes"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16, on the CPU fp32")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of devices (default cuda)")
 

@@ -3,6 +3,7 @@
 A strategy is a mode of the trainer's `parallel.mode` and what of the activations is recomputed. `ddp` and `fsdp2` are
 tracked (`step_memory.py`). DeepSpeed's `zero1`, `zero2` and `zero3` cannot be run here: their activations are the
 tracked ones, and the rest is what their authors divide (ZeRO, arXiv:1910.02054, Sec. 5) and DeepSpeed allocates.
+`fsdp2-offload` is `fsdp2` without what `parallel.cpu_offload` keeps on the CPU.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import torch
 
 from .errors import InputError, nearest
 from .sharding import fsdp2_runs_on_cpu
-from .step_memory import Memory, Step, track
+from .step_memory import TRAINED_HERE, Memory, Step, track
 from .variants import find_variant
 
-MODES = ("ddp", "zero1", "zero2", "fsdp2", "zero3")  # the more is divided, the later
+MODES = ("ddp", "zero1", "zero2", "fsdp2", "zero3", "fsdp2-offload")  # the more is divided, the later
 RECOMPUTED = (None, "attention", "mlp", "block", "stage")  # the more is computed twice, the later
-TASKS = ("classification", "detection", "video")
 MOST_DEVICES = 2**16
 LONGEST_SIDE, LARGEST_BATCH = 8192, 65536  # that the trainer takes
 COLUMNS = ("parameters", "gradients", "optimizer", "activations", "communication")
@@ -43,9 +43,9 @@ class Strategy:
         return self.mode if self.recompute is None else f"{self.mode}+{self.recompute}"
 
     @property
-    def cost(self) -> tuple[int, int]:
-        """The cheaper, the smaller: computing twice costs more than exchanging more."""
-        return RECOMPUTED.index(self.recompute), MODES.index(self.mode)
+    def cost(self) -> tuple[bool, int, int]:
+        """The cheaper, the smaller: computing twice costs more than exchanging more, and the CPU's optimiser most."""
+        return self.mode == "fsdp2-offload", RECOMPUTED.index(self.recompute), MODES.index(self.mode)
 
 
 STRATEGIES = sorted((Strategy(m, r) for m in MODES for r in RECOMPUTED), key=lambda strategy: strategy.cost)
@@ -66,7 +66,8 @@ class Plan:
 
     def memory(self, strategy: Strategy) -> Memory:
         if not strategy.mode.startswith("zero"):
-            return self._track(strategy.recompute, sharded=strategy.mode == "fsdp2")
+            memory = self._track(strategy.recompute, sharded=strategy.mode != "ddp")
+            return replace(memory, parameters=0, gradients=0, optimizer=0) if "offload" in strategy.mode else memory
         return _zero(int(strategy.mode[-1]), self._track(strategy.recompute, sharded=False), self.devices)
 
     def _track(self, recompute: str | None, *, sharded: bool) -> Memory:
@@ -102,10 +103,10 @@ def _zero(stage: int, whole: Memory, devices: int) -> Memory:
 
 def modes(task: str, device: str, devices: int) -> tuple[str, ...]:
     """Those that the trainers of this repository have for it, and that can be tracked."""
-    if devices == 1 or task != "classification":
+    if devices == 1 or task not in TRAINED_HERE:
         return MODES[:1]
     here = MODES if device == "cuda" else ("ddp", "fsdp2")
-    return here if fsdp2_runs_on_cpu() else tuple(mode for mode in here if mode != "fsdp2")
+    return here if fsdp2_runs_on_cpu() else tuple(mode for mode in here if not mode.startswith("fsdp2"))
 
 
 def choose_strategies(names: Sequence[str], task: str, device: str, devices: int) -> list[Strategy]:
@@ -121,7 +122,7 @@ def choose_strategies(names: Sequence[str], task: str, device: str, devices: int
     for name in names:
         if name not in known:
             raise InputError(
-                f"unknown strategy {name!r}: {nearest(name, list(known), otherwise='')} give {', '.join(MODES[:-1])}, "
+                f"unknown strategy {name!r}: {nearest(name, list(known), otherwise='')} give {', '.join(MODES[:-1])} "
                 f"or {MODES[-1]}, alone or with what is recomputed (+mlp, +attention, +block, +stage)"
             )
         if known[name].mode not in possible:
@@ -179,7 +180,7 @@ def describe_step(
     clips = variant.frames is not None
     task = task or ("video" if clips else "classification")
     if clips != (task == "video"):
-        takes = "clips: give --task video" if clips else f"images: give --task {' or '.join(TASKS[:2])}"
+        takes = "clips: give --task video" if clips else f"images: give --task {', '.join(TRAINED_HERE)} or detection"
         raise InputError(f"--task {task} is not for {variant.name}, which takes {takes}")
     if frames is not None and not clips:
         raise InputError(f"--frames {frames} is of clips, and {variant.name} takes images: leave it out")
@@ -215,11 +216,11 @@ def rows(plan: Plan, strategies: Sequence[Strategy], limit: int) -> Iterator[str
     for strategy in strategies:
         memory = plan.memory(strategy)
         cells = [gibibytes(getattr(memory, column)) for column in COLUMNS]
-        name = f"{strategy} *" if strategy.mode.startswith("zero") else str(strategy)
+        name = str(strategy) if strategy.mode in ("ddp", "fsdp2") else f"{strategy} *"
         fits = "yes" if memory.total <= limit else "no"
         yield _line((name, *cells, gibibytes(memory.total), fits, gibibytes(memory.traffic)))
-    if any(strategy.mode.startswith("zero") for strategy in strategies):
-        yield "* DeepSpeed is not run: activations are tracked, the rest is by its paper and its default buffers"
+    if any(strategy.mode not in ("ddp", "fsdp2") for strategy in strategies):
+        yield "* not run: activations are tracked; the rest is by DeepSpeed's paper and default buffers, or on the CPU"
     if step.task == "detection":
         yield "the backbone alone: neck and heads need theirs beside it"
 
@@ -279,7 +280,7 @@ def _nearer(plan: Plan, strategy: Strategy, limit: int) -> Iterator[tuple[str, S
 def recipe(step: Step, strategy: Strategy, devices: int) -> str:
     """The settings that a strategy needs: of the trainer in YAML, or of a configuration for MMEngine."""
     recompute = strategy.recompute or False
-    if step.task != "classification":
+    if step.task not in TRAINED_HERE:
         amp = ", with --amp bf16" if step.precision == "bf16" else ""
         window = "" if step.window_size is None else f", window_size={step.window_size}"
         lines = [
@@ -289,14 +290,15 @@ def recipe(step: Step, strategy: Strategy, devices: int) -> str:
         ]
         return "\n".join(lines)
     height, width = step.size
+    mode = strategy.mode.replace("-offload", ", cpu_offload: true")
     window = "" if step.window_size is None else f", overrides: {{window_size: {step.window_size}}}"
     logits = "null" if step.max_logits is None else step.max_logits
     lines = [
         f"# torchrun --nproc_per_node {devices} -m classification.train THIS_FILE --data-dir DIR",
         f"model: {{name: {step.name}, grad_checkpointing: {str(recompute).lower()}, max_logits: {logits}{window}}}",
         f"data: {{input_size: [3, {height}, {width}], batch_size: {step.batch}}}",
-        f"train: {{amp: {step.precision}}}",
-        f"parallel: {{mode: {strategy.mode}}}" + ("  # needs DeepSpeed" if strategy.mode.startswith("zero") else ""),
+        f"train: {{amp: {step.precision}, task: {step.task}}}",
+        f"parallel: {{mode: {mode}}}" + ("  # needs DeepSpeed" if mode.startswith("zero") else ""),
     ]
     return "\n".join(lines)
 

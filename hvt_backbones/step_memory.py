@@ -26,15 +26,17 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .backbone import Backbone
 from .classifier import Classifier
-from .create import create_backbone, create_classifier
+from .create import create_backbone, create_classifier, create_simmim
 from .errors import InputError
 from .ops.eager import pretend
 from .sharding import shard_blocks
+from .simmim import SimMIM
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 # the trackers' words for what is alive -> ours; all others are tensors of the forward and the backward pass
+TRAINED_HERE = ("classification", "simmim")  # by this repository's trainer, and not by OpenMMLab's
 KINDS = {
     **dict.fromkeys(("Parameter", "Buffer", "Sharded Param"), "parameters"),
     **dict.fromkeys(("Gradient", "Sharded Grad"), "gradients"),
@@ -73,8 +75,8 @@ class Step:
 
     Attributes:
         name: of a model.
-        task: "classification" of images, "video": of clips, or "detection": the backbone alone, whose maps are given
-            gradients as by a neck; neck and heads are not there.
+        task: "classification" of images, "simmim", "video": of clips, or "detection": the backbone alone, whose maps
+            are given gradients as by a neck; neck and heads are not there.
         size: (H, W) of an image, (T, H, W) of a clip.
         batch: images or clips.
         precision: "fp32", or "bf16" by autocast.
@@ -92,9 +94,9 @@ class Step:
     max_logits: int | None = None
     window_size: int | None = None
 
-    def model(self) -> Backbone | Classifier:
+    def model(self) -> Backbone | Classifier | SimMIM:
         """Its model, in training."""
-        create = create_backbone if self.task == "detection" else create_classifier
+        create: Any = {"detection": create_backbone, "simmim": create_simmim}.get(self.task, create_classifier)
         overrides: dict[str, Any] = {} if self.window_size is None else {"window_size": self.window_size}
         model = create(self.name, **overrides)
         model.set_sequential_attention(self.max_logits)
@@ -102,7 +104,14 @@ class Step:
 
     def run(self, model: nn.Module, images: Tensor) -> None:
         """Forward and backward; the gradients are left in the model's parameters."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+        if isinstance(model, SimMIM):
+            mask = torch.ones(self.batch, *(side // model.patch_size for side in self.size), dtype=torch.bool)
+            with autocast:
+                painted = model(images, mask)
+            model.loss(images, painted, mask).backward()
+            return
+        with autocast:
             outputs = model(images)
         if self.task == "detection":
             torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
@@ -148,7 +157,7 @@ def track(step: Step, *, recompute: str | None = None, devices: int = 1, sharded
             shard_blocks(model, mesh)
         own = [_own(parameter) for parameter in model.parameters()]
         optimizer = step.optimizer(own)
-        views = devices > 1 and not sharded and step.task == "classification"
+        views = devices > 1 and not sharded and step.task in TRAINED_HERE
         if not views:
             optimizer.zero_grad()
         images = torch.empty(step.batch, 3, *step.size)

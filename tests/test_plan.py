@@ -13,7 +13,7 @@ from benchmarks import measure
 from benchmarks import plan as measurements
 from classification import checks
 from classification.command_line import parse_command_line
-from hvt_backbones import InputError, create_backbone, create_classifier
+from hvt_backbones import InputError, create_backbone, create_classifier, create_simmim
 from hvt_backbones.cli import main
 from hvt_backbones.ops import eager, use_attention
 from hvt_backbones.plan import (
@@ -47,7 +47,7 @@ class Narrow(Step):
     """With few channels and blocks."""
 
     def model(self) -> Any:
-        create = create_backbone if self.task == "detection" else create_classifier
+        create = {"detection": create_backbone, "simmim": create_simmim}.get(self.task, create_classifier)
         return create(self.name, **NARROW[self.name])
 
 
@@ -83,6 +83,7 @@ def measured(step: Step, recompute: str | None) -> int:
         (narrow("swin_tiny", 96, 96), None),
         (narrow("swinv2_tiny_window8", 100, 76), "block"),
         (narrow("swinv2_tiny_window8", 64, 64, precision="bf16"), "attention"),
+        (narrow("swin_tiny", 64, 96, task="simmim"), None),
         (narrow("pvt_v2_b1", 96, 64, task="detection"), None),
         (narrow("video_swin_tiny", 6, 60, 60, task="video"), None),
     ],
@@ -191,8 +192,10 @@ def made_up(devices: int = 8, *, batch: int = 2) -> Plan:
 def test_the_cheapest_recomputes_least_then_exchanges_least() -> None:
     strategies = choose_strategies([], "classification", "cuda", 8)
     assert [str(one) for one in strategies][:6] == ["ddp", "zero1", "zero2", "fsdp2", "zero3", "ddp+block"]
+    assert [str(one) for one in strategies][-2:] == ["fsdp2-offload", "fsdp2-offload+block"]
     plan = made_up()
-    for gibibytes, name in ((40, "ddp"), (31, "zero2"), (23, "fsdp2"), (21, "zero2+block"), (13, "fsdp2+block")):
+    fitting = {40: "ddp", 31: "zero2", 23: "fsdp2", 21: "zero2+block", 13: "fsdp2+block", 11: "fsdp2-offload+block"}
+    for gibibytes, name in fitting.items():
         assert str(cheapest(plan, strategies, gibibytes * GIB)) == name, gibibytes
 
 
@@ -222,18 +225,26 @@ def test_where_nothing_fits_the_nearest_that_does_is_named(capsys: pytest.Captur
         assert near in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2+block", "zero2+attention"])
-def test_the_trainer_takes_the_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("ddp", None), ("fsdp2+block", "simmim"), ("zero2+attention", None), ("fsdp2-offload+block", None)],
+)
+def test_the_trainer_takes_the_recipe(
+    name: str, task: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda package: package)  # also where there is no DeepSpeed
     strategy = {str(one): one for one in STRATEGIES}[name]
-    step = describe_step("swinv2_base_window8", image_size=(256, 384), batch=6)
+    step = describe_step("swinv2_base_window8", task=task, image_size=(256, 384), batch=6)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe(step, strategy, 4))
     config = parse_command_line([str(file), "--data.kind", "synthetic"])
     assert config.model.name == "swinv2_base_window8"
     assert config.model.grad_checkpointing == (strategy.recompute or False)
     assert config.data.input_size == (3, 256, 384)
-    assert (config.data.batch_size, config.train.amp, config.parallel.mode) == (6, "bf16", strategy.mode)
+    assert (config.data.batch_size, config.train.amp) == (6, "bf16")
+    assert config.train.task == (task or "classification")
+    assert config.parallel.mode == strategy.mode.partition("-")[0]
+    assert config.parallel.cpu_offload == ("offload" in strategy.mode)
 
 
 def test_a_configuration_takes_the_lines_for_a_backbone() -> None:
@@ -293,6 +304,8 @@ def test_plan_prints_a_table_the_cheapest_and_its_recipe(capsys: pytest.CaptureF
         ({"--memory": "0GiB"}, "--memory 0GiB: is no amount of memory"),
         ({"--memory": "40Gb/s"}, "is no amount of memory"),
         ({"--image-size": "3"}, "smaller than one 4x4 patch"),
+        ({"--image-size": "100", "--task": "simmim"}, "SimMIM needs multiples of 32"),
+        ({"model": "pvt_v2_b0", "--task": "simmim"}, "SimMIM is for Swin and SwinV2"),
         ({"--image-size": "10000"}, "--image-size 10000: give at most 8192"),
         ({"--image-size": "0"}, "'0' is not a whole number from 1"),
         ({"--batch": "70000"}, "--batch 70000: give at most 65536"),
