@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -17,6 +18,11 @@ from .layers.maps import channels_first, channels_last
 # Parameters that say where a token is, or how sharply it looks: weight decay would pull them to zero for no reason
 # (`no_weight_decay` of the official codes of Swin, SwinV2 and Twins).
 NO_DECAY_NAMES = ("absolute_pos_embed", "position_bias", "logit_scale", "position")
+
+
+def is_spared(name: str) -> bool:
+    """Whether a parameter of this name gets no weight decay, however many axes it has."""
+    return any(word in name.split(".") for word in NO_DECAY_NAMES)
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
@@ -90,6 +96,68 @@ def keywords(function: Callable[..., Any]) -> set[str]:
     return {name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY}
 
 
+class Layered(nn.Module):
+    """A module whose parameters lie in layers, the first one nearest to the image, for optimisers; and in timm's words.
+
+    What timm's `create_optimizer_v2` asks of a model gives the groups of `param_groups`.
+    """
+
+    def layer_ids(self) -> Iterator[tuple[str, int]]:
+        """(parameter name, layer) of all parameters."""
+        raise NotImplementedError
+
+    def param_groups(
+        self, *, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser: layer-wise learning-rate decay, and no decay where it does harm.
+
+        Norms, biases, position tables (with SwinV2's position network) and `logit_scale` get weight decay 0; what is
+        frozen is left out.
+
+        Args:
+            lr: base learning rate; each group then carries its own `lr`. Without it only `lr_scale` (timm's word).
+            weight_decay: for all other parameters.
+            layer_decay: factor from one block to the one before it (BEiT, arXiv:2106.08254, App. C); 1 is none.
+
+        Returns:
+            Dictionaries with `params`, `name`, `weight_decay`, `lr_scale` and, if given, `lr`.
+        """
+        layer_ids = dict(self.layer_ids())
+        last = max(layer_ids.values())
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            decays = parameter.dim() > 1 and not is_spared(name)
+            layer = layer_ids[name]
+            scale = layer_decay ** (last - layer)
+            key = (layer if layer_decay != 1.0 else last, decays)
+            if key not in groups:
+                groups[key] = {
+                    "name": f"layer {key[0]} {'decay' if decays else 'no decay'}"
+                    if layer_decay != 1.0
+                    else ("decay" if decays else "no decay"),
+                    "params": [],
+                    "weight_decay": weight_decay if decays else 0.0,
+                    "lr_scale": scale,
+                    **({} if lr is None else {"lr": lr * scale}),
+                }
+            groups[key]["params"].append(parameter)
+        return list(groups.values())
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that do not decay although they may have more than one axis."""
+        return {name for name, _ in self.named_parameters() if is_spared(name)}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """A function from a parameter's name to its layer, or with `coarse` to one number for each stage."""
+        layers = dict(self.layer_ids())
+        if coarse:
+            stages = {name: re.search(r"stages\.(\d+)\.", name) for name in layers}
+            layers |= {name: 1 + int(stage[1]) for name, stage in stages.items() if stage and layers[name]}
+        return layers.__getitem__
+
+
 class Stage(nn.Module):
     """One resolution: `downsample` into it, `blocks` at it, `norm` of what leaves it.
 
@@ -128,7 +196,7 @@ class Stage(nn.Module):
         return x
 
 
-class Backbone(nn.Module):
+class Backbone(Layered):
     """A hierarchical backbone: images (or clips) of any size in, one map per entry of `out_indices` out, finest first.
 
     A family builds its `stages` (only those up to the last output) and hands them over with the facts below;
@@ -139,6 +207,7 @@ class Backbone(nn.Module):
         strides: input pixels per cell of each returned map; video families keep the frames per cell in `patch_size[0]`.
         num_features: channels of the last map.
         out_indices: which stages are returned.
+        stage_channels, stage_strides: of every stage, also of those that are not returned or not built.
     """
 
     family: ClassVar[str]
@@ -166,7 +235,7 @@ class Backbone(nn.Module):
         self.strides = tuple(strides[i] for i in places)
         self.num_features = self.channels[-1]
         self.frozen_stages = 0
-        self._patch = strides[0]
+        self.stage_channels, self.stage_strides = tuple(channels), tuple(strides)
 
     @classmethod
     def arguments(cls) -> set[str]:
@@ -183,12 +252,22 @@ class Backbone(nn.Module):
         """Between the patch embedding and the first block, (B, *grid, C) -> the same: position embedding, dropout."""
         return x
 
-    def forward(self, images: Tensor, embed: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        images: Tensor,
+        embed: Callable[[Tensor], Tensor] | None = None,
+        *,
+        handed_on: list[Tensor] | None = None,
+        stop: int | None = None,
+    ) -> tuple[Tensor, ...]:
         """Feature maps of the stages in `out_indices`.
 
         Args:
             images: (B, C, H, W); video families (B, C, T, H, W). Any size from one patch upward.
             embed: in the place of `self.embed`: masked pre-training hides patches there.
+            handed_on: a list to which each stage's map is added as the next stage takes it: before a norm that is of
+                the output alone, after one that feeds the next stage.
+            stop: the first stage that is left out, with all after it.
 
         Returns:
             (B, C_i, H_i, W_i) each, finest first. They are views of channels-last memory.
@@ -199,12 +278,14 @@ class Backbone(nn.Module):
         self._check(images)
         x = channels_last(images)
         maps: list[Tensor] = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.stages[:stop]):
             x, normed = stage(x, (embed or self.embed) if i == 0 else self._returning(self.stages[i - 1], maps))
             if i in self.out_indices and not stage.norm_is_of_next:
                 maps.append(channels_first(normed))
             if self.norm_feeds_next_stage:
                 x = normed
+            if handed_on is not None:
+                handed_on.append(channels_first(x))
         return tuple(maps)
 
     def _returning(self, before: Stage, maps: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
@@ -236,10 +317,11 @@ class Backbone(nn.Module):
             )
         if 0 in images.shape[2:]:
             raise InputError(f"the {what} have the shape {tuple(images.shape)}: there is nothing in them")
-        if min(images.shape[-2:]) < self._patch:
+        patch = self.stage_strides[0]
+        if min(images.shape[-2:]) < patch:
             raise InputError(
                 f"the {what[:-1]} is {images.shape[-2]}x{images.shape[-1]}, smaller than one "
-                f"{self._patch}x{self._patch} patch: enlarge it"
+                f"{patch}x{patch} patch: enlarge it"
             )
 
     def train(self, mode: bool = True) -> Backbone:
@@ -326,47 +408,3 @@ class Backbone(nn.Module):
                 yield name, 0 if i == 0 else min(first_block[i], first_block[-1] - 1)
             else:
                 yield name, first_block[i + 1] - 1
-
-    def param_groups(
-        self, *, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 1.0
-    ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser: layer-wise learning-rate decay, and no decay where it does harm.
-
-        Norms, biases, position tables (with SwinV2's position network) and `logit_scale` get weight decay 0.
-
-        Args:
-            lr: base learning rate; each group then carries its own `lr`. Without it only `lr_scale` (timm's word).
-            weight_decay: for all other parameters.
-            layer_decay: factor from one block to the one before it (BEiT, arXiv:2106.08254, App. C); 1 is none.
-
-        Returns:
-            Dictionaries with `params`, `name`, `weight_decay`, `lr_scale` and, if given, `lr`.
-        """
-        return param_groups(self, dict(self.layer_ids()), lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
-
-
-def param_groups(
-    module: nn.Module, layer_ids: dict[str, int], *, lr: float | None, weight_decay: float, layer_decay: float
-) -> list[dict[str, Any]]:
-    """Group `module`'s trainable parameters by layer and by whether they decay; see `Backbone.param_groups`."""
-    last = max(layer_ids.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decays = parameter.dim() > 1 and not any(word in name.split(".") for word in NO_DECAY_NAMES)
-        layer = layer_ids[name]
-        scale = layer_decay ** (last - layer)
-        key = (layer if layer_decay != 1.0 else last, decays)
-        if key not in groups:
-            groups[key] = {
-                "name": f"layer {key[0]} {'decay' if decays else 'no decay'}"
-                if layer_decay != 1.0
-                else ("decay" if decays else "no decay"),
-                "params": [],
-                "weight_decay": weight_decay if decays else 0.0,
-                "lr_scale": scale,
-                **({} if lr is None else {"lr": lr * scale}),
-            }
-        groups[key]["params"].append(parameter)
-    return list(groups.values())

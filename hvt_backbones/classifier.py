@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .backbone import Backbone, is_whole, param_groups
+from .backbone import Backbone, Layered, is_whole
 from .errors import InputError
 
 
-class Classifier(nn.Module):
+class Classifier(Layered):
     """Global average pooling and a linear layer over the last map, as all families classify.
 
     Args:
@@ -22,18 +22,36 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.num_features = backbone.num_features
-        self.reset_head(num_classes)
+        self.global_pool = "avg"
+        self.reset_classifier(num_classes)
 
-    def reset_head(self, num_classes: int) -> None:
-        """Replace the head by a new one for `num_classes` classes, on the device and dtype of the backbone."""
+    def get_classifier(self) -> nn.Module:
+        """The linear layer, an `nn.Identity` where there are no classes."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a new one, on the device and dtype of the backbone.
+
+        Args:
+            num_classes: as in the constructor.
+            global_pool: "avg", or, without classes, "" for the map as it is; None leaves it as it was. The words are
+                timm's.
+
+        Raises:
+            InputError: another value of either, or classes without pooling.
+        """
         if not is_whole(num_classes, 0):
             raise InputError(f"num_classes must be a whole number from 0, got {num_classes!r}")
-        self.num_classes = num_classes
+        pool = self.global_pool if global_pool is None else global_pool
+        if pool not in ("avg", "") or (num_classes and not pool):
+            raise InputError(f'global_pool is {pool!r}: give "avg", or with num_classes=0 "" for the map as it is')
+        self.num_classes, self.global_pool = num_classes, pool
         if num_classes == 0:
             self.head: nn.Module = nn.Identity()
             return
         like = next(self.backbone.parameters())
         self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        self.head.train(self.training)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -43,7 +61,7 @@ class Classifier(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features, [T',] H', W') -> (B, num_classes), or the pooled features (B, num_features)."""
-        pooled = features.flatten(2).mean(-1)
+        pooled = features.flatten(2).mean(-1) if self.global_pool else features
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -59,11 +77,8 @@ class Classifier(nn.Module):
     def freeze_stages(self, count: int) -> None:
         self.backbone.freeze_stages(count)
 
-    def param_groups(
-        self, *, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 1.0
-    ) -> list[dict[str, Any]]:
-        """As `Backbone.param_groups`; the head is one layer above the last block."""
+    def layer_ids(self) -> Iterator[tuple[str, int]]:
+        """As `Backbone.layer_ids`; the head is one layer above the last block."""
         layers = {f"backbone.{name}": layer for name, layer in self.backbone.layer_ids()}
-        head = max(layers.values()) + 1
-        layers |= {name: head for name, _ in self.named_parameters() if name.startswith("head.")}
-        return param_groups(self, layers, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
+        yield from layers.items()
+        yield from ((f"head.{name}", max(layers.values()) + 1) for name, _ in self.head.named_parameters())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import is_whole, param_groups
+from .backbone import Layered, is_whole
 from .errors import InputError
 from .layers.patch import PatchEmbed
 from .swin import SwinTransformer
@@ -74,7 +74,7 @@ def normalise_target(images: Tensor, window: int) -> Tensor:
     return (images - mean) / deviation
 
 
-class SimMIM(nn.Module):
+class SimMIM(Layered):
     """Masked image modelling over Swin or SwinV2 (Sec. 3): mask tokens in, a linear layer from the last map to pixels.
 
     Args:
@@ -163,11 +163,8 @@ class SimMIM(nn.Module):
     def set_sequential_attention(self, max_logits: int | None) -> None:
         self.backbone.set_sequential_attention(max_logits)
 
-    def param_groups(
-        self, *, lr: float | None = None, weight_decay: float = 0.05, layer_decay: float = 1.0
-    ) -> list[dict[str, Any]]:
-        """As `Backbone.param_groups`; the mask token is of the first layer, the decoder one above the last block."""
+    def layer_ids(self) -> Iterator[tuple[str, int]]:
+        """As `Backbone.layer_ids`; the mask token is of the first layer, the decoder one above the last block."""
         layers = {f"backbone.{name}": layer for name, layer in self.backbone.layer_ids()} | {"mask_token": 0}
-        above = max(layers.values()) + 1
-        layers |= {name: above for name, _ in self.named_parameters() if name.startswith("decoder.")}
-        return param_groups(self, layers, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
+        yield from layers.items()
+        yield from ((f"decoder.{name}", max(layers.values()) + 1) for name, _ in self.decoder.named_parameters())

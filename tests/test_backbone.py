@@ -220,11 +220,16 @@ def test_classifier(family: str) -> None:
     pooled = features.flatten(2).mean(-1)
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), pooled)
     torch.testing.assert_close(model(x), model.head(pooled))
-    model.reset_head(7)
+    model.reset_classifier(7)
     assert model(x).shape == (2, 7)
-    model.reset_head(0)
-    assert isinstance(model.head, nn.Identity)
+    model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
     torch.testing.assert_close(model(x), pooled)
+    model.reset_classifier(0, "")
+    torch.testing.assert_close(model(x), features)
+    for classes, pool in ((7, None), (7, ""), (0, "max"), (-1, "avg")):
+        with pytest.raises(hvt.InputError, match="global_pool is|num_classes must"):
+            model.reset_classifier(classes, pool)
 
 
 @families

@@ -9,7 +9,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from ..backbone import NO_DECAY_NAMES
+from ..backbone import is_spared
 from ..errors import InputError
 from .backbone import HVTBackbone, backbones_of
 from .rules import translate_rules
@@ -86,7 +86,7 @@ class HVTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 continue
             group.setdefault("lr", self.base_lr)
             group["lr"] *= self.layer_decay_rate ** (last - layers[name])
-            if any(word in name.split(".") for word in NO_DECAY_NAMES):
+            if is_spared(name):
                 group.setdefault("weight_decay", 0.0)
 
     def _merged(self, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
