@@ -6,12 +6,14 @@ The models are `Classifier` and `Backbone`; here is only what timm asks of them 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
@@ -168,19 +170,21 @@ def create(
         **({"drop_rate": proj_drop_rate} if proj_drop_rate else {}),
         **overrides,
     }
-    if features_only:
-        depths = overrides.get("depths")
-        count = len(depths if isinstance(depths, Sequence) else variant.arch["depths"])
-        backbone = create_backbone(variant.name, out_indices=_stages(out_indices, count, "out_indices"), **arguments)
-        return TimmFeatures(backbone, cfg.to_dict()).to(device=device, dtype=dtype)
-    if out_indices is not None:
-        raise InputError("out_indices is for maps: give features_only=True too")
-    if num_classes is None:
-        num_classes = cfg.num_classes if cfg.num_classes >= 0 else 1000  # timm's word for as many as usual is -1
-    model = create_classifier(variant.name, num_classes=num_classes, **arguments)
-    if global_pool not in (None, model.global_pool):
-        model.reset_classifier(num_classes, global_pool)
-    return TimmClassifier(model, cfg.to_dict(), drop_rate).to(device=device, dtype=dtype)
+    with contextlib.nullcontext() if device is None else torch.device(device):
+        if features_only:
+            depths = overrides.get("depths")
+            count = len(depths if isinstance(depths, Sequence) else variant.arch["depths"])
+            stages = _stages(out_indices, count, "out_indices")
+            backbone = create_backbone(variant.name, out_indices=stages, **arguments)
+            return TimmFeatures(backbone, cfg.to_dict()).to(dtype=dtype)
+        if out_indices is not None:
+            raise InputError("out_indices is for maps: give features_only=True too")
+        if num_classes is None:
+            num_classes = cfg.num_classes if cfg.num_classes >= 0 else 1000  # -1 is timm's word for as many as usual
+        model = create_classifier(variant.name, num_classes=num_classes, **arguments)
+        if global_pool not in (None, model.global_pool):
+            model.reset_classifier(num_classes, global_pool)
+        return TimmClassifier(model, cfg.to_dict(), drop_rate).to(dtype=dtype)
 
 
 def _weights(variant: Variant, cfg: Any) -> bool | str | Path:
