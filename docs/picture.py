@@ -35,7 +35,7 @@ ROWS = (
     },
     {"runner": ("runner",)},
     {
-        "openmmlab (adapter)": ("hvt_backbones.openmmlab",),
+        "openmmlab, timm": ("hvt_backbones.openmmlab", "hvt_backbones.timm"),
         "commands": tuple(f"hvt_backbones.{name}" for name in COMMANDS),
     },
     {
