@@ -278,7 +278,9 @@ class Backbone(Layered):
         self._check(images)
         x = channels_last(images)
         maps: list[Tensor] = []
-        for i, stage in enumerate(self.stages[:stop]):
+        for i, stage in enumerate(self.stages):
+            if i == stop:
+                break
             x, normed = stage(x, (embed or self.embed) if i == 0 else self._returning(self.stages[i - 1], maps))
             if i in self.out_indices and not stage.norm_is_of_next:
                 maps.append(channels_first(normed))
