@@ -55,9 +55,6 @@ class LocalAttention(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The official mask marks the padding as `[-pad:]`, which is the whole map where an axis has none: all tokens
-        # then look alike, and none is hidden.
-        padded = [n % side != 0 for n, side in zip(x.shape[1:-1], self.window_size, strict=True)]
         x = window_attention(
             self.qkv(x),
             None,
@@ -66,7 +63,7 @@ class LocalAttention(nn.Module):
             self.num_heads,
             scale=self.qk_scale,
             pad_value=padding_value(x, self.window_size, self.qkv),
-            mask_padding=self.mask_padding and all(padded),
+            mask_padding=self.mask_padding,
             dropout_p=self.attn_drop_rate if self.training else 0.0,
             max_logits=self.max_logits,
         )

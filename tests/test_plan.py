@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import measure
+from benchmarks import measure, scaling
 from benchmarks import plan as measurements
 from classification import checks
 from classification.command_line import parse_command_line
@@ -276,6 +276,21 @@ def test_swinv2_giant_at_1536_in_40_gb() -> None:
     # without recomputing, in windows of 8 that need no sequential attention
     small = Plan(describe_step("swinv2_giant", image_size=(1536,), batch=1), 8)
     assert small.memory(Strategy("zero2")).activations > limit
+
+
+def test_scaling_follows_from_the_plan_and_the_rates() -> None:
+    step = describe_step("pvt_v2_b0", image_size=(64,), batch=2)
+    *_, row = scaling.rows([step], [16])
+    name, batch, devices, strategy, memory, sent, computing, exchanging, hours = row.strip("| ").split(" | ")
+    whole = Plan(step, 16).memory(Strategy("ddp"))
+    assert (name, batch, devices, strategy) == ("pvt_v2_b0, 64", "2", "16", "`ddp`")
+    assert (float(memory), float(sent)) == pytest.approx((whole.total / GIB, whole.traffic / GIB), abs=0.01)
+    assert float(computing) == pytest.approx(2 * 3 * scaling.operations(step) / scaling.OPERATIONS, abs=1e-3)
+    assert float(exchanging) == pytest.approx(whole.traffic / scaling.BETWEEN, abs=1e-3)
+    steps = scaling.IMAGENET_22K / 2 / 16 / 3600
+    assert [float(h) / steps for h in hours.split(" to ")] == pytest.approx(
+        [max(float(computing), float(exchanging)), float(computing) + float(exchanging)], abs=2e-3
+    )
 
 
 # ---- the command ----

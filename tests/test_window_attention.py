@@ -100,7 +100,8 @@ def by_hand(
                 logits = logits + bias[:, row]
             for column, other in enumerate(indices):
                 extra = -100.0 * (wrapped(index) != wrapped(other))
-                if mask_padding and any(p >= n for p, n in zip(where(other), spatial, strict=True)):
+                every_axis = all(n % side for n, side in zip(spatial, window_size, strict=True))
+                if mask_padding and every_axis and any(p >= n for p, n in zip(where(other), spatial, strict=True)):
                     extra -= 1000.0
                 logits = logits + extra * (torch.arange(len(indices)) == column)
             rows[position] = (logits.softmax(-1)[:, :, None] @ v)[:, :, 0].flatten(1)

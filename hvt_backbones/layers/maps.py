@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..ops.windows import pad_map
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -25,14 +25,6 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
     return channels_last(conv(channels_first(x)))
 
 
-def pad_to_multiple(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Zero-pad the end of each axis of a map (B, *spatial, C) to a multiple of `size`."""
-    pads = [(multiple - length % multiple) % multiple for length, multiple in zip(x.shape[1:-1], size, strict=True)]
-    if not any(pads):
-        return x
-    return F.pad(x, (0, 0, *itertools.chain.from_iterable((0, pad) for pad in reversed(pads))))
-
-
 def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
     """Zero-pad the end of those axes of a map (B, *spatial, C) that are shorter than one cell of `size`."""
-    return pad_to_multiple(x, [side if n < side else 1 for n, side in zip(x.shape[1:-1], size, strict=True)])
+    return pad_map(x, [side if n < side else 1 for n, side in zip(x.shape[1:-1], size, strict=True)])

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .maps import convolve, pad_to_cell, pad_to_multiple
+from ..ops.windows import pad_map
+from .maps import convolve, pad_to_cell
 
 
 class PatchEmbed(nn.Module):
@@ -33,7 +34,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_to_multiple(x, self.patch_size) if self.pad else pad_to_cell(x, self.patch_size)
+        x = pad_map(x, self.patch_size) if self.pad else pad_to_cell(x, self.patch_size)
         return self.norm(convolve(x, self.proj))
 
 
@@ -53,8 +54,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (*[1] * (x.dim() - 4), 2, 2)
-        x = pad_to_multiple(x, size)
-        x = x.unflatten(-2, (-1, 2)).unflatten(-4, (-1, 2))
+        x = pad_map(x, size)
+        x = x.unflatten(-2, (x.shape[-2] // 2, 2)).unflatten(-4, (x.shape[-3] // 2, 2))
         *front, height, row, width, column, channel = range(x.dim())  # (..., H/2, 2, W/2, 2, C)
         # column before row: the channel order of the released checkpoints
         x = x.permute(*front, height, width, column, row, channel).flatten(-3)  # (..., H/2, W/2, 4C)

@@ -13,6 +13,8 @@ from ..errors import InputError
 from . import cpu
 from . import reference as plain
 from . import sdpa as fused
+from .eager import symbolic
+from .gather import gather
 from .sequential import BiasTable, sequential_windows
 from .windows import WindowGrid
 
@@ -23,20 +25,23 @@ class Implementation(NamedTuple):
         attend: takes all arguments of `window_attention`, checked.
         refuses: takes its tensors, qkv first: why it cannot take such a call, or None.
         attend_part: what `sequential` calls instead of it where the logits are more than `max_logits`.
+        is_for: takes qkv: whether it is worth to be chosen unasked.
     """
 
     attend: Callable[..., Tensor]
     refuses: Callable[..., str | None]
     attend_part: Callable[..., Tensor]
+    is_for: Callable[[Tensor], bool] = lambda qkv: True
 
 
 def _takes_all(*tensors: Tensor | None) -> None:
     pass
 
 
-# asked in turn; the first that can takes the call
+# asked in turn; the first that can, and is for it, takes the call
 IMPLEMENTATIONS = {
     "bmm": Implementation(cpu.bmm, cpu.refuses, plain.attend),
+    "gather": Implementation(gather, _takes_all, fused.attend, symbolic),
     "sdpa": Implementation(fused.sdpa, _takes_all, fused.attend),
     "reference": Implementation(plain.reference, _takes_all, plain.attend),
 }
@@ -49,18 +54,18 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def choose(*tensors: Tensor | None) -> str:
-    """The implementation for a call with these, qkv first: the one that is asked for, else the first that can.
+def choose(qkv: Tensor, *others: Tensor | None) -> str:
+    """The implementation for a call with these: the one that is asked for, else the first that can.
 
     Raises:
         InputError: the one that is asked for cannot, or there is none of the name.
     """
     if name := _chosen or os.environ.get("HVT_ATTENTION"):
-        if reason := IMPLEMENTATIONS[_checked(name, "HVT_ATTENTION")].refuses(*tensors):
+        if reason := IMPLEMENTATIONS[_checked(name, "HVT_ATTENTION")].refuses(qkv, *others):
             raise InputError(f"window attention by {name!r} is asked for, but {reason}: choose another, or none")
         return name
     for name, implementation in IMPLEMENTATIONS.items():
-        if implementation.refuses(*tensors) is None:
+        if implementation.refuses(qkv, *others) is None and implementation.is_for(qkv):
             return name
     raise AssertionError("the last takes all")
 
@@ -111,7 +116,9 @@ def window_attention(
         logit_scale: (num_heads,) or (num_heads, 1, 1): cosine similarity times this instead of the dot product
             (SwinV2, arXiv:2111.09883, Sec. 3.2).
         pad_value: (3 * C,) what padded tokens carry: the projection's bias, as the official code pads before it.
-        mask_padding: add -1000 to the logits of padded tokens (Twins' segmentation code) instead of attending to them.
+        mask_padding: add -1000 to the logits of padded tokens (Twins' segmentation code) instead of attending to them,
+            where every axis is padded: that code marks padding as `[-pad:]`, the whole axis where there is none, so
+            that all tokens look alike and none is hidden.
         dropout_p: dropout on the attention weights.
         max_logits: attend part by part where there are more logits, so that no tensor of logits, nor of what is added
             to them or has their gradients, has more numbers than this, or than the N of one query; forward and

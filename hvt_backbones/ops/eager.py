@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _pretended: str | None = None  # a plain global, which a compiler can read
@@ -62,6 +63,18 @@ def plain_eager() -> bool:
         or torch._C._functorch.maybe_current_level() is not None  # vmap, grad and the like of torch.func
         or _watched()
     )
+
+
+def surely(condition: bool) -> bool:
+    """Whether a comparison of sizes holds; of symbols, whether it does for all sizes: one graph is to be for all."""
+    return statically_known_true(condition) if torch.compiler.is_compiling() else bool(condition)
+
+
+def symbolic(x: Tensor) -> bool:
+    """Whether a graph is made in which a length of the map `x` (B, *spatial, C) is a symbol, of unknown remainder."""
+    if not torch.compiler.is_compiling():
+        return False
+    return any(not surely(length % 3 == 0) and not surely(length % 3 != 0) for length in x.shape[1:-1])
 
 
 def looked_into(x: Tensor, *others: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .eager import constant, plain_eager
+from .eager import constant, plain_eager, surely
 
 SHIFT_MASK = -100.0  # the official value: finite, so a large position bias is felt through it
 PADDING_MASK = -1000.0  # Twins' segmentation code
@@ -28,30 +28,42 @@ def padding_value(x: Tensor, window: Sequence[int], project: Callable[[Tensor], 
     Returns:
         (C',) or None.
     """
-    if x.shape[0] == 0 or all(length % side == 0 for length, side in zip(x.shape[1:-1], window, strict=True)):
+    sizes = zip(x.shape[1:-1], window, strict=True)
+    if x.shape[0] == 0 or all(surely(whole_length(length, side) == length) for length, side in sizes):
         return None
     # a token of the map in form alone, so that hooks of the projection find an input with a gradient as of the map
     token = x[(slice(0, 1),) * (x.dim() - 1)]
     return project(token.masked_fill(token.new_ones((), dtype=torch.bool), 0.0)).flatten()
 
 
-def pad_map(x: Tensor, window: tuple[int, ...], value: Tensor | None) -> Tensor:
-    """Pad the end of each axis of (B, *spatial, C) to whole windows with `value` (C,), by default zeros."""
+def whole_length(length: int, side: int) -> int:
+    """The least multiple of `side` that is not under `length`; without modulo, which symbols do not simplify."""
+    return (length + side - 1) // side * side
+
+
+def pad_map(x: Tensor, window: Sequence[int], value: Tensor | None = None) -> Tensor:
+    """Pad the end of each axis of (B, *spatial, C) to multiples of `window` with `value` (C,), by default zeros."""
     for axis, side in enumerate(window, start=1):
-        missing = (side - x.shape[axis] % side) % side
-        if missing == 0 and not torch.compiler.is_compiling():
+        length = x.shape[axis]
+        whole = whole_length(length, side)
+        if surely(whole == length):
             continue
+        known = surely(whole > length)
         shape = list(x.shape)
-        shape[axis] = missing
-        filling = x.new_zeros(shape) if value is None else value.to(x.dtype).expand(shape)
+        shape[axis] = whole - length if known else 1
+        filling = x.new_zeros(shape)
+        if value is not None:
+            filling = filling + value.to(x.dtype)
         x = torch.cat([x, filling], dim=axis)
+        if not known:  # a filling of a length that is a symbol would be a graph for 0, one for 1 and one for others
+            x = x.index_select(axis, torch.arange(whole, device=x.device).clamp(max=length))
     return x
 
 
 def crop_map(x: Tensor, spatial: tuple[int, ...]) -> Tensor:
     """Undo `pad_map`."""
     for axis, length in enumerate(spatial, start=1):
-        if x.shape[axis] != length:
+        if not surely(x.shape[axis] == length):
             x = x.narrow(axis, 0, length)
     return x
 
@@ -60,7 +72,7 @@ def window_partition(x: Tensor, window: tuple[int, ...]) -> Tensor:
     """View (B, *spatial, ...) as (B, *windows, *window, ...), the axes of the grid first; no copy."""
     axes = len(window)
     for axis, side in enumerate(window):
-        x = x.unflatten(2 * axis + 1, (-1, side))
+        x = x.unflatten(2 * axis + 1, (x.shape[2 * axis + 1] // side, side))
     order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), *range(2 * axes + 1, x.dim())]
     return x.permute(order)
 
@@ -90,7 +102,10 @@ class WindowGrid:
         self.grid = tuple((length + side - 1) // side for length, side in zip(self.spatial, window, strict=True))
         self.windows, self.tokens = math.prod(self.grid), math.prod(window)
         self.logits = self.batch * self.windows * num_heads * self.tokens**2
-        self.padded = any(length % side for length, side in zip(self.spatial, window, strict=True))
+
+    @property
+    def padded(self) -> bool:
+        return any(length % side for length, side in zip(self.spatial, self.window, strict=True))
 
     def partition(self, qkv: Tensor, pad_value: Tensor | None) -> Tensor:
         """(B, *spatial, 3 * C) -> (3, B, windows, heads, N, head_dim): pad, roll, and cut in one copy."""
@@ -140,7 +155,8 @@ def window_mask(
 def token_regions(
     spatial: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Of each token of each window: which borders of the map it was rolled over, as a number, and whether it pads.
+    """Of each token of each window: which borders of the map it was rolled over, as a number, and whether it is hidden
+    as padding, where that is asked for.
 
     Returns:
         (windows, N) each.
@@ -151,7 +167,10 @@ def token_regions(
         position = torch.arange(padded, device=device)
         sides.append((position >= padded - offset if offset else position < 0).long() * 2**axis)
         padding.append((position + offset) % padded >= length)
-    return _window_tokens(sides, window).sum(-1), _window_tokens(padding, window).any(-1)
+    hidden = _window_tokens(padding, window).any(-1)
+    for along_axis in padding:  # see `mask_padding` of `window_attention`
+        hidden = hidden & along_axis.any()
+    return _window_tokens(sides, window).sum(-1), hidden
 
 
 def windows_mask(wrapped: Tensor, padding: Tensor | None, dtype: torch.dtype, queries: slice = slice(None)) -> Tensor:

@@ -9,6 +9,7 @@ import openvino
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -116,6 +117,33 @@ def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
     if mode == "train":
         ours, theirs = (torch.autograd.grad(f(x).sum(), list(model.parameters())) for f in (compiled, model))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@families
+def test_two_graphs_are_for_images_of_all_sizes(family: str) -> None:
+    """One for squares, whose sides PyTorch takes for one symbol, and one; padded and not, of one window and of many."""
+    model = two_stages(family).eval()
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((64, 64), (64, 96), (97, 131), (120, 75)):
+        x = images(family, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["swinv2", "twins_svt"])
+def test_a_graph_for_all_sizes_has_the_gradients_of_each(family: str) -> None:
+    model = tiny(family, depths=(2, 2, 1, 2), out_indices=(0,)).train()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((64, 96), (97, 131)):
+        x = images(family, *size).requires_grad_()
+        ours, theirs = (torch.autograd.grad(scalar(f(x)), [x, *model.parameters()]) for f in (compiled, model))
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 

@@ -13,7 +13,7 @@ from hvt_backbones.ops.dispatch import IMPLEMENTATIONS, choose, use_attention
 from tests.families import TINY, images, tiny_classifier
 from tests.npu.only_on import OnlyOn
 
-ATTENTION = [None, "reference"]  # None: what the device gets by default
+ATTENTION = [None, "gather", "reference"]  # None: what the device gets by default
 TARGETS = torch.tensor([1, 3])
 
 

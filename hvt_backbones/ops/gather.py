@@ -1,0 +1,107 @@
+"""Window attention for graphs that are for maps of every size: one gather cuts windows out, one puts them together.
+
+A graph whose sizes are symbols asks of each tensor whether an axis has length 1 and whether its memory is contiguous. A
+grid of windows, padding and cropping have other answers for other maps, and each would be a graph of its own. Here
+tokens are numbered instead, and no tensor has an axis of windows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .sdpa import attend
+from .windows import PADDING_MASK, SHIFT_MASK, cosine, whole_length
+
+
+def _split(number: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The coordinates of places on a map of `sizes`, numbered row by row."""
+    found = []
+    for size in reversed(sizes):
+        found.append(number % size)
+        number = number // size
+    return found[::-1]
+
+
+def _join(coordinates: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Undo `_split`."""
+    number = coordinates[0]
+    for coordinate, size in zip(coordinates[1:], sizes[1:], strict=True):
+        number = number * size + coordinate
+    return number
+
+
+def gather(
+    qkv: Tensor,
+    bias: Tensor | None,
+    window_size: tuple[int, ...],
+    shift_size: tuple[int, ...],
+    num_heads: int,
+    *,
+    scale: float,
+    logit_scale: Tensor | None,
+    pad_value: Tensor | None,
+    mask_padding: bool,
+    dropout_p: float,
+) -> Tensor:
+    batch, *spatial, channels = qkv.shape
+    device, tokens, places = qkv.device, math.prod(window_size), math.prod(spatial)
+    wholes = [whole_length(length, side) for length, side in zip(spatial, window_size, strict=True)]
+    grid = [whole // side for whole, side in zip(wholes, window_size, strict=True)]
+    sequences = math.prod(grid) * num_heads
+
+    # of each token of each head of each window, in this order: where it is on the rolled map, and on the map
+    windows_heads, inner = _split_last(torch.arange(sequences * tokens, device=device), tokens)
+    of_window, head = _split_last(windows_heads, num_heads)
+    corners, inners = _split(of_window, grid), _split(inner, window_size)
+    rolled = [corner * side + at for corner, side, at in zip(corners, window_size, inners, strict=True)]
+    sources = [(at + shift) % whole for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
+    outside = torch.stack([at >= length for at, length in zip(sources, spatial, strict=True)])
+    token = torch.where(outside.any(0), places, _join(sources, spatial))
+
+    rows = qkv.reshape(batch, places, channels)
+    row = rows.new_zeros(batch, 1, channels)
+    rows = torch.cat([rows, row if pad_value is None else row + pad_value.to(row.dtype)], dim=1)
+    rows = rows.reshape(batch, (places + 1) * 3 * num_heads, channels // 3 // num_heads)
+    query = token * (3 * num_heads) + head
+    rows = rows.index_select(1, torch.cat([query, query + num_heads, query + 2 * num_heads]))
+    q, k, v = rows.reshape(batch, 3, sequences, tokens, rows.shape[-1]).unbind(1)
+
+    of_head = torch.arange(sequences, device=device) % num_heads
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if logit_scale is not None:
+        q, k = cosine(q, k, logit_scale.to(wide).flatten().index_select(0, of_head)[:, None, None])
+        scale = 1.0
+    mask = None if bias is None else bias.index_select(0, of_head)
+    if any(shift_size):
+        edges = [
+            at >= whole - shift if shift else at < 0
+            for at, whole, shift in zip(rolled, wholes, shift_size, strict=True)
+        ]
+        side = sum(edge.long() * 2**axis for axis, edge in enumerate(edges)).reshape(sequences, tokens)
+        other = (side[:, :, None] != side[:, None]).to(wide) * SHIFT_MASK
+        mask = other if mask is None else mask + other
+    if mask_padding:
+        hidden = outside.any(0) & outside.any(1).all()
+        hidden = hidden.reshape(sequences, 1, tokens).to(wide) * PADDING_MASK
+        mask = hidden.expand(sequences, tokens, tokens) if mask is None else mask + hidden
+    x = attend(q, k, v, attn_mask=None if mask is None else mask[None], dropout_p=dropout_p, scale=scale)
+
+    # of each head of each token of the map: where it was attended
+    number, head = _split_last(torch.arange(places * num_heads, device=device), num_heads)
+    rolled = [
+        (at + whole - shift) % whole
+        for at, whole, shift in zip(_split(number, spatial), wholes, shift_size, strict=True)
+    ]
+    of_window = _join([at // side for at, side in zip(rolled, window_size, strict=True)], grid)
+    inner = _join([at % side for at, side in zip(rolled, window_size, strict=True)], window_size)
+    x = x.reshape(batch, sequences * tokens, x.shape[-1])
+    x = x.index_select(1, (of_window * num_heads + head) * tokens + inner)
+    return x.reshape(batch, *spatial, channels // 3)
+
+
+def _split_last(number: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    return number // size, number % size
