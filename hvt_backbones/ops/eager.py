@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _pretended: str | None = None  # a plain global, which a compiler can read
@@ -67,7 +66,11 @@ def plain_eager() -> bool:
 
 def surely(condition: bool) -> bool:
     """Whether a comparison of sizes holds; of symbols, whether it does for all sizes: one graph is to be for all."""
-    return statically_known_true(condition) if torch.compiler.is_compiling() else bool(condition)
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return statically_known_true(condition)
 
 
 def symbolic(x: Tensor) -> bool:
