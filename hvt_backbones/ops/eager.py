@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+PROVES = TorchVersion(torch.__version__) >= "2.8"  # the compiler of others cannot be asked what holds for all sizes
 _pretended: str | None = None  # a plain global, which a compiler can read
 _caches: list[OrderedDict[tuple, Tensor]] = []  # of all functions that `constant` decorates
 
@@ -66,8 +68,8 @@ def plain_eager() -> bool:
 
 def surely(condition: bool) -> bool:
     """Whether a comparison of sizes holds; of symbols, whether it does for all sizes: one graph is to be for all."""
-    if not torch.compiler.is_compiling():
-        return bool(condition)
+    if not (PROVES and torch.compiler.is_compiling()):
+        return condition
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
 
     return statically_known_true(condition)
@@ -75,7 +77,7 @@ def surely(condition: bool) -> bool:
 
 def symbolic(x: Tensor) -> bool:
     """Whether a graph is made in which a length of the map `x` (B, *spatial, C) is a symbol, of unknown remainder."""
-    if not torch.compiler.is_compiling():
+    if not (PROVES and torch.compiler.is_compiling()):
         return False
     return any(not surely(length % 3 == 0) and not surely(length % 3 != 0) for length in x.shape[1:-1])
 
