@@ -293,8 +293,11 @@ def recipe(step: Step, strategy: Strategy, devices: int) -> str:
     mode = strategy.mode.replace("-offload", ", cpu_offload: true")
     window = "" if step.window_size is None else f", overrides: {{window_size: {step.window_size}}}"
     logits = "null" if step.max_logits is None else step.max_logits
+    machines = f"--nproc_per_node {devices}"
+    if devices > 8 and devices % 8 == 0:
+        machines = f"--nnodes {devices // 8} --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint FIRST_NODE:29500"
     lines = [
-        f"# torchrun --nproc_per_node {devices} -m classification.train THIS_FILE --data-dir DIR",
+        f"# torchrun {machines} -m classification.train THIS_FILE --data-dir DIR",
         f"model: {{name: {step.name}, grad_checkpointing: {str(recompute).lower()}, max_logits: {logits}{window}}}",
         f"data: {{input_size: [3, {height}, {width}], batch_size: {step.batch}}}",
         f"train: {{amp: {step.precision}, task: {step.task}}}",

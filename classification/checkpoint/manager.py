@@ -28,7 +28,7 @@ from .shards import SHARDS, write_shards
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
 FREE_SETTINGS = (
     "output.", "model.max_logits", "data.dir", "data.workers", "data.on_error", "data.max_errors", "train.device",
-    "train.threads", "train.benchmark_steps", "parallel.timeout", "simmim.picture_epochs",
+    "train.threads", "train.benchmark_steps", "parallel.timeout", "parallel.cpu_offload", "simmim.picture_epochs",
 )  # fmt: skip
 
 
