@@ -255,8 +255,7 @@ class Backbone(Layered):
     def forward(
         self,
         images: Tensor,
-        embed: Callable[[Tensor], Tensor] | None = None,
-        *,
+        embed: Callable[[Tensor], Tensor] | None = None,  # none by keyword alone: ONNX's TorchScript exporter gives all
         handed_on: list[Tensor] | None = None,
         stop: int | None = None,
     ) -> tuple[Tensor, ...]:
