@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -43,19 +44,23 @@ def whole_length(length: int, side: int) -> int:
 
 def pad_map(x: Tensor, window: Sequence[int], value: Tensor | None = None) -> Tensor:
     """Pad the end of each axis of (B, *spatial, C) to multiples of `window` with `value` (C,), by default zeros."""
-    for axis, side in enumerate(window, start=1):
-        length = x.shape[axis]
-        whole = whole_length(length, side)
+    sizes = [(length, whole_length(length, side)) for length, side in zip(x.shape[1:-1], window, strict=True)]
+    if all(surely(whole == length) for length, whole in sizes):
+        return x
+    known = [surely(whole == length) or surely(whole > length) for length, whole in sizes]
+    if value is None and all(known):
+        ends = [(0, whole - length) for length, whole in reversed(sizes)]
+        return F.pad(x, (0, 0, *itertools.chain.from_iterable(ends)))
+    for axis, (length, whole) in enumerate(sizes, start=1):
         if surely(whole == length):
             continue
-        known = surely(whole > length)
         shape = list(x.shape)
-        shape[axis] = whole - length if known else 1
+        shape[axis] = whole - length if known[axis - 1] else 1
         filling = x.new_zeros(shape)
         if value is not None:
             filling = filling + value.to(x.dtype)
         x = torch.cat([x, filling], dim=axis)
-        if not known:  # a filling of a length that is a symbol would be a graph for 0, one for 1 and one for others
+        if not known[axis - 1]:  # a filling whose length is a symbol would be a graph for 0, one for 1, one for others
             x = x.index_select(axis, torch.arange(whole, device=x.device).clamp(max=length))
     return x
 
