@@ -17,6 +17,7 @@ from torch import Tensor
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
+from hvt_backbones.exported import ExportedFile, open_runnable
 from hvt_backbones.model_file import ModelFile, describe_weights, open_model
 from hvt_backbones.predict import wordnet_ids
 from hvt_backbones.processes import leave_processes
@@ -104,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def open_checkpoint(source: str, model: str | None) -> ModelFile:
-    """`hvt_backbones.model_file.open_model`, also for what the trainer leaves behind.
+def open_checkpoint(source: str, model: str | None) -> ModelFile | ExportedFile:
+    """`hvt_backbones.exported.open_runnable`, also for what the trainer leaves behind.
 
     Args:
         source: a run's folder stands for its best weights, or, before there are any, for its newest checkpoint; a
@@ -125,7 +126,7 @@ def open_checkpoint(source: str, model: str | None) -> ModelFile:
     elif path.name == files.STATE and (path.parent / files.MANIFEST).is_file():
         path = path.parent
     else:
-        return open_model(source, model)
+        return open_runnable(source, model)
     if reason := files.damage(path):
         raise InputError(f"checkpoint {path} is damaged ({reason}); give another.")
     state = files.load_state(path)
@@ -138,7 +139,7 @@ def checkpoint_weights(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor
     return read_whole(shards) if shards.is_dir() else state["ema"] or state["model"]
 
 
-def number_classes(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
+def number_classes(data: Pictures, model_file: ModelFile | ExportedFile, args: argparse.Namespace, where: str) -> None:
     """Number the classes of the pictures as the model's, by what it or the command line says of them."""
     if args.class_map is not None:
         data.use_numbers(_read_class_map(args.class_map), model_file.num_classes, f"--class-map: {args.class_map}")
@@ -148,7 +149,9 @@ def number_classes(data: Pictures, model_file: ModelFile, args: argparse.Namespa
         _number_for_nameless_head(data, model_file, args, where)
 
 
-def _number_for_nameless_head(data: Pictures, model_file: ModelFile, args: argparse.Namespace, where: str) -> None:
+def _number_for_nameless_head(
+    data: Pictures, model_file: ModelFile | ExportedFile, args: argparse.Namespace, where: str
+) -> None:
     """As many class folders as classes are these in order; fewer must say by number or WordNet id which they are."""
     folders, count = data.class_names, model_file.num_classes
     if args.class_order is None and args.kind in ("imagefolder", "tar") and folders != sorted(folders):

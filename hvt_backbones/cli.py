@@ -1,4 +1,4 @@
-"""The command `hvt`: models, predict, features, reconstruct, diagnose, transfer-report, convert, plan, doctor."""
+"""The command `hvt`: one function for each of its commands, which import what they need when they run."""
 
 from __future__ import annotations
 
@@ -118,6 +118,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_weights_key(convert)
     convert.set_defaults(run=run_convert)
 
+    export = commands.add_parser(
+        "export",
+        help="write a model for another runtime",
+        description="Write a model as one graph for batches and images of every size, checked against the model.",
+    )
+    _add_model(export)
+    _add_export_options(export)
+    export.set_defaults(run=run_export)
+
     plan = commands.add_parser(
         "plan",
         help="say how a model fits the memory of devices",
@@ -185,6 +194,27 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of devices (default cuda)")
 
 
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", required=True, choices=("onnx", "torch-export", "aoti", "openvino"), help="of the file"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="ends in .onnx, .pt2 (torch-export, aoti) or .xml"
+    )
+    parser.add_argument(
+        "--maps", action="store_true", help="the stages' maps (default: classes, where there is a head)"
+    )
+    parser.add_argument("--stages", type=int, nargs="+", metavar="I", help="with --maps: stages from 0 (default: all)")
+    parser.add_argument(
+        "--static", type=int, nargs="+", metavar="N", help="[FRAMES] HEIGHT WIDTH: for this size alone (default: any)"
+    )
+    parser.add_argument("--half", action="store_true", help="compute in float16")
+    parser.add_argument("--int8", action="store_true", help="8-bit linear layers and convolutions")
+    parser.add_argument("--calibrate", type=Path, metavar="DIR", help="with --int8: pictures such as will come")
+    parser.add_argument("--torchscript", action="store_true", help="make ONNX by PyTorch's former exporter")
+    parser.add_argument("--random-weights", action="store_true", help="download nothing: the shapes are what counts")
+
+
 def _add_weights_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-key", metavar="KEY", help="which of several sets of weights in the checkpoint (state_dict_ema)"
@@ -228,12 +258,13 @@ def _as_row(variant: Variant) -> tuple[str, ...]:
 def run_predict(args: argparse.Namespace) -> int:
     from . import predict
     from .device import select_device
-    from .model_file import image_variant, open_model
+    from .exported import open_runnable
+    from .model_file import image_variant
 
     silence_false_alarms()
     images, reading = find_images(args.images), Reading[Path](args.on_error)
     device = select_device(args.device)
-    opened = open_model(args.source, args.model, args.weights_key)
+    opened = open_runnable(args.source, args.model, args.weights_key)
     image_variant(opened.name)
     model = opened.classifier().to(device)
     batches = predict.image_batches(images, opened.preprocessing, device, reading=reading)
@@ -261,7 +292,8 @@ def run_features(args: argparse.Namespace) -> int:
     from . import predict
     from .create import create_backbone
     from .device import select_device
-    from .model_file import data_config, image_variant, open_model
+    from .exported import open_runnable
+    from .model_file import data_config, image_variant
     from .weights.sources import is_file_or_url
 
     silence_false_alarms()
@@ -277,9 +309,9 @@ def run_features(args: argparse.Namespace) -> int:
         if is_file_or_url(args.source):
             raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
         preprocessing = data_config(args.source)
-        backbone = create_backbone(args.source, **stages).eval()
+        backbone: Any = create_backbone(args.source, **stages).eval()
     else:
-        opened = open_model(args.source, args.model, args.weights_key)
+        opened = open_runnable(args.source, args.model, args.weights_key)
         image_variant(opened.name)
         backbone, preprocessing = opened.backbone(**stages), opened.preprocessing
     if args.size:
@@ -413,6 +445,14 @@ def run_convert(args: argparse.Namespace) -> None:
     under = f" {place}, not {', '.join(weights.others)}" if weights.others else ""
     print(f"{args.input}: {found.name} layout of {found.family}, {len(weights.tensors)} tensors{under}")
     print(f"{args.output}: {args.to} layout, {len(converted)} tensors, {numbers:.1f} M numbers")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from . import export
+
+    silence_false_alarms()
+    _check_writable(args.output)
+    return export.run(args)
 
 
 def run_plan(args: argparse.Namespace) -> None:

@@ -26,6 +26,9 @@ from .weights.published import Preprocessing
 from .weights.recorded import PREFIX, recorded_arguments, recorded_value
 from .weights.sources import is_file_or_url
 
+# what `hvt export` writes, by suffix
+EXPORTED = {".onnx": "ONNX", ".xml": "OpenVINO", ".pt2": "torch.export"}
+
 
 def image_variant(name: str) -> tuple[Variant, str | None]:
     """`find_variant`, which refuses a video model: pictures are no clips.
@@ -41,9 +44,13 @@ def image_variant(name: str) -> tuple[Variant, str | None]:
     return variant, tag
 
 
-def data_config(name: str, tag: str | None = None) -> Preprocessing:
-    """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one."""
-    variant, name_tag = image_variant(name)
+def data_config(name: str, tag: str | None = None, *, clips: bool = False) -> Preprocessing:
+    """The preprocessing that the weights `tag` of the model `name` were published with; of the first without one.
+
+    Args:
+        clips: whether the model may be one of clips.
+    """
+    variant, name_tag = find_variant(name) if clips else image_variant(name)
     return _preprocessing(variant, tag or name_tag)
 
 
@@ -118,23 +125,31 @@ class ModelFile:
         return model.eval()
 
 
-def open_model(source: str, model: str | None = None, weights_key: str | None = None) -> ModelFile:
+def open_model(
+    source: str, model: str | None = None, weights_key: str | None = None, *, clips: bool = False
+) -> ModelFile:
     """Read weights by a model's name (`swin_tiny`, `swin_base.in22k`), from a file or from a URL.
 
     Args:
         source: the name, path or URL.
         model: the name of the model in a file that does not say it; files of this project's trainer do.
         weights_key: which of several sets of weights in the file, see `load_weights`.
+        clips: whether `source` may be the name of a model of clips.
 
     Raises:
-        InputError: no such model or file, or a file that does not say its model.
+        InputError: no such model or file, a file that does not say its model, or one that `hvt export` wrote.
         WeightsError: weights that cannot be fetched or read, or are of another model.
     """
+    if Path(source).suffix in EXPORTED:
+        raise InputError(
+            f"{source} is an exported model, which `hvt predict`, `hvt features` and classification.validate take: "
+            "give the weights that it was made of"
+        )
     if is_file_or_url(source):
         weights = read_weights(sources.fetch(source), weights_key)
         checkpoint = read_described(source, weights.tensors, weights.metadata)
         return describe_weights(source, checkpoint, weights.metadata, model)
-    variant, tag = image_variant(source)
+    variant, tag = find_variant(source) if clips else image_variant(source)
     if model is not None:
         raise InputError(f"--model {model} is for checkpoint files, and {source} is the name of a model: give one")
     published = variant.published(tag)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from .classifier import Classifier
 from .errors import InputError
 from .images import Reading, check_channels, read_image
 from .model_file import Preprocessing
+
+if TYPE_CHECKING:
+    from .exported import ExportedModel
 
 
 def class_names(num_classes: int) -> list[str] | None:
@@ -96,14 +100,14 @@ def image_batches(
 
 
 @torch.inference_mode()
-def predict(model: Classifier, batches: Iterable[Tensor]) -> Tensor:
+def predict(model: Classifier | ExportedModel, batches: Iterable[Tensor]) -> Tensor:
     """Class probabilities, (number of pictures, number of classes), on the CPU."""
     found = [model(batch).float().softmax(-1).cpu() for batch in batches]
     return torch.cat(found) if found else torch.empty(0, model.num_classes)
 
 
 @torch.inference_mode()
-def features(backbone: Backbone, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def features(backbone: Backbone | ExportedModel, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """`stage0`, `stage1`, ... -> (number of pictures, C, H, W), on the CPU; nothing of no pictures."""
     maps = [tuple(stage.cpu() for stage in backbone(batch)) for batch in batches]
     if not maps:
