@@ -196,6 +196,9 @@ def compare_all(
     print("* the fastest, to which ratios are: medians of the ratios within a round, below 1 is faster.")
     for missing in sorted({name for row in report["rows"] for name in row.get("missing", ())}):
         print(f"left out, not installed: {missing}")
+    for row in report["rows"]:
+        for failed in row.get("failed", ()):
+            print(f"left out: {row['model']} {row['mode']} {failed}")
     for failure in report["failures"]:
         print(f"FAILED {failure}")
     return 1 if report["failures"] else 0
@@ -222,6 +225,8 @@ def _cells(row: Row, name: str, label: str) -> dict[str, str]:
         f"x {label} best": f"{entry[f'ratio_to_{label}_best']:.3f}",
         "(quartiles)": f"({low:.3f}-{high:.3f})",
     }
+    if "ratio_to_timm_same_route" in entry:
+        cells["x timm same route"] = f"{entry['ratio_to_timm_same_route']:.3f}"
     if "images_per_s" in entry:
         cells["images/s"] = f"{entry['images_per_s']:.1f}"
     if "fraction_of_matmul_rate" in entry:

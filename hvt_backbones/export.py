@@ -246,7 +246,7 @@ def _write_onnx(
         else:
             torch.onnx.export(model, (example,), plain, dynamo=True, dynamic_shapes=(axes,), **names)
         if calibration:
-            _quantise(plain, quantised, names["input_names"][0], calibration)
+            quantise(plain, quantised, names["input_names"][0], calibration)
         graph = onnx.load(quantised if calibration else plain)
     for part in (*graph.graph.node, *graph.graph.value_info):
         part.ClearField("metadata_props")  # PyTorch's: lines of its source, with this machine's paths
@@ -254,7 +254,8 @@ def _write_onnx(
     onnx.save(graph, path)
 
 
-def _quantise(plain: Path, quantised: Path, name: str, calibration: Sequence[Tensor]) -> None:
+def quantise(plain: Path, quantised: Path, name: str, calibration: Sequence[Tensor]) -> None:
+    """Linear layers and convolutions of an ONNX file in 8 bits, of the ranges that batches of its input `name` have."""
     from onnxruntime import quantization
 
     class Batches(quantization.CalibrationDataReader):
@@ -273,7 +274,10 @@ def _quantise(plain: Path, quantised: Path, name: str, calibration: Sequence[Ten
         op_types_to_quantize=["MatMul", "Gemm", "Conv"],
         per_channel=True,
         reduce_range=True,  # 7 bits: sums of 8 overflow silently on CPUs without VNNI
-        extra_options={"MatMulConstBOnly": True},  # attention's own products stay in float32
+        extra_options={
+            "MatMulConstBOnly": True,  # attention's own products stay in float32
+            "ActivationSymmetric": True,  # OpenVINO refuses Swin's products with zero points
+        },
     )
 
 

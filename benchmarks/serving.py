@@ -1,0 +1,186 @@
+"""Which way to serve a classifier on a CPU: eager, compiled, and exported to other runtimes; ours beside timm's.
+
+    python -m benchmarks.serving --out benchmarks/results/serving_cpu.json
+    python -m benchmarks.serving --models swin_tiny --routes eager onnx openvino --threads 1 --clock process
+
+A competitor is a library's model, with the same weights, by one route. Each is first seen to give the logits of timm's
+eager model: within 1e-4 of the largest value in float32, 5e-2 in bfloat16; what int8 is off by is reported. All take
+one size, the model's own, as `hvt export --static` makes it. Ratios are to timm's faster eager model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import openvino
+import torch
+from torch import Tensor, nn
+
+from hvt_backbones.errors import exit_on_input_error
+from hvt_backbones.export import quantise
+
+from . import measure
+from .comparison import Row, Settings, command_line, compare_all, parse
+from .peers import MODELS, build_competitors, count_flops
+
+NEAR = {"": 1e-4, "bf16": 5e-2, "int8": 1.0}  # of the largest value
+Call = Callable[[Tensor], Tensor]
+
+
+def eager(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    return torch.inference_mode()(model)
+
+
+def eager_bf16(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    model = copy.deepcopy(model).bfloat16()
+    return torch.inference_mode()(lambda x: model(x.bfloat16()).float())
+
+
+def compiled(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    return torch.no_grad()(torch.compile(copy.deepcopy(model), dynamic=False))
+
+
+def compiled_dynamic(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    """With freezing, which packs weights for oneDNN."""
+    options = {"freezing": True}
+    return torch.no_grad()(torch.compile(copy.deepcopy(model), dynamic=True, options=options))
+
+
+def aoti(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        program = torch.export.export(model, (images,))
+        path = str(Path(folder) / "model.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs={"freezing": True})
+        return torch._inductor.aoti_load_package(path)
+
+
+def to_onnx(model: nn.Module, images: Tensor, path: Path, *, int8: bool) -> None:
+    with torch.no_grad():
+        plain = path.with_name("plain.onnx")
+        names: dict[str, Any] = {"input_names": ["images"], "external_data": False, "verbose": False}
+        torch.onnx.export(model, (images,), plain, dynamo=True, **names)
+    if int8:
+        quantise(plain, path, "images", [torch.randn_like(images) for _ in range(4)])
+    else:
+        plain.rename(path)
+
+
+def onnx(model: nn.Module, images: Tensor, settings: Settings, *, int8: bool = False) -> Call:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        to_onnx(model, images, path, int8=int8)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def onnx_int8(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    return onnx(model, images, settings, int8=True)
+
+
+def by_openvino(
+    model: nn.Module, images: Tensor, settings: Settings, *, int8: bool = False, precision: str = "f32"
+) -> Call:
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        to_onnx(model, images, path, int8=int8)
+        compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", options)
+    return lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())
+
+
+def openvino_bf16(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    return by_openvino(model, images, settings, precision="bf16")
+
+
+def openvino_int8(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+    return by_openvino(model, images, settings, int8=True)
+
+
+ROUTES: dict[str, Callable[[nn.Module, Tensor, Settings], Call]] = {
+    "eager": eager,
+    "compile": compiled,
+    "compile-dynamic": compiled_dynamic,
+    "aoti": aoti,
+    "onnx": onnx,
+    "openvino": by_openvino,
+    "eager-bf16": eager_bf16,
+    "openvino-bf16": openvino_bf16,
+    "onnx-int8": onnx_int8,
+    "openvino-int8": openvino_int8,
+}
+
+
+def measure_model(name: str, size: None, settings: Settings) -> Iterator[Row]:
+    """One row per batch: all routes of ours and timm's, interleaved."""
+    side, flops = MODELS[name].image_size, count_flops(name, MODELS[name].image_size)["inference"]
+    torch.manual_seed(0)
+    libraries = {key: model.eval() for key, model in build_competitors(name).items() if key != "torchvision"}
+    for batch in settings.options.batches:
+        images = torch.randn(batch, 3, side, side)
+        with torch.inference_mode():
+            expected = libraries["timm"](images)
+        calls: dict[str, measure.Work] = {}
+        errors: dict[str, float] = {}
+        failed: list[str] = []
+        for route in settings.options.routes:
+            for library, model in libraries.items():
+                if library not in ("hvt", "timm") and route != "eager":
+                    continue  # timm's other attention
+                torch.compiler.reset()
+                key = f"{library} {route}"
+                try:
+                    call = ROUTES[route](model, images, settings)
+                    errors[key] = float((call(images) - expected).abs().max() / expected.abs().max())
+                except Exception as error:  # of a runtime: the other routes are wanted too
+                    failed.append(f"{key}: {' '.join(str(error).split())[:200]}")
+                    continue
+                if not errors[key] < NEAR[route.partition("-")[2] if "-d" not in route else ""]:
+                    raise AssertionError(f"{key} is off by {errors[key]:.1g}, so its time means nothing")
+                calls[key] = lambda call=call, images=images: call(images)
+        samples = measure.interleave(calls, settings.clock, rounds=settings.options.rounds)
+        rivals = [key for key in samples if key.startswith("timm") and key.endswith("eager")]
+        best, figures = measure.compare(samples, {}, rivals, "timm")
+        for key, entry in figures.items():
+            entry["images_per_s"] = batch / entry["median_s"]
+            entry["error_to_timm"] = errors[key]
+            route = key.partition(" ")[2]
+            if f"timm {route}" in samples:
+                entry["ratio_to_timm_same_route"] = measure.paired_ratio(samples[key], samples[f"timm {route}"])[1]
+        yield {
+            "model": name,
+            "mode": f"batch {batch}",
+            "image_size": side,
+            "batch": batch,
+            "flops": flops * batch,
+            "timm_best": best,
+            "competitors": figures,
+            "failed": failed,
+        }
+
+
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_line(
+        "serving", "Compare ways to serve a classifier on a CPU.", MODELS, ["serve"], batch=1, rounds=9
+    )
+    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), help="default: all")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], metavar="N", help="default: 1 4")
+    options = parse(parser, argv, MODELS)
+    options.routes = list(dict.fromkeys(["eager", *options.routes]))
+    return options
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> int:
+    return compare_all("serving", "timm", read_options(argv), argv, measure_model)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
