@@ -17,13 +17,19 @@ from .sdpa import attend
 from .windows import PADDING_MASK, SHIFT_MASK, cosine, whole_length
 
 
+def _divide(number: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder; ONNX's exporter takes no remainder by a symbol."""
+    quotient = number // size
+    return quotient, number - quotient * size
+
+
 def _split(number: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The coordinates of places on a map of `sizes`, numbered row by row."""
     found = []
-    for size in reversed(sizes):
-        found.append(number % size)
-        number = number // size
-    return found[::-1]
+    for size in reversed(sizes[1:]):
+        number, rest = _divide(number, size)
+        found.append(rest)
+    return [number, *found[::-1]]
 
 
 def _join(coordinates: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -54,11 +60,11 @@ def gather(
     sequences = math.prod(grid) * num_heads
 
     # of each token of each head of each window, in this order: where it is on the rolled map, and on the map
-    windows_heads, inner = _split_last(torch.arange(sequences * tokens, device=device), tokens)
-    of_window, head = _split_last(windows_heads, num_heads)
+    windows_heads, inner = _divide(torch.arange(sequences * tokens, device=device), tokens)
+    of_window, head = _divide(windows_heads, num_heads)
     corners, inners = _split(of_window, grid), _split(inner, window_size)
     rolled = [corner * side + at for corner, side, at in zip(corners, window_size, inners, strict=True)]
-    sources = [(at + shift) % whole for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
+    sources = [_divide(at + shift, whole)[1] for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
     outside = torch.stack([at >= length for at, length in zip(sources, spatial, strict=True)])
     token = torch.where(outside.any(0), places, _join(sources, spatial))
 
@@ -70,7 +76,7 @@ def gather(
     rows = rows.index_select(1, torch.cat([query, query + num_heads, query + 2 * num_heads]))
     q, k, v = rows.reshape(batch, 3, sequences, tokens, rows.shape[-1]).unbind(1)
 
-    of_head = torch.arange(sequences, device=device) % num_heads
+    of_head = _divide(torch.arange(sequences, device=device), num_heads)[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     if logit_scale is not None:
         q, k = cosine(q, k, logit_scale.to(wide).flatten().index_select(0, of_head)[:, None, None])
@@ -91,17 +97,13 @@ def gather(
     x = attend(q, k, v, attn_mask=None if mask is None else mask[None], dropout_p=dropout_p, scale=scale)
 
     # of each head of each token of the map: where it was attended
-    number, head = _split_last(torch.arange(places * num_heads, device=device), num_heads)
+    number, head = _divide(torch.arange(places * num_heads, device=device), num_heads)
     rolled = [
-        (at + whole - shift) % whole
+        _divide(at + whole - shift, whole)[1]
         for at, whole, shift in zip(_split(number, spatial), wholes, shift_size, strict=True)
     ]
-    of_window = _join([at // side for at, side in zip(rolled, window_size, strict=True)], grid)
-    inner = _join([at % side for at, side in zip(rolled, window_size, strict=True)], window_size)
+    divided = [_divide(at, side) for at, side in zip(rolled, window_size, strict=True)]
+    of_window, inner = _join([corner for corner, _ in divided], grid), _join([at for _, at in divided], window_size)
     x = x.reshape(batch, sequences * tokens, x.shape[-1])
     x = x.index_select(1, (of_window * num_heads + head) * tokens + inner)
     return x.reshape(batch, *spatial, channels // 3)
-
-
-def _split_last(number: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    return number // size, number % size
