@@ -47,6 +47,11 @@ def at_least(length: int, side: int) -> int:
     return length.clamp(min=side) if isinstance(length, Tensor) else torch.sym_max(length, side)
 
 
+def at_most(length: int, side: int) -> int:
+    """The smaller one, as `at_least`."""
+    return torch.sym_min(length, side)
+
+
 def pad_map(x: Tensor, window: Sequence[int], value: Tensor | None = None) -> Tensor:
     """Pad the end of each axis of (B, *spatial, C) to multiples of `window` with `value` (C,), by default zeros."""
     return pad_to(x, [whole_length(length, side) for length, side in zip(x.shape[1:-1], window, strict=True)], value)
