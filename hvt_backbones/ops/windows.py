@@ -49,7 +49,7 @@ def at_least(length: int, side: int) -> int:
 
 def at_most(length: int, side: int) -> int:
     """The smaller one, as `at_least`."""
-    return torch.sym_min(length, side)
+    return length.clamp(max=side) if isinstance(length, Tensor) else torch.sym_min(length, side)
 
 
 def pad_map(x: Tensor, window: Sequence[int], value: Tensor | None = None) -> Tensor:
