@@ -9,8 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layers.window_attention import RelativePositionBias, WindowAttention, relative_position_index, token_places
+from .layers.window_attention import RelativePositionBias, WindowAttention, mixed_radix, pairs, token_places
+from .ops.eager import constant
 from .swin import ShiftedWindowBackbone, Window
+
+
+@constant()
+def corner_places(
+    whole: tuple[int, ...], window: tuple[int, ...], extent: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """`token_places` in a table for windows of `whole`, for each token of `window` that of the token of its number.
+
+    Tokens of `window` beyond `extent` have no number of their own, and the place of some other.
+    """
+    number = mixed_radix(window, extent, device).clamp(max=math.prod(whole) - 1)
+    return token_places(whole, whole, device).index_select(0, number)
+
+
+@constant()
+def corner_index(
+    whole: tuple[int, ...], window: tuple[int, ...], extent: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Row of that table for each pair of tokens of `window`: (N * N,), int64."""
+    return pairs(corner_places(whole, window, extent, device), whole)
 
 
 class CornerPositionBias(RelativePositionBias):
@@ -19,13 +40,11 @@ class CornerPositionBias(RelativePositionBias):
     The official code does so: along an axis that shrinks other than the first, these are not the same offsets.
     """
 
-    def _places(self, window: tuple[int, ...], device: torch.device) -> Tensor:
-        return token_places(self.window_size, self.window_size, device)[: math.prod(window)]
+    def _places(self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device) -> Tensor:
+        return corner_places(self.window_size, window, extent, device)
 
-    def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
-        whole, tokens = math.prod(self.window_size), math.prod(window)
-        index = relative_position_index(self.window_size, self.window_size, device)
-        return index.view(whole, whole)[:tokens, :tokens].flatten()
+    def _index(self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device) -> Tensor:
+        return corner_index(self.window_size, window, extent, device)
 
 
 class VideoWindowAttention(WindowAttention):
@@ -38,10 +57,8 @@ class VideoWindowAttention(WindowAttention):
 
     def __init__(self, dim: int, num_heads: int, window_size: tuple[int, ...], **options: Any) -> None:
         super().__init__(dim, num_heads, window_size, small_map="shrink", **options)
+        self.each_axis = True
         self.position_bias = CornerPositionBias(window_size, num_heads)
-
-    def fit_window(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.fit_each_axis(spatial)
 
 
 class VideoSwinTransformer(ShiftedWindowBackbone):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..ops.eager import symbolic
 from ..ops.sdpa import attend
 from ..ops.sequential import sequential
 from .maps import channels_first, channels_last, convolve, pad_to_cell
@@ -21,14 +22,19 @@ def depthwise_conv(dim: int) -> nn.Conv2d:
 
 def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Average a map (B, H, W, C) to (B, *size, C) cells."""
-    if not torch.jit.is_tracing():
+    if not (torch.jit.is_tracing() or symbolic(x)):
         return channels_last(F.adaptive_avg_pool2d(channels_first(x), size))
-    # ONNX's TorchScript exporter knows only cells that divide the map; the same cells, of any traced size
-    for axis, cells in enumerate(size, start=1):
-        length, before = x.shape[axis], (slice(None),) * axis
-        ends = [(i * length // cells, ((i + 1) * length + cells - 1) // cells) for i in range(cells)]
-        x = torch.cat([x[(*before, slice(*cell))].mean(axis, keepdim=True) for cell in ends], axis)
-    return x
+    # ONNX's exporters know only cells that divide the map: the same cells as matrices of shares
+    rows, columns = (_shares(x.shape[axis], cells, x) for axis, cells in enumerate(size, start=1))
+    return columns @ (rows @ x.flatten(2)).view(-1, *rows.shape[:1], *x.shape[2:])
+
+
+def _shares(length: int, cells: int, x: Tensor) -> Tensor:
+    """What each place along an axis of `x` gives to the mean of each cell: (cells, length)."""
+    cell, place = (torch.arange(n, device=x.device) for n in (cells, length))
+    starts, ends = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+    inside = (place >= starts[:, None]) & (place < ends[:, None])
+    return inside.to(x.dtype) / (ends - starts)[:, None].to(x.dtype)
 
 
 class SpatialReductionAttention(nn.Module):

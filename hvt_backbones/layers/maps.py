@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..ops.windows import pad_map
+from ..ops.windows import at_least, pad_to
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -27,4 +27,4 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
 
 def pad_to_cell(x: Tensor, size: Sequence[int]) -> Tensor:
     """Zero-pad the end of those axes of a map (B, *spatial, C) that are shorter than one cell of `size`."""
-    return pad_map(x, [side if n < side else 1 for n, side in zip(x.shape[1:-1], size, strict=True)])
+    return pad_to(x, [at_least(length, side) for length, side in zip(x.shape[1:-1], size, strict=True)])

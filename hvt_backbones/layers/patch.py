@@ -55,8 +55,11 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = (*[1] * (x.dim() - 4), 2, 2)
         x = pad_map(x, size)
-        x = x.unflatten(-2, (x.shape[-2] // 2, 2)).unflatten(-4, (x.shape[-3] // 2, 2))
-        *front, height, row, width, column, channel = range(x.dim())  # (..., H/2, 2, W/2, 2, C)
+        *outer, height, width, channels = x.shape
+        # `unflatten` and `flatten` become numbers of one size in ONNX's TorchScript exporter
+        x = x.reshape(*outer, height // 2, 2, width // 2, 2, channels)
+        *front, rows, row, columns, column, channel = range(x.dim())
         # column before row: the channel order of the released checkpoints
-        x = x.permute(*front, height, width, column, row, channel).flatten(-3)  # (..., H/2, W/2, 4C)
+        x = x.permute(*front, rows, columns, column, row, channel)
+        x = x.reshape(*outer, height // 2, width // 2, 4 * channels)
         return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,27 +12,37 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops import BiasTable, window_attention
+from ..ops import BiasTable, takes_extent, window_attention
 from ..ops.eager import constant
-from ..ops.windows import padding_value
+from ..ops.windows import at_least, at_most, padding_value
 
 SMALL_MAP = ("pad", "shrink")
+
+
+def mixed_radix(window: tuple[int, ...], bases: Sequence[int], device: torch.device) -> Tensor:
+    """The coordinates of each token of a window as digits of one number, to these bases: (N,), int64."""
+    axes = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
+    number = torch.zeros(math.prod(window), dtype=torch.long, device=device)
+    for digit, base in zip(axes, bases, strict=True):
+        number = number * base + digit.flatten()
+    return number
 
 
 @constant()
 def token_places(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
     """A number for each token of a window, (N,), int64, as `BiasTable` has them, for a table of windows of `table`."""
-    axes = torch.meshgrid(*(torch.arange(side, device=device) for side in window), indexing="ij")
-    places = torch.zeros(math.prod(window), dtype=torch.long, device=device)
-    for place, side in zip(axes, table, strict=True):
-        places = places * (2 * side - 1) + place.flatten()  # offsets go from -(side - 1) to side - 1
-    return places
+    # offsets go from -(side - 1) to side - 1
+    return mixed_radix(window, [2 * side - 1 for side in table], device)
 
 
 @constant()
 def relative_position_index(window: tuple[int, ...], table: tuple[int, ...], device: torch.device) -> Tensor:
     """Row of a table made for windows of size `table` for each pair of tokens of a window: (N * N,), int64."""
-    places = token_places(window, table, device)
+    return pairs(token_places(window, table, device), table)
+
+
+def pairs(places: Tensor, table: tuple[int, ...]) -> Tensor:
+    """Row of a table made for windows of size `table` for each pair of `token_places` in it: (N * N,), int64."""
     middle = math.prod([2 * side - 1 for side in table]) // 2  # a list: the compiler takes no generator
     return (places[:, None] - places + middle).flatten()
 
@@ -47,7 +58,7 @@ def relative_coordinates(window: tuple[int, ...], pretrained: tuple[int, ...], d
     for side, pretrained_side in zip(window, pretrained, strict=True):
         offsets = torch.arange(1 - side, side, dtype=torch.float32, device=device)
         # a window of one token has the offset 0 alone; its official divisor would be 0
-        scaled.append(8 * offsets / max((pretrained_side or side) - 1, 1))
+        scaled.append(8 * offsets / at_least((pretrained_side or side) - 1, 1))
     coordinates = torch.stack(torch.meshgrid(*scaled, indexing="ij"), dim=-1).flatten(0, -2)
     return torch.sign(coordinates) * torch.log2(coordinates.abs() + 1) / math.log2(8)
 
@@ -67,21 +78,27 @@ class PositionBias(nn.Module):
         dtype: torch.dtype = torch.float32,
         *,
         whole: bool = True,
+        extent: tuple[int, ...] | None = None,
     ) -> Tensor | BiasTable:
         """The bias (num_heads, N, N) in float32 or wider for a window of `window`, at most `window_size`.
+
+        With an `extent`, only so many of its tokens along each axis count, as in `window_attention`.
 
         Device and dtype are those of the map that is to be attended: the weights may lie elsewhere between calls.
         Unless `whole`, only a table is made, of which `window_attention` takes what each part needs.
         """
-        table = self._table(window, device, dtype)
+        extent = window if extent is None else extent
+        table = self._table(window, extent, device, dtype)
         table = table.to(torch.promote_types(table.dtype, torch.float32))
         if not whole:
-            return BiasTable(table, self._places(window, device))
+            return BiasTable(table, self._places(window, extent, device))
         size = math.prod(window)
-        index = self._index(window, device)
+        index = self._index(window, extent, device)
         return table.index_select(0, index).view(size, size, self.num_heads).permute(2, 0, 1).contiguous()
 
-    def _table(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _table(
+        self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         """A bias for each offset and head, (offsets, num_heads)."""
         raise NotImplementedError
 
@@ -89,11 +106,11 @@ class PositionBias(nn.Module):
         """The window whose offsets the table has."""
         return self.window_size
 
-    def _places(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+    def _places(self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device) -> Tensor:
         """`token_places` in the table, (N,)."""
         return token_places(window, self._window_of_table(window), device)
 
-    def _index(self, window: tuple[int, ...], device: torch.device) -> Tensor:
+    def _index(self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device) -> Tensor:
         """The row of the table for each pair of tokens, (N * N,)."""
         return relative_position_index(window, self._window_of_table(window), device)
 
@@ -109,7 +126,9 @@ class RelativePositionBias(PositionBias):
         self.table = nn.Parameter(torch.zeros(math.prod(2 * side - 1 for side in self.window_size), num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def _table(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _table(
+        self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         return self.table
 
 
@@ -129,11 +148,14 @@ class LogPositionBias(PositionBias):
             nn.Linear(len(self.window_size), self.HIDDEN), nn.ReLU(), nn.Linear(self.HIDDEN, num_heads, bias=False)
         )
 
-    def _table(self, window: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _table(
+        self, window: tuple[int, ...], extent: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         # the network's layers may have no parameters of a floating-point type: quantised ones, or those of FSDP
         dtype = next((p.dtype for p in self.mlp.parameters() if p.is_floating_point()), dtype)
         # float32 first for a float64 model, too, as the official buffers are
-        offsets = relative_coordinates(window, self.pretrained_window_size, device).to(dtype)
+        pretrained = tuple(side or here for side, here in zip(self.pretrained_window_size, extent, strict=True))
+        offsets = relative_coordinates(window, pretrained, device).to(dtype)
         # the meta device has no autocast to switch off
         with contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False):
             table = self.mlp(offsets)
@@ -182,6 +204,7 @@ class WindowAttention(nn.Module):
         if small_map not in SMALL_MAP:
             raise InputError(f"small_map is {small_map!r}: choose one of {', '.join(SMALL_MAP)}")
         self.small_map = small_map
+        self.each_axis = len(set(window_size)) > 1
         self.scale = (dim // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop_rate = attn_drop_rate
         self.max_logits: int | None = None  # by `Backbone.set_sequential_attention`
@@ -194,7 +217,7 @@ class WindowAttention(nn.Module):
         """Window and shift for a map of this size."""
         if self.small_map == "pad" or all(n > side for n, side in zip(spatial, self.window_size, strict=True)):
             return self.window_size, self.shift_size
-        if len(set(self.window_size)) > 1:
+        if self.each_axis:
             return self.fit_each_axis(spatial)
         shortest = min(spatial)
         return tuple(min(side, shortest) for side in self.window_size), (0,) * len(self.window_size)
@@ -204,6 +227,14 @@ class WindowAttention(nn.Module):
         fits = [n > side for n, side in zip(spatial, self.window_size, strict=True)]
         window = tuple(side if fit else n for n, side, fit in zip(spatial, self.window_size, fits, strict=True))
         return window, tuple(shift if fit else 0 for shift, fit in zip(self.shift_size, fits, strict=True))
+
+    def fit_extent(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What `fit_window` finds, as arithmetic: lengths that are symbols would make one graph for each branch."""
+        if not self.each_axis:
+            spatial = [functools.reduce(at_most, spatial)] * len(spatial)
+        extent = tuple(at_most(n, side) for n, side in zip(spatial, self.window_size, strict=True))
+        larger = [at_most(n, side + 1) - here for n, side, here in zip(spatial, self.window_size, extent, strict=True)]
+        return extent, tuple(shift and shift * one for shift, one in zip(self.shift_size, larger, strict=True))
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values: (..., C) -> (..., 3C)."""
@@ -218,12 +249,19 @@ class WindowAttention(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        window, shift = self.fit_window(x.shape[1:-1])
-        pad_value = self.padding_value(x, window)
+        spatial = x.shape[1:-1]
+        of_map: dict[str, Any] = {}
         part = {} if self.max_logits is None else {"whole": False}
+        if self.small_map == "shrink" and self.max_logits is None and takes_extent(x):
+            window, (extent, shift) = self.window_size, self.fit_extent(spatial)
+            of_map = {"extent": extent}
+        else:
+            window, shift = self.fit_window(spatial)
+            extent = window
+        pad_value = self.padding_value(x, extent)
         x = window_attention(
             self.project(x),
-            self.position_bias(window, x.device, x.dtype, **part),
+            self.position_bias(window, x.device, x.dtype, **part, **of_map),
             window,
             shift,
             self.num_heads,
@@ -232,6 +270,7 @@ class WindowAttention(nn.Module):
             pad_value=pad_value,
             dropout_p=self.attn_drop_rate if self.training else 0.0,
             max_logits=self.max_logits,
+            **of_map,
         )
         return self.proj_drop(self.proj(x))
 

@@ -1,6 +1,7 @@
 """Shifted-window attention: one contract, several implementations."""
 
-from .dispatch import IMPLEMENTATIONS, use_attention, window_attention
+from .dispatch import IMPLEMENTATIONS, takes_extent, use_attention, window_attention
+from .eager import any_size
 from .sequential import BiasTable
 
-__all__ = ["IMPLEMENTATIONS", "BiasTable", "use_attention", "window_attention"]
+__all__ = ["IMPLEMENTATIONS", "BiasTable", "any_size", "takes_extent", "use_attention", "window_attention"]

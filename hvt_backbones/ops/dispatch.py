@@ -70,6 +70,11 @@ def choose(qkv: Tensor, *others: Tensor | None) -> str:
     raise AssertionError("the last takes all")
 
 
+def takes_extent(x: Tensor) -> bool:
+    """Whether windows on the map `x` keep their places in a graph in which its lengths are symbols."""
+    return symbolic(x) and choose(x) == "gather"
+
+
 @contextmanager
 def use_attention(name: str) -> Iterator[None]:
     """Use the named implementation inside the `with` block, in all threads.
@@ -98,6 +103,7 @@ def window_attention(
     mask_padding: bool = False,
     dropout_p: float = 0.0,
     max_logits: int | None = None,
+    extent: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Multi-head self-attention inside (shifted) windows of a map, over two or three axes.
 
@@ -123,6 +129,8 @@ def window_attention(
         max_logits: attend part by part where there are more logits, so that no tensor of logits, nor of what is added
             to them or has their gradients, has more numbers than this, or than the N of one query; forward and
             backward, which makes them once more (see `sequential`). A `bias` that is no table is there as a whole.
+        extent: where `takes_extent`: along each axis, how many tokens of a window there are on this map, at most as
+            many as `window_size` has places for; lengths and shifts may then be symbols.
 
     Returns:
         (B, *spatial, C). The softmax is taken in float32 or wider whatever the dtype of `qkv`.
@@ -136,7 +144,7 @@ def window_attention(
         raise InputError(f"a map of {axes} axes needs as many in window_size {window_size} and shift_size {shift_size}")
     if channels % (3 * num_heads):
         raise InputError(f"{channels} channels of qkv are not 3 x {num_heads} heads of equal width")
-    if any(not 0 <= shift < side for shift, side in zip(shift_size, window_size, strict=True)):
+    if extent is None and any(not 0 <= shift < side for shift, side in zip(shift_size, window_size, strict=True)):
         raise InputError(f"shift_size {shift_size} must be at least 0 and less than window_size {window_size}")
     if scale is None:
         scale = (channels // (3 * num_heads)) ** -0.5
@@ -150,6 +158,8 @@ def window_attention(
         "mask_padding": mask_padding,
         "dropout_p": dropout_p,
     }
+    if extent is not None:
+        options["extent"] = extent
     if max_logits is not None and WindowGrid(qkv.shape, window, shift, num_heads).logits > max_logits:
         return sequential_windows(
             implementation.attend_part, max_logits, qkv, bias, window, shift, num_heads, **options

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 PROVES = TorchVersion(torch.__version__) >= "2.8"  # the compiler of others cannot be asked what holds for all sizes
 _pretended: str | None = None  # a plain global, which a compiler can read
+_any_size = False  # likewise
 _caches: list[OrderedDict[tuple, Tensor]] = []  # of all functions that `constant` decorates
 
 
@@ -66,8 +67,24 @@ def plain_eager() -> bool:
     )
 
 
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Inside, `torch.jit.trace` and ONNX's TorchScript exporter make a graph that is for images of all sizes.
+
+    Otherwise they make a faster one, for the example's size: they keep what depends on it as numbers.
+    """
+    global _any_size
+    before, _any_size = _any_size, True
+    try:
+        yield
+    finally:
+        _any_size = before
+
+
 def surely(condition: bool) -> bool:
     """Whether a comparison of sizes holds; of symbols, whether it does for all sizes: one graph is to be for all."""
+    if _any_size and isinstance(condition, Tensor):  # of traced sizes
+        return False
     if not (PROVES and torch.compiler.is_compiling()):
         return condition
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
@@ -77,6 +94,8 @@ def surely(condition: bool) -> bool:
 
 def symbolic(x: Tensor) -> bool:
     """Whether a graph is made in which a length of the map `x` (B, *spatial, C) is a symbol, of unknown remainder."""
+    if _any_size and torch.jit.is_tracing():
+        return True
     if not (PROVES and torch.compiler.is_compiling()):
         return False
     return any(not surely(length % 3 == 0) and not surely(length % 3 != 0) for length in x.shape[1:-1])

@@ -3,6 +3,9 @@
 A graph whose sizes are symbols asks of each tensor whether an axis has length 1 and whether its memory is contiguous. A
 grid of windows, padding and cropping have other answers for other maps, and each would be a graph of its own. Here
 tokens are numbered instead, and no tensor has an axis of windows alone.
+
+Where windows shrink to small maps, they keep their places here, whose number is no symbol; the map is cut by their
+`extent`, of so many tokens along each axis, and the places beyond it are hidden.
 """
 
 from __future__ import annotations
@@ -13,17 +16,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .eager import surely
 from .sdpa import attend
 from .windows import PADDING_MASK, SHIFT_MASK, cosine, whole_length
+
+
+def _divide(number: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder; ONNX's exporter takes no remainder by a symbol."""
+    quotient = number // size
+    return quotient, number - quotient * size
 
 
 def _split(number: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """The coordinates of places on a map of `sizes`, numbered row by row."""
     found = []
-    for size in reversed(sizes):
-        found.append(number % size)
-        number = number // size
-    return found[::-1]
+    for size in reversed(sizes[1:]):
+        number, rest = _divide(number, size)
+        found.append(rest)
+    return [number, *found[::-1]]
 
 
 def _join(coordinates: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -46,19 +56,21 @@ def gather(
     pad_value: Tensor | None,
     mask_padding: bool,
     dropout_p: float,
+    extent: tuple[int, ...] | None = None,
 ) -> Tensor:
     batch, *spatial, channels = qkv.shape
     device, tokens, places = qkv.device, math.prod(window_size), math.prod(spatial)
-    wholes = [whole_length(length, side) for length, side in zip(spatial, window_size, strict=True)]
-    grid = [whole // side for whole, side in zip(wholes, window_size, strict=True)]
+    extents = window_size if extent is None else extent
+    wholes = [whole_length(length, side) for length, side in zip(spatial, extents, strict=True)]
+    grid = [whole // side for whole, side in zip(wholes, extents, strict=True)]
     sequences = math.prod(grid) * num_heads
 
     # of each token of each head of each window, in this order: where it is on the rolled map, and on the map
-    windows_heads, inner = _split_last(torch.arange(sequences * tokens, device=device), tokens)
-    of_window, head = _split_last(windows_heads, num_heads)
+    windows_heads, inner = _divide(torch.arange(sequences * tokens, device=device), tokens)
+    of_window, head = _divide(windows_heads, num_heads)
     corners, inners = _split(of_window, grid), _split(inner, window_size)
-    rolled = [corner * side + at for corner, side, at in zip(corners, window_size, inners, strict=True)]
-    sources = [(at + shift) % whole for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
+    rolled = [corner * side + at for corner, side, at in zip(corners, extents, inners, strict=True)]
+    sources = [_divide(at + shift, whole)[1] for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
     outside = torch.stack([at >= length for at, length in zip(sources, spatial, strict=True)])
     token = torch.where(outside.any(0), places, _join(sources, spatial))
 
@@ -70,17 +82,19 @@ def gather(
     rows = rows.index_select(1, torch.cat([query, query + num_heads, query + 2 * num_heads]))
     q, k, v = rows.reshape(batch, 3, sequences, tokens, rows.shape[-1]).unbind(1)
 
-    of_head = torch.arange(sequences, device=device) % num_heads
+    of_head = _divide(torch.arange(sequences, device=device), num_heads)[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     if logit_scale is not None:
         q, k = cosine(q, k, logit_scale.to(wide).flatten().index_select(0, of_head)[:, None, None])
         scale = 1.0
+    if extent is not None:
+        places_of_window = _split(torch.arange(tokens, device=device), window_size)
+        beyond = torch.stack([at >= side for at, side in zip(places_of_window, extent, strict=True)]).any(0)
+        hidden = torch.zeros(tokens, dtype=wide, device=device).masked_fill(beyond, -math.inf)  # the first never is
+        bias = hidden.expand(num_heads, tokens, tokens) if bias is None else bias + hidden
     mask = None if bias is None else bias.index_select(0, of_head)
-    if any(shift_size):
-        edges = [
-            at >= whole - shift if shift else at < 0
-            for at, whole, shift in zip(rolled, wholes, shift_size, strict=True)
-        ]
+    if not all(surely(shift == 0) for shift in shift_size):
+        edges = [at >= whole - shift for at, whole, shift in zip(rolled, wholes, shift_size, strict=True)]
         side = sum(edge.long() * 2**axis for axis, edge in enumerate(edges)).reshape(sequences, tokens)
         other = (side[:, :, None] != side[:, None]).to(wide) * SHIFT_MASK
         mask = other if mask is None else mask + other
@@ -91,17 +105,13 @@ def gather(
     x = attend(q, k, v, attn_mask=None if mask is None else mask[None], dropout_p=dropout_p, scale=scale)
 
     # of each head of each token of the map: where it was attended
-    number, head = _split_last(torch.arange(places * num_heads, device=device), num_heads)
+    number, head = _divide(torch.arange(places * num_heads, device=device), num_heads)
     rolled = [
-        (at + whole - shift) % whole
+        _divide(at + whole - shift, whole)[1]
         for at, whole, shift in zip(_split(number, spatial), wholes, shift_size, strict=True)
     ]
-    of_window = _join([at // side for at, side in zip(rolled, window_size, strict=True)], grid)
-    inner = _join([at % side for at, side in zip(rolled, window_size, strict=True)], window_size)
+    divided = [_divide(at, side) for at, side in zip(rolled, extents, strict=True)]
+    of_window, inner = _join([corner for corner, _ in divided], grid), _join([at for _, at in divided], window_size)
     x = x.reshape(batch, sequences * tokens, x.shape[-1])
     x = x.index_select(1, (of_window * num_heads + head) * tokens + inner)
     return x.reshape(batch, *spatial, channels // 3)
-
-
-def _split_last(number: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    return number // size, number % size

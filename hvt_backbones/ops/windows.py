@@ -33,7 +33,7 @@ def padding_value(x: Tensor, window: Sequence[int], project: Callable[[Tensor], 
     if x.shape[0] == 0 or all(surely(whole_length(length, side) == length) for length, side in sizes):
         return None
     # a token of the map in form alone, so that hooks of the projection find an input with a gradient as of the map
-    token = x[(slice(0, 1),) * (x.dim() - 1)]
+    token = x[(0,) * (x.dim() - 1)].view((1,) * (x.dim() - 1) + x.shape[-1:])
     return project(token.masked_fill(token.new_ones((), dtype=torch.bool), 0.0)).flatten()
 
 
@@ -42,9 +42,24 @@ def whole_length(length: int, side: int) -> int:
     return (length + side - 1) // side * side
 
 
+def at_least(length: int, side: int) -> int:
+    """The larger one, without a branch, where `length` is a symbol or, to `torch.jit.trace`, a tensor."""
+    return length.clamp(min=side) if isinstance(length, Tensor) else torch.sym_max(length, side)
+
+
+def at_most(length: int, side: int) -> int:
+    """The smaller one, as `at_least`."""
+    return length.clamp(max=side) if isinstance(length, Tensor) else torch.sym_min(length, side)
+
+
 def pad_map(x: Tensor, window: Sequence[int], value: Tensor | None = None) -> Tensor:
     """Pad the end of each axis of (B, *spatial, C) to multiples of `window` with `value` (C,), by default zeros."""
-    sizes = [(length, whole_length(length, side)) for length, side in zip(x.shape[1:-1], window, strict=True)]
+    return pad_to(x, [whole_length(length, side) for length, side in zip(x.shape[1:-1], window, strict=True)], value)
+
+
+def pad_to(x: Tensor, wholes: Sequence[int], value: Tensor | None = None) -> Tensor:
+    """Pad the end of each axis of (B, *spatial, C) to the lengths `wholes` with `value` (C,), by default zeros."""
+    sizes = list(zip(x.shape[1:-1], wholes, strict=True))
     if all(surely(whole == length) for length, whole in sizes):
         return x
     known = [surely(whole == length) or surely(whole > length) for length, whole in sizes]
