@@ -123,7 +123,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a model for another runtime",
         description="Write a model as one graph for batches and images of every size, checked against the model.",
     )
-    _add_model(export)
     _add_export_options(export)
     export.set_defaults(run=run_export)
 
@@ -194,24 +193,31 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of devices (default cuda)")
 
 
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format", required=True, choices=("onnx", "torch-export", "aoti", "openvino"), help="of the file"
-    )
+def add_graph_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that exports takes."""
+    formats = ("onnx", "torch-export", "aoti", "openvino")
+    parser.add_argument("--format", required=True, choices=formats, help="of the file")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="ends in .onnx, .pt2 (torch-export, aoti) or .xml"
     )
     parser.add_argument(
-        "--maps", action="store_true", help="the stages' maps (default: classes, where there is a head)"
-    )
-    parser.add_argument("--stages", type=int, nargs="+", metavar="I", help="with --maps: stages from 0 (default: all)")
-    parser.add_argument(
-        "--static", type=int, nargs="+", metavar="N", help="[FRAMES] HEIGHT WIDTH: for this size alone (default: any)"
+        "--static",
+        type=whole_number(1),
+        nargs="+",
+        metavar="N",
+        help="HEIGHT WIDTH, of clips FRAMES HEIGHT WIDTH: for this size alone (default: any)",
     )
     parser.add_argument("--half", action="store_true", help="compute in float16")
+    parser.add_argument("--torchscript", action="store_true", help="make ONNX by PyTorch's former exporter")
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add_graph_options(parser)
+    parser.add_argument("--maps", action="store_true", help="the stages' maps (default: classes, if there is a head)")
+    parser.add_argument("--stages", type=int, nargs="+", metavar="I", help="with --maps: stages from 0 (default: all)")
     parser.add_argument("--int8", action="store_true", help="8-bit linear layers and convolutions")
     parser.add_argument("--calibrate", type=Path, metavar="DIR", help="with --int8: pictures such as will come")
-    parser.add_argument("--torchscript", action="store_true", help="make ONNX by PyTorch's former exporter")
     parser.add_argument("--random-weights", action="store_true", help="download nothing: the shapes are what counts")
 
 

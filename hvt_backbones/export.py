@@ -26,6 +26,7 @@ from .errors import InputError
 from .exported import FACTS, ExportedModel, Facts, load_exported, needs
 from .images import Reading, find_images
 from .model_file import ModelFile, data_config, open_model
+from .ops import any_size
 from .predict import class_names, image_batches
 from .variants import find_variant
 from .weights.published import Preprocessing
@@ -39,17 +40,18 @@ AXES = {4: ("batch", "channels", "height", "width"), 5: ("batch", "channels", "f
 
 
 class Portable(nn.Module):
-    """A model as it is exported: float32 in and out, whatever it computes in; maps or logits as a tuple."""
+    """A model as it is exported: float32 in and out, whatever it computes in; what it returns as a tuple."""
 
-    def __init__(self, model: Classifier | Backbone, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         if model.training or {p.dtype for p in model.parameters()} != {dtype}:
             model = copy.deepcopy(model).eval().to(dtype)  # the caller's stays as it is
         self.model, self.dtype = model, dtype
+        self.eval()  # the former exporter brings all below back into the mode of the top
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         found = self.model(images.to(self.dtype))
-        return tuple(y.float() for y in (found if isinstance(found, tuple) else (found,)))
+        return tuple(y.float() for y in ((found,) if isinstance(found, Tensor) else found))
 
 
 def export_model(
@@ -61,19 +63,54 @@ def export_model(
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
     static: Sequence[int] | None = None,
-    half: bool = False,
-    torchscript: bool = False,
-    calibration: Sequence[Tensor] = (),
+    **options: Any,
 ) -> dict[str, float]:
-    """Write a model as a graph for batches and images of every size; nothing is written where its check fails.
+    """Write a model as a graph for batches and images of every size; see `export_graph`.
 
     Args:
         path: the file; its suffix is that of `SUFFIX`. OpenVINO's weights lie beside it in a .bin.
         name: of the model in `list_models()`.
-        format: "onnx", "torch-export", "aoti" (AOTInductor, for the device that the model is on), or "openvino".
         preprocessing: of its pictures, for the file's metadata; by default that of its published weights.
         class_names: for the metadata.
         static: (height, width), for clips (frames, height, width): the only size that the file takes.
+        **options: `half`, `torchscript`, `calibration` of `export_graph`.
+    """
+    backbone, classes = (model.backbone, model.num_classes) if isinstance(model, Classifier) else (model, 0)
+    if isinstance(model, Classifier) and not classes:
+        raise InputError("the classifier has num_classes=0: export its backbone, or give it a head")
+    facts = Facts(
+        model=name,
+        outputs=["logits"] if classes else [f"stage{index}" for index in backbone.out_indices],
+        strides=[] if classes else list(backbone.strides),
+        num_classes=classes,
+        class_names=class_names,
+        size=static,
+        preprocessing=preprocessing or data_config(name, clips=True),
+    )
+    frames = [] if backbone.axes == 2 else [8]  # enough for more than one window
+    return export_graph(
+        model, path, facts, format=format, own=[*frames, *facts.preprocessing.input_size[1:]], **options
+    )
+
+
+def export_graph(
+    model: nn.Module,
+    path: str | Path,
+    facts: Facts,
+    *,
+    format: str,
+    own: Sequence[int],
+    half: bool = False,
+    torchscript: bool = False,
+    calibration: Sequence[Tensor] = (),
+) -> dict[str, float]:
+    """Write a graph of a model of images (B, C, H, W) or clips (B, C, T, H, W); nothing is written if its check fails.
+
+    Args:
+        model: returns a tensor, or several.
+        facts: of the file, but for its `dtype`.
+        format: "onnx", "torch-export", "aoti" (AOTInductor, for the device that the model is on), or "openvino".
+        own: (height, width), for clips (frames, height, width), that the model is for; others are tried, too.
         half: compute in float16; inputs and outputs stay float32.
         torchscript: make ONNX by PyTorch's former exporter.
         calibration: batches of prepared pictures: weights and inputs of linear layers and convolutions become int8
@@ -88,29 +125,17 @@ def export_model(
     """
     path = Path(path)
     check_arguments(path, format, half=half, int8=len(calibration) > 0, torchscript=torchscript)
-    backbone, classes = (model.backbone, model.num_classes) if isinstance(model, Classifier) else (model, 0)
-    if static is not None and len(static) != backbone.axes:
-        raise InputError(f"--static takes {' '.join(AXES[backbone.axes + 2][2:])}, got {len(static)} numbers")
-    if isinstance(model, Classifier) and not classes:
-        raise InputError("the classifier has num_classes=0: export its backbone, or give it a head")
+    if facts.size is not None and len(facts.size) != len(own):
+        raise InputError(f"--static takes {' '.join(AXES[len(own) + 2][2:])}, got {len(facts.size)} numbers")
     size = sum(p.numel() for p in model.parameters()) * (2 if half else 4)
     if size > MOST_BYTES and format in ("onnx", "openvino"):
         raise InputError(
-            f"{name} has {size / 2**30:.1f} GiB of weights, an ONNX file holds 2: add --half, or use torch-export"
+            f"{facts.model} has {size / 2**30:.1f} GiB of weights, ONNX holds 2: add --half, or take torch-export"
         )
-    facts = Facts(
-        model=name,
-        outputs=["logits"] if classes else [f"stage{index}" for index in backbone.out_indices],
-        strides=[] if classes else list(backbone.strides),
-        num_classes=classes,
-        class_names=class_names,
-        size=static,
-        dtype="float16" if half else "int8" if calibration else "float32",
-        preprocessing=preprocessing or data_config(name, clips=True),
-    )
+    facts = replace(facts, dtype="float16" if half else "int8" if calibration else "float32")
     plain = Portable(model, torch.float32)
     portable = Portable(model, torch.float16) if half else plain
-    examples = _examples(plain, facts)
+    examples = _examples(plain, facts, own)
     with whole_file(path) as partial, torch.no_grad(), _quiet():
         beside = partial.with_suffix(".bin")
         try:
@@ -154,17 +179,15 @@ def _check_compiler() -> None:
         raise InputError("--format aoti compiles C++: install g++, or name a compiler in CXX") from None
 
 
-def _examples(model: Portable, facts: Facts) -> list[Tensor]:
+def _examples(model: Portable, facts: Facts, own: Sequence[int]) -> list[Tensor]:
     """What the graph is made with, and what it is checked with: batches of the model's own size and of odd ones."""
-    channels, *sides = facts.preprocessing.input_size
-    if find_variant(facts.model)[0].frames is not None:
-        sides = [8, *sides]  # frames, enough for more than one window
     if facts.size is not None:
         sizes = [(2, *facts.size), (1, *facts.size)]
     else:
-        sizes = [(2, *(side + 9 + 4 * axis for axis, side in enumerate(sides))), (1, *sides)]
-        sizes.append((1, *(side * 5 // 7 + axis + 1 for axis, side in enumerate(sides))))
-    generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
+        sizes = [(2, *(side + 9 + 4 * axis for axis, side in enumerate(own))), (1, *own)]
+        sizes.append((1, *(side * 5 // 7 + axis + 1 for axis, side in enumerate(own))))
+    channels, device = facts.preprocessing.input_size[0], next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
     return [torch.randn(batch, channels, *size, generator=generator).to(device) for batch, *size in sizes]
 
 
@@ -240,9 +263,9 @@ def _write_onnx(
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         if torchscript:
-            torch.onnx.export(
-                model, (example,), plain, dynamo=False, dynamic_axes={names["input_names"][0]: axes}, **names
-            )
+            dynamic = {names["input_names"][0]: axes}
+            with any_size() if len(axes) > 1 else contextlib.nullcontext():
+                torch.onnx.export(model, (example,), plain, dynamo=False, dynamic_axes=dynamic, **names)
         else:
             torch.onnx.export(model, (example,), plain, dynamo=True, dynamic_shapes=(axes,), **names)
         if calibration:
@@ -316,8 +339,6 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args.output, args.format, half=args.half, int8=int8, torchscript=args.torchscript)
     if int8 != (args.calibrate is not None):
         raise InputError("--int8 needs --calibrate DIR, and the other way round: give both or neither")
-    if args.static is not None and min(args.static) < 1:
-        raise InputError(f"--static {' '.join(map(str, args.static))}: sides are whole numbers from 1")
     if args.stages and not args.maps:
         raise InputError("--stages is for --maps: add that")
     pictures = find_images([args.calibrate]) if int8 else []
@@ -344,10 +365,15 @@ def run(args: argparse.Namespace) -> int:
         torchscript=args.torchscript,
         calibration=calibration,
     )
+    report(args.output, errors)
+    return reading.status()
+
+
+def report(path: Path, errors: dict[str, float]) -> None:
+    """Print what `export_graph` returned, and the file."""
     checked = ", ".join(f"{size} ({error:.1g})" for size, error in errors.items())
     print(f"checked against the model, largest difference as a share of the largest value: {checked}")
-    print(f"wrote {args.output}: {args.output.stat().st_size / 2**20:.1f} MiB")
-    return reading.status()
+    print(f"wrote {path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def _model(

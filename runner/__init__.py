@@ -6,6 +6,7 @@ Only the commands import it; its modules need the packages of OpenMMLab.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from hvt_backbones.errors import InputError, exit_on_input_error
@@ -38,12 +39,13 @@ def command(run: Callable[[Sequence[str] | None], int | None]) -> Callable[..., 
     return exit_on_input_error(with_packages)
 
 
-def shared_command(name: Literal["train", "test", "info", "config"], application: Application) -> Callable[..., int]:
+def shared_command(
+    name: Literal["train", "test", "info", "config", "export"], application: Application
+) -> Callable[..., int]:
     """The `main(argv=None)` of `python -m APPLICATION.NAME`."""
 
     def run(argv: Sequence[str] | None) -> int | None:
-        from . import run as commands
-
-        return getattr(commands, name)(argv, application)
+        module = import_module(".export" if name == "export" else ".run", __package__)
+        return getattr(module, name)(argv, application)
 
     return command(run)

@@ -181,7 +181,7 @@ def test_a_file_that_gives_other_values_is_not_written(folder: Path, tmp_path: P
         (["--format", "onnx", "--output", "a.onnx", "--int8", "--calibrate", "empty"], "holds no pictures"),
         (["--format", "aoti", "--output", "a.pt2", "--int8", "--calibrate", "."], "--int8 is for"),
         (["--format", "torch-export", "--output", "a.pt2", "--torchscript"], "--torchscript is for"),
-        (["--format", "onnx", "--output", "a.onnx", "--static", "0", "32"], "sides are whole numbers from 1"),
+        (["--format", "onnx", "--output", "a.onnx", "--static", "0", "32"], "is not a whole number from 1"),
         (["--format", "onnx", "--output", "a.onnx", "--static", "32"], "takes height width, got 1"),
         (["--format", "onnx", "--output", "a.onnx", "--stages", "1"], "add that"),
         (["--format", "onnx", "--output", "folder.onnx"], "is a folder"),
