@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import openvino
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import hvt_backbones as hvt
+from hvt_backbones.layers.window_attention import WindowAttention
+from hvt_backbones.ops import any_size
 
-from ..families import images, tiny, tiny_classifier
+from ..families import FRAMES, images, tiny, tiny_classifier
 from .models import SIZES, Make, every_model, families, maps, same, scalar
 
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 OTHERS = [(96, 64), (75, 90), (48, 72)]
+SHRINKING = {"swinv2": {"small_map": "shrink"}}  # Video Swin always, Swin not
+SMALL = [(16, 16), (33, 8), (4, 4)]  # maps of one window, of one token, and of less than a reduction
 
 
-def two_stages(family: str) -> nn.Module:
+def two_stages(family: str, **arguments) -> nn.Module:
     """Both shifts, a reduction and a merging; graphs take long to make."""
-    return tiny(family, out_indices=(0, 1)).eval()
+    return tiny(family, out_indices=(0, 1), **arguments).eval()
+
+
+def clips(family: str, number: int, *size: int) -> Tensor:
+    """Images, one or two, or clips of other lengths for other numbers, down to one frame."""
+    x = images(family, *size, batch=1 + number % 2)
+    return x if x.dim() == 4 else x[:, :, : 1 + (number + 4) % FRAMES]
+
+
+def every_axis(x: Tensor, word: object) -> dict[int, object]:
+    """A word for each axis whose length may change."""
+    return dict.fromkeys((0, *range(2, x.dim())), word)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -71,6 +88,61 @@ def test_onnx_runtime_and_openvino_run_what_was_traced(family: str, size: tuple[
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     found = openvino.compile_model(converted, "CPU", exact)(x.numpy())
     same([torch.from_numpy(found[i]) for i in range(len(expected))], expected)
+
+
+def runtimes(path: Path) -> list[Callable[[Tensor], list[Tensor]]]:
+    """ONNX Runtime and OpenVINO, in float32, with the model in this file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", exact)
+    return [
+        lambda x: list(map(torch.from_numpy, session.run(None, {name: x.numpy()}))),
+        lambda x: [torch.from_numpy(y.copy()) for y in compiled(x.numpy()).values()],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@families
+def test_one_program_and_its_file_are_for_all_sizes(family: str, tmp_path: Path) -> None:
+    model, x = two_stages(family, **SHRINKING.get(family, {})), images(family, 75, 110)
+    axes = every_axis(x, torch.export.Dim.DYNAMIC)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=(axes,))
+        torch.onnx.export(program, (), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    run, *others = program.module(), *runtimes(tmp_path / "model.onnx")
+    for number, size in enumerate([*SIZES, *OTHERS, *SMALL]):
+        x = clips(family, number, *size)
+        with torch.no_grad():
+            expected = model(x)
+        for other in others:
+            same(other(x), expected)
+        if min(size) >= 64 and x.shape[2] > 2:  # no program of PyTorch's is for maps with and without an axis of one
+            same(run(x), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@families
+def test_traces_and_their_files_are_for_all_sizes_where_asked(family: str, tmp_path: Path) -> None:
+    model, x = tiny_classifier(family).eval(), images(family, 75, 110)
+    with torch.no_grad(), any_size():
+        traced = torch.jit.trace(model, x)
+        torch.onnx.export(
+            model,
+            (x,),
+            tmp_path / "model.onnx",
+            dynamo=False,
+            input_names=["x"],
+            dynamic_axes={"x": every_axis(x, "n")},
+        )
+    for number, size in enumerate([*SIZES, *OTHERS, *SMALL]):
+        x = clips(family, number, *size)
+        with torch.no_grad():
+            expected = model(x)
+            for run in (lambda x: [traced(x)], *runtimes(tmp_path / "model.onnx")):
+                same(run(x), [expected])
 
 
 def initial_values_are_read() -> bool:
@@ -124,15 +196,24 @@ def test_a_compiler_gets_one_graph(family: str, mode: str) -> None:
 @families
 def test_two_graphs_are_for_images_of_all_sizes(family: str) -> None:
     """One for squares, whose sides PyTorch takes for one symbol, and one; padded and not, of one window and of many."""
-    model = two_stages(family).eval()
+    model = two_stages(family, **SHRINKING.get(family, {}))
+    small = [(24, 40)] if getattr(model.stages[0].blocks[0].attn, "small_map", "") == "shrink" else []
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
-    for size in ((64, 64), (64, 96), (97, 131), (120, 75)):
+    for number, size in enumerate([(64, 64), (64, 96), (97, 131), (120, 75), *small]):
         x = images(family, *size)
+        x = x if x.dim() == 4 else x[:, :, : 5 - number % 3]
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
     assert counter.frame_count <= 2
+
+
+def test_a_graph_finds_the_windows_that_fit_by_arithmetic() -> None:
+    models = [tiny_classifier("swin"), tiny_classifier("swin", window_size=(3, 5)), tiny("video_swin")]
+    for attention in [m for model in models for m in model.modules() if isinstance(m, WindowAttention)]:
+        for spatial in itertools.product(range(1, 8), repeat=len(attention.window_size)):
+            assert attention.fit_extent(spatial) == attention.fit_window(spatial)
 
 
 @pytest.mark.slow
