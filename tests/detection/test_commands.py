@@ -1,4 +1,4 @@
-"""`python -m detection.train`, `test`, `predict` and `info`, on a tiny Mask R-CNN and a tiny COCO."""
+"""`python -m detection.train`, `test`, `predict`, `info` and `export`, on a tiny Mask R-CNN and a tiny COCO."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+from detection.export import main as export
 from detection.info import main as info
 from detection.predict import main as predict
 from detection.test import main as evaluate
 from detection.train import main as train
+from hvt_backbones.exported import load_exported
 from hvt_backbones.ops import use_attention
 from runner.checkpoints import read_checkpoint
-from tests.dense_runs import ROOT, error_line, logged, write_config, write_program
+from tests.dense_runs import CLASSES, ROOT, error_line, logged, write_config, write_program
 from tests.detection.conftest import settings
 
 CPU = ("--device", "cpu")
@@ -116,6 +118,29 @@ def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> Non
     assert parts["neck"]["params"] == sum(channels * 16 + 16 + 16 * 16 * 9 + 16 for _, channels in maps)
     assert info([str(config), "--shape", "64", "96", *CPU]) == 0
     assert "roi_head" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["graph.onnx", "graph.pt2"])
+def test_backbone_and_neck_are_exported_for_every_size(
+    name: str, config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from mmdet.apis import init_detector
+
+    file, form = tmp_path / name, "onnx" if name.endswith("onnx") else "torch-export"
+    assert export([str(config), checkpoint(trained), "--format", form, "--output", str(file), *CPU]) == 0
+    assert "checked against the model" in capsys.readouterr().out
+    graph, detector = load_exported(file), init_detector(str(config), checkpoint(trained), device="cpu")
+    assert graph.facts.outputs == ["level0", "level1", "level2", "level3"]
+    assert graph.facts.strides == [4, 8, 16, 32]
+    assert list(graph.facts.class_names) == list(CLASSES)
+    assert graph.facts.preprocessing.mean == pytest.approx((110 / 255,) * 3)
+    for batch, height, width in ((1, 75, 130), (3, 64, 33)):
+        images = torch.randn(batch, 3, height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(graph(images), detector.extract_feat(images), rtol=1e-4, atol=1e-4)
+    assert export([str(config), checkpoint(trained), "--format", form, "--output", str(tmp_path / "a.xml"), *CPU]) == 2
+    assert "a file of" in error_line(capsys)
 
 
 BAD = {

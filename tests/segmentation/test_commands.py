@@ -1,4 +1,4 @@
-"""`python -m segmentation.train`, `test`, `predict` and `info`, on a tiny Semantic FPN and a tiny ADE20K."""
+"""`python -m segmentation.train`, `test`, `predict`, `info` and `export`, on a tiny Semantic FPN and a tiny ADE20K."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
+from hvt_backbones.exported import load_exported
 from runner.checkpoints import read_checkpoint
 from runner.devices import Bf16OptimWrapper
+from segmentation.export import main as export
 from segmentation.predict import main as predict
 from segmentation.test import main as evaluate
 from segmentation.train import main as train
@@ -171,6 +173,21 @@ def test_each_picture_needs_its_map(config: Path, ade: Path, tmp_path: Path, cap
     message = error_line(capfd)
     assert f"folder {root}/annotations/training does not exist, {root} holds images" in message
     assert "data/ade/ADEChallengeData2016" in message
+
+
+@pytest.mark.slow
+def test_backbone_and_neck_are_exported_for_every_size(config: Path, trained: Path, tmp_path: Path) -> None:
+    from mmseg.apis import init_model
+
+    file, checkpoint = tmp_path / "graph.onnx", str(trained / "iter_4.pth")
+    assert export([str(config), checkpoint, "--format", "onnx", "--output", str(file), *CPU]) == 0
+    graph, segmentor, images = (
+        load_exported(file),
+        init_model(str(config), checkpoint, "cpu"),
+        torch.randn(3, 3, 41, 90),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(graph(images), tuple(segmentor.extract_feat(images)), rtol=1e-4, atol=1e-4)
 
 
 def test_tta_needs_its_pipeline(config: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

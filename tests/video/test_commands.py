@@ -1,4 +1,4 @@
-"""`python -m video.train`, `test`, `predict`, `info` and `check`, on a tiny recognizer and a tiny Kinetics."""
+"""`python -m video.train`, `test`, `predict`, `info`, `check` and `export`, on a tiny recognizer and a tiny Kinetics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import torch
 from mmengine.model import BaseModel
 from PIL import Image
 
+from hvt_backbones.exported import load_exported
 from runner.checkpoints import read_checkpoint
 from tests.dense_runs import ROOT, error_line, in_two_processes, logged, torchrun
 from tests.video.conftest import CLASSES, FRAMES, damaged, write_clip, write_list, write_sound
+from video.export import main as export
 from video.info import main as info
 from video.predict import main as predict
 from video.test import main as evaluate
@@ -172,6 +174,20 @@ def test_info_counts_by_part(config: Path, capsys: pytest.CaptureFixture) -> Non
     assert larger["flops"] > 3 * parts["backbone"]["flops"]
     assert info([str(config), "--shape", "4", "32", "32", *CPU]) == 0
     assert "input 4 x 32 x 32" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_recognizer_is_exported_for_clips_of_every_size(config: Path, trained: Path, tmp_path: Path) -> None:
+    from mmaction.apis import init_recognizer
+
+    file = tmp_path / "graph.onnx"
+    assert export([str(config), checkpoint(trained), "--format", "onnx", "--output", str(file), *CPU]) == 0
+    graph, recognizer = load_exported(file), init_recognizer(str(config), checkpoint(trained), "cpu")
+    for frames, height, width in ((8, 64, 64), (5, 41, 70)):
+        clips = torch.randn(2, 3, frames, height, width)
+        with torch.no_grad():
+            expected = recognizer.cls_head(recognizer.extract_feat(clips[:, None])[0])
+        torch.testing.assert_close(graph(clips), expected, rtol=1e-4, atol=1e-4)
 
 
 OPTIONS = {
