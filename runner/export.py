@@ -19,6 +19,8 @@ from .config import open_config
 from .devices import use_device
 from .run import build_parser, load_model
 
+SIDE = 256  # which the strides of all levels divide
+
 
 class BeforeHeads(nn.Module):
     """Prepared images (B, C, H, W) -> the maps of a detector's or segmentor's backbone and neck."""
@@ -59,11 +61,11 @@ def export(argv: Sequence[str] | None, application: Application) -> None:
     own = (8, *application.shape[1:]) if clips else tuple(side // 2 for side in application.shape)  # checks take long
     classes = model.dataset_meta.get("classes")
     with torch.no_grad():
-        maps = () if clips else graph(torch.zeros(1, 3, *own, device=device))
+        maps = () if clips else graph(torch.zeros(1, 3, SIDE, SIDE, device=device))
     facts = Facts(
         model=Path(cfg.filename).stem,
         outputs=["logits"] if clips else [f"level{index}" for index in range(len(maps))],
-        strides=[round(own[0] / y.shape[-2]) for y in maps],
+        strides=[SIDE // y.shape[-2] for y in maps],
         num_classes=model.cls_head.num_classes if clips else 0,
         class_names=None if classes is None else list(classes),
         size=args.static,

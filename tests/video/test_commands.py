@@ -1,4 +1,4 @@
-"""`python -m video.train`, `test`, `predict`, `info`, `check` and `export`, on a tiny recognizer and a tiny Kinetics."""
+"""`python -m video.train`, `test`, `predict`, `info`, `check`, `export`: a tiny recognizer, a tiny Kinetics."""
 
 from __future__ import annotations
 
