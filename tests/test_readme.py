@@ -27,7 +27,7 @@ def test_the_model_table_is_current(capsys: pytest.CaptureFixture[str]) -> None:
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["neck", "tune", "timm", "video", "simmim", "load", "large"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["neck", "tune", "timm", "video", "simmim", "load", "large", "export"])
 def test_the_examples_run(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
