@@ -86,6 +86,25 @@ def test_commands_give_the_figures_of_the_checkpoint(form: str, folder: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["swin_tiny", "video_swin_tiny"])
+def test_windows_that_shrink_and_clips(name: str, tmp_path: Path) -> None:
+    """Classifiers of windows, whose last maps are smaller than these, by names of images and of clips."""
+    arch = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2]}
+    model = randomise(create_classifier(name, num_classes=len(CLASSES), **arch)).eval()
+    facts = metadata_of(name, arch, PREPARED, class_names=CLASSES)
+    save_state_dict(model.state_dict(), tmp_path / "model.safetensors", facts)
+    file = tmp_path / "model.onnx"
+    run("export", tmp_path / "model.safetensors", "--format", "onnx", "--output", file, "--torchscript")
+    for size in ((61, 43), (20, 90)):
+        x = images(name, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(load_exported(file)(x), model(x), rtol=1e-4, atol=1e-4)
+    calibrated = ["--format", "onnx", "--output", str(tmp_path / "q.onnx"), "--int8", "--calibrate", str(tmp_path)]
+    Image.new("RGB", (50, 50)).save(tmp_path / "picture.png")
+    assert main(["export", str(tmp_path / "model.safetensors"), *calibrated]) == (2 if name.startswith("video") else 0)
+
+
+@pytest.mark.slow
 def test_a_compiled_package(folder: Path, tmp_path: Path, capsys) -> None:
     checkpoint, file = folder / "model.safetensors", tmp_path / "compiled.pt2"
     run("export", checkpoint, "--format", "aoti", "--output", file, "--static", 48, 40)
