@@ -65,53 +65,53 @@ def gather(
     grid = [whole // side for whole, side in zip(wholes, extents, strict=True)]
     sequences = math.prod(grid) * num_heads
 
-    # of each token of each head of each window, in this order: where it is on the rolled map, and on the map
-    windows_heads, inner = _divide(torch.arange(sequences * tokens, device=device), tokens)
-    of_window, head = _divide(windows_heads, num_heads)
-    corners, inners = _split(of_window, grid), _split(inner, window_size)
+    # of each token of each head of each window, (sequences, tokens): where it is on the rolled map, and on the map
+    of_window, of_head = _divide(torch.arange(sequences, device=device), num_heads)
+    corners = _split(of_window[:, None], grid)
+    inners = _split(torch.arange(tokens, device=device), window_size)
     rolled = [corner * side + at for corner, side, at in zip(corners, extents, inners, strict=True)]
     sources = [_divide(at + shift, whole)[1] for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
     outside = torch.stack([at >= length for at, length in zip(sources, spatial, strict=True)])
     token = torch.where(outside.any(0), places, _join(sources, spatial))
 
-    rows = qkv.reshape(batch, places, channels)
-    row = rows.new_zeros(batch, 1, channels)
-    rows = torch.cat([rows, row if pad_value is None else row + pad_value.to(row.dtype)], dim=1)
-    rows = rows.reshape(batch, (places + 1) * 3 * num_heads, channels // 3 // num_heads)
-    query = token * (3 * num_heads) + head
+    rows = qkv.reshape(batch, places * 3 * num_heads, channels // 3 // num_heads)
+    padding = rows.new_zeros(batch, 3 * num_heads, rows.shape[-1])
+    rows = torch.cat(
+        [rows, padding if pad_value is None else padding + pad_value.to(rows.dtype).view(padding.shape[1:])], 1
+    )
+    query = (token * (3 * num_heads) + of_head[:, None]).flatten()
     rows = rows.index_select(1, torch.cat([query, query + num_heads, query + 2 * num_heads]))
     q, k, v = rows.reshape(batch, 3, sequences, tokens, rows.shape[-1]).unbind(1)
 
-    of_head = _divide(torch.arange(sequences, device=device), num_heads)[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     if logit_scale is not None:
         q, k = cosine(q, k, logit_scale.to(wide).flatten().index_select(0, of_head)[:, None, None])
         scale = 1.0
     if extent is not None:
-        places_of_window = _split(torch.arange(tokens, device=device), window_size)
-        beyond = torch.stack([at >= side for at, side in zip(places_of_window, extent, strict=True)]).any(0)
+        beyond = torch.stack([at >= side for at, side in zip(inners, extent, strict=True)]).any(0)
         hidden = torch.zeros(tokens, dtype=wide, device=device).masked_fill(beyond, -math.inf)  # the first never is
         bias = hidden.expand(num_heads, tokens, tokens) if bias is None else bias + hidden
     mask = None if bias is None else bias.index_select(0, of_head)
     if not all(surely(shift == 0) for shift in shift_size):
         edges = [at >= whole - shift for at, whole, shift in zip(rolled, wholes, shift_size, strict=True)]
-        side = sum(edge.long() * 2**axis for axis, edge in enumerate(edges)).reshape(sequences, tokens)
+        side = sum(edge.long() * 2**axis for axis, edge in enumerate(edges))
         other = (side[:, :, None] != side[:, None]).to(wide) * SHIFT_MASK
         mask = other if mask is None else mask + other
     if mask_padding:
-        hidden = outside.any(0) & outside.any(1).all()
-        hidden = hidden.reshape(sequences, 1, tokens).to(wide) * PADDING_MASK
+        hidden = outside.any(0) & outside.flatten(1).any(1).all()
+        hidden = hidden[:, None].to(wide) * PADDING_MASK
         mask = hidden.expand(sequences, tokens, tokens) if mask is None else mask + hidden
     x = attend(q, k, v, attn_mask=None if mask is None else mask[None], dropout_p=dropout_p, scale=scale)
 
-    # of each head of each token of the map: where it was attended
-    number, head = _divide(torch.arange(places * num_heads, device=device), num_heads)
+    # of each head of each token of the map, (places, heads): where it was attended
     rolled = [
         _divide(at + whole - shift, whole)[1]
-        for at, whole, shift in zip(_split(number, spatial), wholes, shift_size, strict=True)
+        for at, whole, shift in zip(
+            _split(torch.arange(places, device=device), spatial), wholes, shift_size, strict=True
+        )
     ]
     divided = [_divide(at, side) for at, side in zip(rolled, extents, strict=True)]
     of_window, inner = _join([corner for corner, _ in divided], grid), _join([at for _, at in divided], window_size)
-    x = x.reshape(batch, sequences * tokens, x.shape[-1])
-    x = x.index_select(1, (of_window * num_heads + head) * tokens + inner)
+    windows_heads = of_window[:, None] * num_heads + torch.arange(num_heads, device=device)
+    x = x.flatten(1, 2).index_select(1, (windows_heads * tokens + inner[:, None]).flatten())
     return x.reshape(batch, *spatial, channels // 3)

@@ -44,12 +44,18 @@ def whole_length(length: int, side: int) -> int:
 
 def at_least(length: int, side: int) -> int:
     """The larger one, without a branch, where `length` is a symbol or, to `torch.jit.trace`, a tensor."""
-    return length.clamp(min=side) if isinstance(length, Tensor) else torch.sym_max(length, side)
+    if isinstance(length, Tensor):
+        return length.clamp(min=side)
+    # dynamo has symbols for `max`, and no numbers for `torch.sym_max`
+    return torch.sym_max(length, side) if isinstance(length, torch.SymInt) else max(length, side)
 
 
 def at_most(length: int, side: int) -> int:
     """The smaller one, as `at_least`."""
-    return length.clamp(max=side) if isinstance(length, Tensor) else torch.sym_min(length, side)
+    if isinstance(length, Tensor):
+        return length.clamp(max=side)
+    symbols = isinstance(length, torch.SymInt) or isinstance(side, torch.SymInt)
+    return torch.sym_min(length, side) if symbols else min(length, side)
 
 
 def pad_map(x: Tensor, window: Sequence[int], value: Tensor | None = None) -> Tensor:
