@@ -5,8 +5,8 @@
 Small models of each library, with random weights, are exported once with dynamic batch, height and width from an image
 of 232x172, and run on six sizes they were not exported with. A cell counts the sizes at which the result is within 1e-4
 of the largest value of what the model itself gives in eager mode; sizes that eager mode refuses are left out, in
-brackets. `torch.export` is the program itself, `onnx` PyTorch's exporter and ONNX Runtime, `openvino` the same file in
-OpenVINO, `torchscript` the former exporter and ONNX Runtime.
+brackets. A graph that takes longer than two minutes is none. `torch.export` is the program itself, `onnx` PyTorch's
+exporter and ONNX Runtime, `openvino` the same file in OpenVINO, `torchscript` the former exporter and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import signal
 import sys
 import tempfile
 import warnings
@@ -39,6 +40,7 @@ from . import measure
 EXAMPLE = (232, 172)  # which patches divide, as timm asks for, and windows do not
 SIZES = ((224, 224), (256, 192), (97, 131), (300, 260), (64, 64), (181, 359))
 NEAR = 1e-4
+LIMIT = 120  # seconds for one file
 DEPTHS = (2, 1, 1, 2)  # windows of large and of small maps are shifted
 WINDOWS = {"depths": DEPTHS, "num_heads": (1, 2, 4, 8)}
 PYRAMID = {"embed_dims": (16, 32, 40, 64), "depths": DEPTHS}
@@ -150,6 +152,24 @@ def torchscript(model: nn.Module, images: Tensor, folder: Path) -> Run:
 ROUTES = {"torch.export": program, "onnx": onnx, "openvino": by_openvino, "torchscript": torchscript}
 
 
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """
+    Raises:
+        TimeoutError: the solver of symbolic sizes, which is Python, takes longer.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 def eager_results(model: nn.Module) -> dict[Tensor, Tensor]:
     """Images of each size that the model takes -> its logits."""
     generator, found = torch.Generator().manual_seed(1), {}
@@ -180,9 +200,11 @@ def lines() -> Iterator[list[str]]:
                 refused = f" ({len(SIZES) - len(expected)})" if len(expected) < len(SIZES) else ""
                 for name, route in ROUTES.items():
                     try:
-                        found = f"{right(route(model, example, Path(folder)), expected)} of {len(expected)}{refused}"
+                        with at_most(LIMIT):
+                            run = route(model, example, Path(folder))
+                        found = f"{right(run, expected)} of {len(expected)}{refused}"
                     except Exception as error:
-                        found = "no file"
+                        found = f"> {LIMIT} s" if isinstance(error, TimeoutError) else "no file"
                         print(f"{family} {library} {name}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
                     cells.append(found)
             print(f"{family} {library}: done", file=sys.stderr)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,78 +35,73 @@ NEAR = {"": 1e-4, "bf16": 5e-2, "int8": 1.0}  # of the largest value
 Call = Callable[[Tensor], Tensor]
 
 
-def eager(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+def eager(model: nn.Module, images: Tensor, folder: Path) -> Call:
     return torch.inference_mode()(model)
 
 
-def eager_bf16(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+def eager_bf16(model: nn.Module, images: Tensor, folder: Path) -> Call:
     model = copy.deepcopy(model).bfloat16()
     return torch.inference_mode()(lambda x: model(x.bfloat16()).float())
 
 
-def compiled(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+def compiled(model: nn.Module, images: Tensor, folder: Path) -> Call:
     return torch.no_grad()(torch.compile(copy.deepcopy(model), dynamic=False))
 
 
-def compiled_dynamic(model: nn.Module, images: Tensor, settings: Settings) -> Call:
+def compiled_dynamic(model: nn.Module, images: Tensor, folder: Path) -> Call:
     """With freezing, which packs weights for oneDNN."""
     options = {"freezing": True}
     return torch.no_grad()(torch.compile(copy.deepcopy(model), dynamic=True, options=options))
 
 
-def aoti(model: nn.Module, images: Tensor, settings: Settings) -> Call:
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+def aoti(model: nn.Module, images: Tensor, folder: Path) -> Call:
+    path = str(folder / "model.pt2")
+    with torch.no_grad():
         program = torch.export.export(model, (images,))
-        path = str(Path(folder) / "model.pt2")
         torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs={"freezing": True})
         return torch._inductor.aoti_load_package(path)
 
 
-def to_onnx(model: nn.Module, images: Tensor, path: Path, *, int8: bool) -> None:
-    with torch.no_grad():
-        plain = path.with_name("plain.onnx")
+def to_onnx(model: nn.Module, images: Tensor, folder: Path, *, int8: bool) -> Path:
+    """The file of a model, made once for all routes of a row."""
+    plain, quantised = folder / "plain.onnx", folder / "int8.onnx"
+    if not plain.exists():
         names: dict[str, Any] = {"input_names": ["images"], "external_data": False, "verbose": False}
-        torch.onnx.export(model, (images,), plain, dynamo=True, **names)
-    if int8:
-        quantise(plain, path, "images", [torch.randn_like(images) for _ in range(4)])
-    else:
-        plain.rename(path)
+        with torch.no_grad():
+            torch.onnx.export(model, (images,), plain, dynamo=True, **names)
+    if int8 and not quantised.exists():
+        quantise(plain, quantised, "images", [torch.randn_like(images) for _ in range(4)])
+    return quantised if int8 else plain
 
 
-def onnx(model: nn.Module, images: Tensor, settings: Settings, *, int8: bool = False) -> Call:
+def onnx(model: nn.Module, images: Tensor, folder: Path, *, int8: bool = False) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        to_onnx(model, images, path, int8=int8)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    path = to_onnx(model, images, folder, int8=int8)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
-def onnx_int8(model: nn.Module, images: Tensor, settings: Settings) -> Call:
-    return onnx(model, images, settings, int8=True)
+def onnx_int8(model: nn.Module, images: Tensor, folder: Path) -> Call:
+    return onnx(model, images, folder, int8=True)
 
 
-def by_openvino(
-    model: nn.Module, images: Tensor, settings: Settings, *, int8: bool = False, precision: str = "f32"
-) -> Call:
+def by_openvino(model: nn.Module, images: Tensor, folder: Path, *, int8: bool = False, precision: str = "f32") -> Call:
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        to_onnx(model, images, path, int8=int8)
-        compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", options)
+    graph = openvino.Core().read_model(to_onnx(model, images, folder, int8=int8))
+    compiled = openvino.compile_model(graph, "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())
 
 
-def openvino_bf16(model: nn.Module, images: Tensor, settings: Settings) -> Call:
-    return by_openvino(model, images, settings, precision="bf16")
+def openvino_bf16(model: nn.Module, images: Tensor, folder: Path) -> Call:
+    return by_openvino(model, images, folder, precision="bf16")
 
 
-def openvino_int8(model: nn.Module, images: Tensor, settings: Settings) -> Call:
-    return by_openvino(model, images, settings, int8=True)
+def openvino_int8(model: nn.Module, images: Tensor, folder: Path) -> Call:
+    return by_openvino(model, images, folder, int8=True)
 
 
-ROUTES: dict[str, Callable[[nn.Module, Tensor, Settings], Call]] = {
+ROUTES: dict[str, Callable[[nn.Module, Tensor, Path], Call]] = {
     "eager": eager,
     "compile": compiled,
     "compile-dynamic": compiled_dynamic,
@@ -130,21 +127,22 @@ def measure_model(name: str, size: None, settings: Settings) -> Iterator[Row]:
         calls: dict[str, measure.Work] = {}
         errors: dict[str, float] = {}
         failed: list[str] = []
-        for route in settings.options.routes:
-            for library, model in libraries.items():
-                if library not in ("hvt", "timm") and route != "eager":
-                    continue  # timm's other attention
-                torch.compiler.reset()
-                key = f"{library} {route}"
-                try:
-                    call = ROUTES[route](model, images, settings)
-                    errors[key] = float((call(images) - expected).abs().max() / expected.abs().max())
-                except Exception as error:  # of a runtime: the other routes are wanted too
-                    failed.append(f"{key}: {' '.join(str(error).split())[:200]}")
-                    continue
-                if not errors[key] < NEAR[route.partition("-")[2] if "-d" not in route else ""]:
-                    raise AssertionError(f"{key} is off by {errors[key]:.1g}, so its time means nothing")
-                calls[key] = lambda call=call, images=images: call(images)
+        for library, model in libraries.items():
+            routes = settings.options.routes if library in ("hvt", "timm") else ["eager"]  # timm's other attention
+            with tempfile.TemporaryDirectory() as folder:
+                for route in routes:
+                    torch.compiler.reset()
+                    key = f"{library} {route}"
+                    try:
+                        call = ROUTES[route](model, images, Path(folder))
+                        errors[key] = float((call(images) - expected).abs().max() / expected.abs().max())
+                    except Exception as error:  # of a runtime: the other routes are wanted too
+                        failed.append(f"{key}: {' '.join(str(error).split())[:200]}")
+                        continue
+                    if not errors[key] < NEAR[route.rpartition("-")[2] if "8" in route or "16" in route else ""]:
+                        raise AssertionError(f"{key} is off by {errors[key]:.1g}, so its time means nothing")
+                    calls[key] = lambda call=call, images=images: call(images)
+                    print(f"{name} batch {batch} {key}: made", file=sys.stderr)
         samples = measure.interleave(calls, settings.clock, rounds=settings.options.rounds)
         rivals = [key for key in samples if key.startswith("timm") and key.endswith("eager")]
         best, figures = measure.compare(samples, {}, rivals, "timm")
@@ -179,6 +177,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
+    logging.disable(logging.WARNING)  # exporters' and quantisers' advice
     return compare_all("serving", "timm", read_options(argv), argv, measure_model)
 
 

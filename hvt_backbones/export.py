@@ -35,6 +35,7 @@ from .weights.sources import is_file_or_url
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2", "openvino": ".xml"}
 MOST_BYTES = 2**31 - 2**20  # protobuf's limit for an ONNX file, less a graph
 NEAR = {"float32": 1e-4, "float16": 2e-2}  # of the largest value: how far a file may be from its model
+REMEDY = "nothing was written; try another --format, --torchscript or --static"
 CALIBRATION = 128  # pictures, whose ranges are nearly those of thousands
 AXES = {4: ("batch", "channels", "height", "width"), 5: ("batch", "channels", "frames", "height", "width")}
 
@@ -139,7 +140,12 @@ def export_graph(
     with whole_file(path) as partial, torch.no_grad(), _quiet():
         beside = partial.with_suffix(".bin")
         try:
-            _write(portable, examples[0], facts, partial, format, torchscript, calibration)
+            try:
+                _write(portable, examples[0], facts, partial, format, torchscript, calibration)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # each exporter has its own
+                raise InputError(f"{facts.model}: {format} makes no graph ({error}): {REMEDY}") from error
             errors = _check(load_exported(partial), plain, examples, facts)
             if beside.exists():
                 os.replace(beside, path.with_suffix(".bin"))
@@ -317,15 +323,12 @@ def _check(exported: ExportedModel, model: Portable, examples: Sequence[Tensor],
         try:
             found = exported(images)
         except Exception as failure:  # each runtime has its own
-            raise InputError(
-                f"{facts.model}: the exported graph fails at {size} ({failure}): nothing was written"
-            ) from None
+            raise InputError(f"{facts.model}: the exported graph fails at {size} ({failure}): {REMEDY}") from None
         pairs = zip(found if isinstance(found, tuple) else (found,), expected, strict=True)
         error = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs)
         if not error <= NEAR.get(facts.dtype, 1.0):  # nor NaN
             raise InputError(
-                f"{facts.model}: the exported graph is off by {error:.1g} of the largest value at {size}: nothing was "
-                "written; try another --format, or --static"
+                f"{facts.model}: the exported graph is off by {error:.1g} of the largest value at {size}: {REMEDY}"
             )
         errors[size] = max(error, errors.get(size, 0.0))
     return errors
