@@ -78,14 +78,14 @@ def describe(config: Config, *, check: bool) -> int:
 
 def find_unreadable(pictures: Pictures, config: Config) -> list[str]:
     """The names of the pictures that do not decode."""
-    pictures.transform = _nothing
+    pictures.transform, pictures.crop = _nothing, None
     loader = eval_loader(pictures, config.data.batch_size, config.data.workers, rank=0, world=1, pin=False)
     progress = tqdm(loader, desc="check", unit="batch", leave=False, dynamic_ncols=True, disable=None)
     return [name for batch in progress for name in batch.unreadable]
 
 
 def _nothing(picture: Any) -> torch.Tensor:
-    return torch.empty(0)
+    return torch.empty(0, 0, 0)
 
 
 def worker_counts(own: int, cores: int) -> list[int]:
