@@ -278,12 +278,12 @@ def batches(loader: Loader, device: torch.device) -> Iterator[Batch]:
         yield to_device(held, loader, device)
 
 
-def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
-    """The batches of epoch after epoch, to measure how fast they come."""
+def endless(loader: Loader, device: torch.device | None) -> Iterator[Batch]:
+    """The batches of epoch after epoch, to measure how fast they come: on `device`, or as they leave the workers."""
 
     def of_epoch(number: int) -> Iterator[Batch]:
         loader.batch_sampler.set_position(number, 0)
-        return batches(loader, device)
+        return _errors_in_one_line(loader) if device is None else batches(loader, device)
 
     return chain.from_iterable(map(of_epoch, count()))
 

@@ -33,5 +33,5 @@ for _name, _operation in auto_augment.NAME_TO_OP.items():
     if _operation is _posterize:
         auto_augment.NAME_TO_OP[_name] = posterize  # in the policies that timm builds from now on
     elif _name.startswith(("Shear", "Translate")):
-        auto_augment.NAME_TO_OP[_name] = Sliding(_operation)
+        auto_augment.NAME_TO_OP[_name] = Sliding(_operation)  # type: ignore[assignment]  # it is called alike
 silence_false_alarms()

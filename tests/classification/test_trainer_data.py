@@ -292,7 +292,12 @@ def test_batches_are_the_same_for_any_number_of_workers_and_processes(small_data
         return images[torch.argsort(images.flatten(1).double().sum(1))], sorted(indices.tolist())
 
     expected = pictures()
-    for settings in ({"workers": 2}, {"world": 2, "batch_size": 2}, {"world": 2, "batch_size": 2, "workers": 1}):
+    for settings in (
+        {"workers": 1},
+        {"workers": 3},
+        {"world": 2, "batch_size": 2},
+        {"world": 2, "batch_size": 2, "workers": 1},
+    ):
         found = pictures(**settings)
         assert found[1] == expected[1]
         assert torch.equal(found[0], expected[0])
