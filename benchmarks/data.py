@@ -239,7 +239,7 @@ def rows(setting: Setting, rounds: int) -> Iterator[list[str]]:
             f"{1 / each:.0f}",
             f"{ratio:.2f}",
             f"({low:.2f}-{high:.2f})",
-            f"{memory(setting, name):.0f}",
+            f"{memory(setting, name):.0f}" if setting.training else "",
             f"{sent[name] / 1000:.1f}",
         ]
 
@@ -270,7 +270,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         average = statistics.mean(path.stat().st_size for path in folder.rglob("*.jpg"))
         lines.append(f"{label}: {average / 1000:.0f} kB a JPEG")
         for training in (True, False):
-            table += rows(Setting(folder, training), args.rounds)
+            for row in rows(Setting(folder, training), args.rounds):
+                print("  ".join(row), file=sys.stderr)
+                table.append(row)
     text = "\n".join([*lines, aligned(table, 3)]) + "\n"
     print(text, end="")
     if args.out:
