@@ -203,9 +203,14 @@ def open_all(setting: Setting, names: Sequence[str]) -> tuple[dict[str, Images],
     return streams, sent
 
 
+def take(stream: Images, batches: int) -> None:
+    for _ in range(batches):
+        next(stream)
+
+
 def memory(setting: Setting, name: str) -> float:
-    """MiB by which the largest resident size of a process grows over some batches, its imports aside."""
-    words = ["--memory", name, "--folder", str(setting.folder), *([] if setting.training else ["--evaluation"])]
+    """MiB of the largest resident size of a process that loads some batches, its libraries included."""
+    words = ["--memory", name, "--folder", str(setting.folder)]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.data", *words], capture_output=True, text=True, check=True
     )
@@ -213,23 +218,19 @@ def memory(setting: Setting, name: str) -> float:
 
 
 def measure_memory(setting: Setting, name: str) -> None:
-    tiny = setting._replace(folder=setting.folder.parent / "32x24")
-    write_photographs(tiny.folder, (32, 24), BATCH)
-    next(LOADERS[name](tiny))  # imports and first calls
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     stream = LOADERS[name](setting)
     for _ in range(6):
         next(stream)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def rows(setting: Setting, rounds: int) -> Iterator[list[str]]:
     streams, sent = open_all(setting, list(LOADERS))
-    work = {name: partial(next, stream) for name, stream in streams.items()}
-    clock = Clock(torch.device("cpu"), "process")
-    seconds = interleave(work, clock, rounds=rounds, warmup=1, shortest=0)  # a batch at a time
+    files = sum(1 for _ in setting.split.rglob("*.jpg"))
+    work = {name: partial(take, stream, files // BATCH) for name, stream in streams.items()}  # all of them in turn
+    seconds = interleave(work, Clock(torch.device("cpu"), "process"), rounds=rounds, warmup=1, shortest=0)
     for name, times in seconds.items():
-        each = statistics.median(times) / BATCH
+        each = statistics.median(times) / files
         low, ratio, high = paired_ratio(times, seconds["hvt"])
         yield [
             setting.folder.name,
@@ -251,11 +252,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=whole_number(2), default=20)
     parser.add_argument("--out", type=Path, help="file of the table, beside the terminal")
     parser.add_argument("--memory", choices=LOADERS, help=argparse.SUPPRESS)
-    parser.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.memory:
-        measure_memory(Setting(args.folder, not args.evaluation), args.memory)
+        measure_memory(Setting(args.folder, training=True), args.memory)
         return
     packages = ("torch", "pillow", "timm", "torchvision", "webdataset", "nvidia-dali-cuda120")
     found = ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in packages)
