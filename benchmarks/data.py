@@ -172,7 +172,10 @@ def dali(setting: Setting) -> Images:
         images = fn.resize(images, resize_shorter=256, interp_type=types.INTERP_CUBIC, antialias=True)
         return fn.crop(images, crop=(224, 224)), labels
 
-    pipeline = (training if setting.training else evaluation)(batch_size=BATCH, num_threads=1, device_id=None)
+    # it must not work ahead while others are timed
+    alone = {"exec_async": False, "exec_pipelined": False, "prefetch_queue_depth": 1}
+    define = training if setting.training else evaluation
+    pipeline = define(batch_size=BATCH, num_threads=1, device_id=None, **alone)
     pipeline.build()
     while True:
         yield [torch.from_numpy(pipeline.run()[0].as_array())]
@@ -208,9 +211,9 @@ def take(stream: Images, batches: int) -> None:
         next(stream)
 
 
-def memory(setting: Setting, name: str) -> float:
+def memory(folder: Path, name: str) -> float:
     """MiB of the largest resident size of a process that loads some batches, its libraries included."""
-    words = ["--memory", name, "--folder", str(setting.folder)]
+    words = ["--memory", name, "--folder", str(folder)]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.data", *words], capture_output=True, text=True, check=True
     )
@@ -240,7 +243,6 @@ def rows(setting: Setting, rounds: int) -> Iterator[list[str]]:
             f"{1 / each:.0f}",
             f"{ratio:.2f}",
             f"({low:.2f}-{high:.2f})",
-            f"{memory(setting, name):.0f}" if setting.training else "",
             f"{sent[name] / 1000:.1f}",
         ]
 
@@ -263,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"python -m benchmarks.data {' '.join(sys.argv[1:] if argv is None else argv)}",
         f"{machine(torch.device('cpu'))['cpu']}, one thread, process clock, {found}, revision {revision()}",
     ]
-    table = [["JPEGs", "transform", "loader", "ms", "per s, core", "x hvt", "(quartiles)", "MiB", "kB sent"]]
+    table = [["JPEGs", "transform", "loader", "ms", "per s, core", "x hvt", "(quartiles)", "kB sent"]]
     for label, (size, count) in SIZES.items():
         folder = args.folder / label
         write_photographs(folder, size, count)
@@ -275,6 +277,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 table.append(row)
     text = "\n".join([*lines, aligned(table, 3)]) + "\n"
     print(text, end="")
+    peaks = [f"{name} {memory(args.folder / label, name):.0f}" for name in dict.fromkeys(row[2] for row in table[1:])]
+    text += f"MiB of a process that loads {label} for training, its libraries included: {', '.join(peaks)}\n"
+    print(text.splitlines()[-1])
     if args.out:
         args.out.write_text(text)
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,8 +36,7 @@ class Finish:
         """(B, C, H, W) uint8 -> float32, on the same device."""
         # the arithmetic of ToTensor and Normalize, to the bit
         images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        images.sub_(mean).div_(std)
+        images.sub_(_of_channels(self.mean, images.device)).div_(_of_channels(self.std, images.device))
         if self.erasing > 0:
             generator = _generator(images.device)
             for image, seed in zip(images, seeds, strict=True):
@@ -69,6 +69,12 @@ class Finish:
             if tall < height and wide < width:
                 return draws.randint(0, height - tall), draws.randint(0, width - wide), tall, wide
         return None
+
+
+@lru_cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1), kept: to bring it to the device once more would wait for all that the device has yet to do."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def _generator(device: torch.device) -> torch.Generator:

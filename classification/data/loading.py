@@ -250,10 +250,10 @@ def _collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _stack(images: Sequence[Tensor]) -> Tensor:
-    """(B, C, H, W) in the order of memory that the pictures have, which for those of Pillow is that of `channels_last`:
-    turning them is for the device.
-    """
+def _stack(images: list[Tensor]) -> Tensor:
+    """(B, C, H, W), bytes in Pillow's order (`channels_last`): to turn them is left to the device."""
+    if images[0].dtype is not torch.uint8:
+        return torch.stack(images)
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
