@@ -22,7 +22,7 @@ from . import distributed
 from .checkpoint import files
 from .checkpoint.manager import Saver, on_main
 from .config import Config
-from .data.loading import Batch, Loader, batches, eval_loader, open_data, train_loader
+from .data.loading import Batch, Loader, batches, eval_loader, open_data, to_device, train_loader
 from .data.pictures import Unreadable
 from .objective import Classification, Objective, Reconstruction
 from .progress import Evaluation, Progress
@@ -101,8 +101,7 @@ def _padded(loader: Loader, accelerator: Accelerator) -> Iterator[Batch]:
     for count, batch in enumerate(batches(loader, accelerator.device), start=1):  # noqa: B007
         yield batch
     if batch is None:  # fewer pictures than ranks: this one borrows the first
-        batch = loader.collate_fn([loader.dataset[0]])
-        batch = batch._replace(images=batch.images.to(accelerator.device), targets=batch.targets.to(accelerator.device))
+        batch = to_device(loader.collate_fn([loader.dataset[0]]), loader, accelerator.device)
     for _ in range(int(most) - count):
         yield batch._replace(targets=batch.targets[:0], unreadable=[])
 

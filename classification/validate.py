@@ -27,7 +27,7 @@ from . import distributed
 from .checkpoint import files
 from .checkpoint.shards import SHARDS, read_whole
 from .config import DataConfig, ParallelConfig, TrainConfig
-from .data.loading import eval_loader, open_pictures
+from .data.loading import eval_loader, open_for_evaluation
 from .data.pictures import Pictures, Unreadable
 from .trainer import evaluate
 
@@ -221,7 +221,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     root = Path(args.data_dir)
     split = args.split if args.split is not None else _default_split(args.kind, root)
     where = args.data_dir if split is None else str(root / split)
-    data = open_pictures(root, split, config, preprocessing.transform(), channels=preprocessing.input_size[0])
+    data = open_for_evaluation(root, split, config, preprocessing)
     number_classes(data, model_file, args, where)
     model = model_file.classifier()
     accelerator = distributed.build_accelerator(TrainConfig(device=args.device, amp=args.amp), ParallelConfig())

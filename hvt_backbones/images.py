@@ -112,10 +112,17 @@ def _exif_behind_pixels(picture: Image.Image) -> bytes:
     return b""
 
 
-def decode(file: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
+def decode(
+    file: str | Path | IO[bytes], channels: int = 3, *, part: Callable[[Image.Image], int] | None = None
+) -> Image.Image:
     """The first frame of a picture, upright, of 8 bits, with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
     Grey of 16 bits is scaled, transparency is dropped where there is no channel for it.
+
+    Args:
+        part: is shown a picture that can be decoded at a part of its size, a JPEG that needs nothing else, before its
+            pixels are; it may say 2, 4 or 8, which decodes a half, a quarter or an eighth of each side, rounded up, and
+            as large a part of each pixel's frequencies (scaled DCT), or 1. Other pictures are decoded whole.
 
     Raises:
         ValueError: numbers whose black and white nobody knows (floating-point, or beyond 16 bits), or no bytes at all.
@@ -123,18 +130,22 @@ def decode(file: str | Path | IO[bytes], channels: int = 3) -> Image.Image:
     """
     if isinstance(file, str | Path):
         with open(file, "rb") as opened:  # by name, Pillow 13 gives rows of other lengths of a TIFF on its side
-            return decode(opened, channels)
+            return decode(opened, channels, part=part)
     if not file.read(1):
         raise ValueError("it is empty (0 bytes)")
     file.seek(0)
+    mode = PICTURE_MODES[channels]
     with open_picture(file) as picture:
+        if part is not None and (picture.format, picture.mode, orientation(picture)) == ("JPEG", mode, 1):
+            wanted, (width, height) = part(picture), picture.size
+            picture.draft(mode, (max(width // wanted, 1), max(height // wanted, 1)))
         picture.load()  # some formats have their EXIF behind the pixels
         # a TIFF is turned by its `load`, which takes the tag away in later versions of Pillow only
         turn = None if picture.format == "TIFF" else TURNS.get(orientation(picture))
         upright = _eight_bits(picture if turn is None else picture.transpose(turn))
         if picture.mode.startswith("I;16") and getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
             upright = ImageOps.invert(upright)
-        return upright.convert(PICTURE_MODES[channels])
+        return upright if upright.mode == mode else upright.convert(mode)  # to the same would copy it
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -22,7 +22,9 @@ from hvt_backbones.model_file import Preprocessing
 
 from ..config import AugmentationConfig, DataConfig
 from ..signals import leave_signals_to_the_parent, sigterm_later
+from .crop import RandomCrop
 from .digits import lay_out_digits
+from .finish import Finish
 from .mnist import ReaderMnist
 from .pictures import Noise, Pictures, Sample
 from .readers import Reader, ReaderFolder, ReaderHuggingFace, ReaderShards, ReaderShare, find_shards
@@ -30,7 +32,10 @@ from .sampler import TrainSampler
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) float32, targets, data set indices and seeds (B,) int64, and what was passed over."""
+    """Images (B, C, H, W), targets, data set indices and seeds (B,) int64, and what was passed over.
+
+    The images are bytes on their way to the device, and there float32, ready for the model.
+    """
 
     images: Tensor
     targets: Tensor
@@ -51,12 +56,15 @@ def open_pictures(
     transform: Any,
     *,
     channels: int,
+    crop: RandomCrop | None = None,
+    finish: Finish | None = None,
     share: float = 1.0,
     seed: int = 0,
 ) -> Pictures:
     """The pictures of one split of a folder, or of that itself, with so many channels.
 
     Args:
+        transform, crop, finish: of `Pictures`.
         share: of each class's pictures, drawn by `seed`.
 
     Raises:
@@ -80,6 +88,8 @@ def open_pictures(
         reader,
         channels=channels,
         transform=transform,
+        crop=crop,
+        finish=finish,
         on_error=config.on_error,
         max_errors=config.max_errors,
     )
@@ -100,33 +110,62 @@ def open_data(config: DataConfig, augmentation: AugmentationConfig, seed: int = 
     root = data_root(config)
     if config.kind == "digits":
         lay_out_digits(root)
-    channels = config.input_size[0]
-    transform = train_transform(config, augmentation)
     train = open_pictures(
-        root, config.train_split, config, transform, channels=channels, share=config.train_share, seed=seed
+        root,
+        config.train_split,
+        config,
+        augmentations(config, augmentation),
+        channels=config.input_size[0],
+        crop=random_crop(config, augmentation),
+        finish=Finish(config.mean, config.std, augmentation.random_erasing, augmentation.erasing_mode),
+        share=config.train_share,
+        seed=seed,
     )
-    val = open_pictures(root, config.val_split, config, preprocessing(config).transform(), channels=channels)
+    val = open_for_evaluation(root, config.val_split, config, preprocessing(config))
     for name in train.reader.empty:
         raise InputError(f"class folder {root / config.train_split / name} holds no pictures; add some, or remove it.")
     val.use_classes(train.class_names, f"{root / config.train_split}")
     return train, val
 
 
-def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Any:
-    return create_transform(
+def open_for_evaluation(root: Path, split: str | None, config: DataConfig, preparation: Preprocessing) -> Pictures:
+    """The pictures of one split of a folder, or of that itself, whole and prepared as the model's are.
+
+    Raises:
+        InputError: see `open_pictures`.
+    """
+    return open_pictures(
+        root,
+        split,
+        config,
+        preparation.transform(normalize=False),
+        channels=preparation.input_size[0],
+        finish=Finish(preparation.mean, preparation.std),
+    )
+
+
+def random_crop(config: DataConfig, augmentation: AugmentationConfig) -> RandomCrop:
+    """What is read of a training picture."""
+    return RandomCrop(
+        (config.input_size[1], config.input_size[2]), augmentation.scale, augmentation.ratio, config.interpolation
+    )
+
+
+def augmentations(config: DataConfig, augmentation: AugmentationConfig) -> Any:
+    """What timm does to the crop, up to its bytes."""
+    transform = create_transform(
         preprocessing(config).input_size,
         is_training=True,
-        scale=(augmentation.scale[0], augmentation.scale[1]),
-        ratio=(augmentation.ratio[0], augmentation.ratio[1]),
         hflip=augmentation.hflip,
         color_jitter=augmentation.color_jitter,
         auto_augment=augmentation.auto_augment,
         interpolation=config.interpolation,
         mean=config.mean,
         std=config.std,
-        re_prob=augmentation.random_erasing,
-        re_mode=augmentation.erasing_mode,
+        normalize=False,
     )
+    del transform.transforms[0]  # its own crop
+    return transform
 
 
 def preprocessing(config: DataConfig) -> Preprocessing:
@@ -182,6 +221,7 @@ class Loader(DataLoader):
     queues.
     """
 
+    dataset: Pictures
     batch_sampler: Any  # of training a TrainSampler
     _held: Any = None
 
@@ -202,12 +242,19 @@ def _collate(samples: Sequence[Sample]) -> Batch:
     kept = [sample for sample in samples if sample.image is not None]
     images = [sample.image for sample in kept if sample.image is not None]
     return Batch(
-        images=torch.stack(images) if images else torch.empty(0),
+        images=_stack(images) if images else torch.empty(0),
         targets=torch.tensor([sample.target for sample in kept], dtype=torch.int64),
         indices=torch.tensor([sample.index for sample in kept], dtype=torch.int64),
         seeds=torch.tensor([sample.seed for sample in kept], dtype=torch.int64),
         unreadable=[name for sample in samples for name in sample.unreadable],
     )
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """(B, C, H, W), bytes in Pillow's order (`channels_last`): to turn them is left to the device."""
+    if images[0].dtype is not torch.uint8:
+        return torch.stack(images)
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def batches(loader: Loader, device: torch.device) -> Iterator[Batch]:
@@ -223,26 +270,30 @@ def batches(loader: Loader, device: torch.device) -> Iterator[Batch]:
         elif not len(batch.images):
             held = held._replace(unreadable=held.unreadable + batch.unreadable)
         else:
-            yield _to_device(held, device)
+            yield to_device(held, loader, device)
             held = batch
     if held is not None:
         if not len(held.images):
             raise InputError(f"data.on_error: no picture can be read; the first is {held.unreadable[0]}.")
-        yield _to_device(held, device)
+        yield to_device(held, loader, device)
 
 
-def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
-    """The batches of epoch after epoch, to measure how fast they come."""
+def endless(loader: Loader, device: torch.device | None) -> Iterator[Batch]:
+    """The batches of epoch after epoch, to measure how fast they come: on `device`, or as they leave the workers."""
 
     def of_epoch(number: int) -> Iterator[Batch]:
         loader.batch_sampler.set_position(number, 0)
-        return batches(loader, device)
+        return _errors_in_one_line(loader) if device is None else batches(loader, device)
 
     return chain.from_iterable(map(of_epoch, count()))
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, loader: Loader, device: torch.device) -> Batch:
+    """A batch of the loader on `device`, ready for the model."""
     images, targets, indices = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
+    if images.dtype is torch.uint8:
+        assert loader.dataset.finish is not None  # else its transform gives no bytes
+        images = loader.dataset.finish(images, batch.seeds.tolist())
     return batch._replace(images=images, targets=targets, indices=indices)
 
 

@@ -1,4 +1,4 @@
-"""What timm does that a run must not meet, with its reason: this is the one place for it.
+"""What timm does that a run must not meet, or not as slowly, with its reason: this is the one place for it.
 
 Importing this module changes timm and the filters of warnings for the process; worker processes that start afresh
 import it with the data set.
@@ -12,6 +12,8 @@ from PIL import Image
 from timm.data import auto_augment
 
 from hvt_backbones.images import silence_false_alarms
+
+from .slides import Sliding
 
 _posterize = auto_augment.posterize
 
@@ -30,4 +32,6 @@ def posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.I
 for _name, _operation in auto_augment.NAME_TO_OP.items():
     if _operation is _posterize:
         auto_augment.NAME_TO_OP[_name] = posterize  # in the policies that timm builds from now on
+    elif _name.startswith(("Shear", "Translate")):
+        auto_augment.NAME_TO_OP[_name] = Sliding(_operation)  # type: ignore[assignment]  # it is called alike
 silence_false_alarms()

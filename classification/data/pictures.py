@@ -21,6 +21,8 @@ from hvt_backbones.images import decode as _decode
 from hvt_backbones.predict import class_positions
 
 from . import patches as patches  # a worker that starts afresh unpickles the data set, hence imports this module
+from .crop import RandomCrop
+from .finish import Finish
 from .readers import Reader
 
 OnError = Literal["fail", "skip"]
@@ -32,8 +34,8 @@ class PictureError(InputError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its tensor (None where it is left out), class, index, the seed of what is random about it (outside
-    of training its index), and the pictures passed over for it.
+    """One picture: its (C, H, W) bytes (None where it is left out), class, index, the seed of what is random about it
+    (outside of training its index), and the pictures passed over for it.
     """
 
     image: Tensor | None
@@ -52,18 +54,30 @@ class Pictures(Dataset):
     Args:
         reader: where the pictures lie (readers.py).
         channels: 3 reads pictures as RGB, 1 as grey.
-        transform: from a PIL picture to a tensor (C, H, W).
+        transform: from a PIL picture to a tensor (C, H, W), of bytes or ready for the model.
+        crop: reads of each picture no more than a random crop; None reads it whole.
+        finish: what is left to do with bytes on the device.
         on_error: at a picture that cannot be read, "fail" raises `PictureError`. With "skip" the sample names it: in
             training the next readable picture takes its place, in evaluation it is left out.
         max_errors: largest share of unreadable pictures that "skip" bears.
     """
 
     def __init__(
-        self, reader: Reader, *, channels: int, transform: Any, on_error: OnError = "fail", max_errors: float = 0.01
+        self,
+        reader: Reader,
+        *,
+        channels: int,
+        transform: Any,
+        crop: RandomCrop | None = None,
+        finish: Finish | None = None,
+        on_error: OnError = "fail",
+        max_errors: float = 0.01,
     ) -> None:
         self.reader = reader
         self.channels = channels
         self.transform = transform
+        self.crop = crop
+        self.finish = finish
         self.on_error = on_error
         self.max_unreadable = bearable(max_errors, len(reader))
         self.class_names = list(reader.class_to_idx)
@@ -124,11 +138,16 @@ class Pictures(Dataset):
         self.class_names = [names.get(index, str(index)) for index in range(num_classes)]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        if isinstance(key, tuple):
-            index, seed = key
-            with seeded_generators(seed):
-                return self._load(index, seed, replace=True)
-        return self._load(key, key, replace=False)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Sample]:
+        """A batch, which is what loaders ask for: keeping and restoring the generators costs as much as a crop does."""
+        with kept_generators():
+            return [self._load(key, key, replace=False) if isinstance(key, int) else self._draw(*key) for key in keys]
+
+    def _draw(self, index: int, seed: int) -> Sample:
+        seed_generators(seed)
+        return self._load(index, seed, replace=True)
 
     def _load(self, index: int, seed: int, *, replace: bool) -> Sample:
         """The sample of a picture, or, if that cannot be read and is to be replaced, of the next one that can."""
@@ -157,7 +176,8 @@ class Pictures(Dataset):
         try:
             file, target = self.reader[index]
             with file:
-                picture = _decode(file, self.channels)
+                read = _decode if self.crop is None else self.crop.read
+                picture = read(file, self.channels)
         except MemoryError:
             raise
         except Exception as error:  # what decoders raise at damaged bytes is beyond listing
@@ -170,18 +190,22 @@ class Pictures(Dataset):
 
 
 @contextmanager
-def seeded_generators(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's CPU generators start from `seed` within, and are as before afterwards."""
+def kept_generators() -> Iterator[None]:
+    """Python's, NumPy's and torch's CPU generators are afterwards as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  timm draws from it
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Python's, NumPy's and torch's CPU generators start from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
 
 
 class Noise(Pictures):

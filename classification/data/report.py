@@ -6,6 +6,7 @@ per second the training loader decodes and augments, and says whether they or th
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -30,7 +31,8 @@ USAGE = """usage: python -m classification.data [RECIPE] [--check | --benchmark]
 
   (no switch)   pictures and classes of the recipe's data; RECIPE is digits if none is given
   --check       read every picture and list those that cannot be read; exits with 1 if there are any
-  --benchmark   pictures per second of the loader, of the device, and which of the two is the bottleneck
+  --benchmark   pictures per second of the loader, of the device, and which of the two is the bottleneck;
+                and how many cores the device needs
 
 The settings are the trainer's: python -m classification.train --help"""
 
@@ -78,14 +80,14 @@ def describe(config: Config, *, check: bool) -> int:
 
 def find_unreadable(pictures: Pictures, config: Config) -> list[str]:
     """The names of the pictures that do not decode."""
-    pictures.transform = _nothing
+    pictures.transform, pictures.crop = _nothing, None
     loader = eval_loader(pictures, config.data.batch_size, config.data.workers, rank=0, world=1, pin=False)
     progress = tqdm(loader, desc="check", unit="batch", leave=False, dynamic_ncols=True, disable=None)
     return [name for batch in progress for name in batch.unreadable]
 
 
 def _nothing(picture: Any) -> torch.Tensor:
-    return torch.empty(0)
+    return torch.empty(0, 0, 0)
 
 
 def worker_counts(own: int, cores: int) -> list[int]:
@@ -104,7 +106,7 @@ def loader_rate(config: Config, pictures: Pictures, workers: int, seconds: float
             f"data.batch_size: {len(pictures)} training pictures do not fill one batch of {config.data.batch_size}; "
             "lower it."
         )
-    stream = endless(loader, torch.device("cpu"))
+    stream = endless(loader, None)
     for _ in range(2 * workers + 1):  # the workers start, and their first batches arrive together
         next(stream)
     images, start = 0, time.perf_counter()
@@ -130,6 +132,14 @@ def benchmark(config: Config) -> None:
     kind = select_device(config.train.device).type
     print(f"{kind:>7}  {device:8.0f}  (training steps of one process, without the data)")
     print(verdict(rates, config.data.workers, device, cores))
+    print(
+        f"One worker delivers {rates[1]:.0f} images/s: {cores_needed(rates[1], device)} cores keep up with this device."
+    )
+
+
+def cores_needed(rate: float, device: float) -> int:
+    """How many cores feed a device of that rate, from the rate of a worker that has a core to itself."""
+    return math.ceil(ENOUGH * device / rate)
 
 
 def verdict(rates: dict[int, float], own: int, device: float, cores: int) -> str:

@@ -35,11 +35,11 @@ class Preprocessing:
     crop_pct: float = 0.9
     crop_mode: str = "center"
 
-    def transform(self) -> Callable[[Image], Tensor]:
-        """A function from a picture to a (C, H, W) float tensor."""
+    def transform(self, *, normalize: bool = True) -> Callable[[Image], Tensor]:
+        """A function from a picture to a (C, H, W) tensor: float32, or the bytes that are yet to be normalised."""
         from timm.data import create_transform
 
-        return create_transform(**asdict(self), is_training=False)
+        return create_transform(**asdict(self), is_training=False, normalize=normalize)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 
 from classification import benchmark as performance
 from classification.data import report as data_report
-from classification.data.report import main, verdict, worker_counts
+from classification.data.report import cores_needed, main, verdict, worker_counts
 
 
 @pytest.fixture
@@ -66,9 +66,11 @@ def test_the_benchmark_measures_the_loader_and_names_the_bottleneck(
         assert {0, 1} <= set(rates)
         assert all(rate > 0 for rate in rates.values())
         assert re.search(r"^ +0 .*\(data\.workers\)$", out, re.MULTILINE)
-        assert out.splitlines()[-1].startswith(
-            f"The {name} is the bottleneck: with data.workers = 0 the loader delivers"
-        )
+        verdict, cores = out.splitlines()[-2:]
+        assert verdict.startswith(f"The {name} is the bottleneck: with data.workers = 0 the loader delivers")
+        needed = re.fullmatch(r"One worker delivers (\d+) images/s: (\d+) cores keep up with this device.", cores)
+        assert needed
+        assert int(needed[2]) == pytest.approx(1.1 * device / rates[1], rel=0.01, abs=1)
 
 
 def test_the_verdict_says_what_to_change() -> None:
@@ -81,6 +83,7 @@ def test_the_verdict_says_what_to_change() -> None:
     )
     assert "; set data.workers = 8 and use more than these 8 cores, store" in verdict(rates, 1, 1000.0, 8)
     assert "; use more than these 8 cores, store the pictures as smaller JPEGs" in verdict(rates, 8, 1000.0, 8)
+    assert (cores_needed(400.0, 363.0), cores_needed(400.0, 364.0), cores_needed(350.0, 2800.0)) == (1, 2, 9)
     assert worker_counts(3, 6) == [1, 2, 3, 4, 6]
     assert worker_counts(0, 1) == [0, 1]
 

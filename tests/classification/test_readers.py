@@ -132,7 +132,8 @@ def test_every_layout_has_the_pictures_and_classes_of_the_folders(
         write(small_data, root, split)
     config = DataConfig(kind=kind, dir=str(root), input_size=(3, 24, 24), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
     train, val = open_data(config, AugmentationConfig())
-    train.transform = PLAIN
+    train.transform = val.transform = PLAIN
+    train.crop = None
     named = train.class_names == ["bright", "dark"]
     assert named or train.class_names == ["0", "1"]
     for data, split in ((train, "train"), (val, "val")):
@@ -424,6 +425,7 @@ def test_the_files_of_mnist(packed: bool, tmp_path: Path) -> None:
     config = DataConfig(kind="mnist", dir=str(tmp_path), input_size=(1, 28, 28), mean=(0.0,), std=(1.0,), crop_pct=1.0)
     train, val = open_data(config, AugmentationConfig())
     train.transform = val.transform = lambda picture: torch.from_numpy(np.array(picture))[None]
+    train.crop = None
     assert train.class_names == val.class_names == ["0", "1", "2"]
     for data, expected in ((train, images), (val, images[:6] // 2)):
         assert [data[index].target for index in range(len(data))] == labels[: len(expected)].tolist()

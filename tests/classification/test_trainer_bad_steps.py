@@ -28,7 +28,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             image, target = load(pictures, index)
             if "train" in pictures.filename(index):
                 count += 1
-                image = torch.full_like(image, value) if first <= count <= last else image
+                image = torch.full_like(image, value, dtype=torch.float32) if first <= count <= last else image
             return image, target
 
         monkeypatch.setattr(Pictures, "load", spoiled)

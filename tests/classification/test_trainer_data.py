@@ -274,6 +274,7 @@ def test_training_and_evaluation_number_the_classes_alike(tmp_path: Path) -> Non
         open_data(folder_config(tmp_path), STRONG)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than the machine has cores
 @pytest.mark.parametrize("kind", ["imagefolder", "synthetic"])
 def test_batches_are_the_same_for_any_number_of_workers_and_processes(small_data: Path, kind: str) -> None:
     """Bit for bit, repeats of a picture included; one process with 8 pictures shows what two with 4 show."""
@@ -292,7 +293,12 @@ def test_batches_are_the_same_for_any_number_of_workers_and_processes(small_data
         return images[torch.argsort(images.flatten(1).double().sum(1))], sorted(indices.tolist())
 
     expected = pictures()
-    for settings in ({"workers": 2}, {"world": 2, "batch_size": 2}, {"world": 2, "batch_size": 2, "workers": 1}):
+    for settings in (
+        {"workers": 1},
+        {"workers": 3},
+        {"world": 2, "batch_size": 2},
+        {"world": 2, "batch_size": 2, "workers": 1},
+    ):
         found = pictures(**settings)
         assert found[1] == expected[1]
         assert torch.equal(found[0], expected[0])

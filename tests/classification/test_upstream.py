@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment
 
 from classification.command_line import load_recipe
 from classification.config import AugmentationConfig, DataConfig
 from classification.data import patches
-from classification.data.loading import train_transform
-from classification.data.pictures import seeded_generators
+from classification.data.loading import augmentations, random_crop
+from classification.data.pictures import seed_generators
 
 RECIPES = Path("classification/recipes")
 DRAWS = 3000  # pictures per pipeline: what is asked for once in some hundreds comes up
@@ -69,14 +70,16 @@ def test_every_pipeline_of_the_recipes(recipe: str) -> None:
         for key, value in chosen.items()
         if key.startswith("augmentation.")
     }
-    transform = train_transform(DataConfig(input_size=(3, 32, 32)), AugmentationConfig(**ours))
+    settings = DataConfig(input_size=(3, 32, 32)), AugmentationConfig(**ours)
+    crop, transform = random_crop(*settings), augmentations(*settings)
     sizes = [(40, 32), (1, 1), (3, 50)]
     for seed in range(DRAWS):
-        with seeded_generators(seed), warnings.catch_warnings():
+        seed_generators(seed)
+        picture = noise("RGB", sizes[seed % len(sizes)])
+        with warnings.catch_warnings():
             warnings.simplefilter("error")
-            image = transform(noise("RGB", sizes[seed % len(sizes)]))
-        assert image.shape == (3, 32, 32)
-        assert image.isfinite().all()
+            image = transform(crop.resize(picture, crop.draw(picture)))
+        assert (image.shape, image.dtype) == ((3, 32, 32), torch.uint8)
 
 
 def test_pictures_with_harmless_faults_say_nothing() -> None:
