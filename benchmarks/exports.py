@@ -5,8 +5,9 @@
 Small models of each library, with random weights, are exported once with dynamic batch, height and width from an image
 of 232x172, and run on six sizes they were not exported with. A cell counts the sizes at which the result is within 1e-4
 of the largest value of what the model itself gives in eager mode; sizes that eager mode refuses are left out, in
-brackets. A graph that takes more than three minutes of the processor is none. `torch.export` is the program itself, `onnx` PyTorch's
-exporter and ONNX Runtime, `openvino` the same file in OpenVINO, `torchscript` the former exporter and ONNX Runtime.
+brackets. A graph that takes more than three minutes of the processor is none. `torch.export` is the program itself,
+`onnx` PyTorch's exporter and ONNX Runtime, `openvino` the same file in OpenVINO, `torchscript` the former exporter and
+ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 from hvt_backbones import InputError, list_models
 from hvt_backbones.atomic import whole_file
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error, positive_share, share, whole_number
-from hvt_backbones.exported import ExportedFile, open_runnable
+from hvt_backbones.exported import ExportedFile, ExportedModel, open_runnable
 from hvt_backbones.model_file import ModelFile, describe_weights, open_model
 from hvt_backbones.predict import wordnet_ids
 from hvt_backbones.processes import leave_processes
@@ -249,7 +249,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
-        "precision": distributed.precision(accelerator),
+        "precision": model.facts.dtype if isinstance(model, ExportedModel) else distributed.precision(accelerator),
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss if math.isfinite(result.loss) else None,  # JSON has no NaN

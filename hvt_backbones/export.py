@@ -345,6 +345,8 @@ def run(args: argparse.Namespace) -> int:
     if args.stages and not args.maps:
         raise InputError("--stages is for --maps: add that")
     pictures = find_images([args.calibrate]) if int8 else []
+    if args.format != "aoti" and args.device not in ("auto", "cpu"):
+        raise InputError(f"--device {args.device} is for --format aoti: other files are for every device, leave it out")
     device = select_device(args.device if args.format == "aoti" else "cpu")
     model, name, preprocessing, names = _model(args)
     if int8 and find_variant(name)[0].frames is not None:

@@ -204,6 +204,7 @@ def test_a_file_that_gives_other_values_is_not_written(folder: Path, tmp_path: P
         (["--format", "onnx", "--output", "a.onnx", "--static", "32"], "takes height width, got 1"),
         (["--format", "onnx", "--output", "a.onnx", "--stages", "1"], "add that"),
         (["--format", "onnx", "--output", "folder.onnx"], "is a folder"),
+        (["--format", "onnx", "--output", "a.onnx", "--device", "cuda"], "is for --format aoti"),
     ],
 )
 def test_bad_exports_are_one_line(
