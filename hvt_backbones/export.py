@@ -126,8 +126,7 @@ def export_graph(
     """
     path = Path(path)
     check_arguments(path, format, half=half, int8=len(calibration) > 0, torchscript=torchscript)
-    if facts.size is not None and len(facts.size) != len(own):
-        raise InputError(f"--static takes {' '.join(AXES[len(own) + 2][2:])}, got {len(facts.size)} numbers")
+    check_static(facts.size, len(own))
     size = sum(p.numel() for p in model.parameters()) * (2 if half else 4)
     if size > MOST_BYTES and format in ("onnx", "openvino"):
         raise InputError(
@@ -173,6 +172,15 @@ def check_arguments(path: Path, format: str, *, half: bool, int8: bool, torchscr
         needs("openvino", "--format openvino")
     if format == "aoti":
         _check_compiler()
+
+
+def check_static(size: Sequence[int] | None, axes: int) -> None:
+    """
+    Raises:
+        InputError: another number of sides than a model of so many axes takes.
+    """
+    if size is not None and len(size) != axes:
+        raise InputError(f"--static takes {' '.join(AXES[axes + 2][2:])}, got {len(size)} numbers")
 
 
 def _check_compiler() -> None:
@@ -349,7 +357,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--device {args.device} is for --format aoti: other files are for every device, leave it out")
     device = select_device(args.device if args.format == "aoti" else "cpu")
     model, name, preprocessing, names = _model(args)
-    if int8 and find_variant(name)[0].frames is not None:
+    clips = find_variant(name)[0].frames is not None
+    check_static(args.static, 3 if clips else 2)
+    if int8 and clips:
         raise InputError(f"--int8 is calibrated with pictures, and {name} takes clips: leave it out")
     if args.static:
         preprocessing = replace(preprocessing, input_size=(preprocessing.input_size[0], *args.static[-2:]))
