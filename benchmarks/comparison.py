@@ -225,8 +225,8 @@ def _cells(row: Row, name: str, label: str) -> dict[str, str]:
         f"x {label} best": f"{entry[f'ratio_to_{label}_best']:.3f}",
         "(quartiles)": f"({low:.3f}-{high:.3f})",
     }
-    if "ratio_to_timm_same_route" in entry:
-        cells["x timm same route"] = f"{entry['ratio_to_timm_same_route']:.3f}"
+    if "ratio_to_same_route" in entry:
+        cells["x same route"] = f"{entry['ratio_to_same_route']:.3f}"
     if "images_per_s" in entry:
         cells["images/s"] = f"{entry['images_per_s']:.1f}"
     if "fraction_of_matmul_rate" in entry:

@@ -5,7 +5,8 @@
 
 A competitor is a library's model, with the same weights, by one route. Each is first seen to give the logits of timm's
 eager model: within 1e-4 of the largest value in float32, 5e-2 in bfloat16; what int8 is off by is reported. All take
-one size, the model's own, as `hvt export --static` makes it. Ratios are to timm's faster eager model.
+one size, the model's own, as `hvt export --static` makes it. Ratios are to timm's faster eager model. `swin_tiny_maps`
+are those of a detector's backbone at 800x1216, beside mmdet's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import copy
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,16 @@ import openvino
 import torch
 from torch import Tensor, nn
 
-from hvt_backbones.errors import exit_on_input_error
+from hvt_backbones.errors import InputError, exit_on_input_error
 from hvt_backbones.export import quantise
 
-from . import measure
+from . import dense, measure
 from .comparison import Row, Settings, command_line, compare_all, parse
+from .competitors import dry_run, outputs
 from .peers import MODELS, build_competitors, count_flops
 
+MAPS = "swin_tiny_maps"  # of a detector's backbone
+MODEL_OF_MAPS, MAP_SIZE = "swin_tiny", (800, 1216)
 NEAR = {"": 1e-4, "bf16": 5e-2, "int8": 1.0}  # of the largest value
 Call = Callable[[Tensor], Tensor]
 
@@ -115,62 +120,92 @@ ROUTES: dict[str, Callable[[nn.Module, Tensor, Path], Call]] = {
 }
 
 
+class Flat(nn.Module):
+    """A backbone whose maps are one row of numbers."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([y.flatten() for y in outputs(self.backbone, images)])
+
+
 def measure_model(name: str, size: None, settings: Settings) -> Iterator[Row]:
-    """One row per batch: all routes of ours and timm's, interleaved."""
-    side, flops = MODELS[name].image_size, count_flops(name, MODELS[name].image_size)["inference"]
+    """Of a classifier a row per batch; of maps as detectors take them, beside mmdet's, one."""
     torch.manual_seed(0)
+    if name == MAPS:
+        built, _ = dense.build_competitors(MODEL_OF_MAPS, MAP_SIZE)
+        flops = dry_run(built["hvt"], MAP_SIZE)[0]
+        libraries = {key: Flat(built[key]).eval() for key in ("hvt", "mmdet") if key in built}
+        if "mmdet" not in libraries:
+            raise InputError(
+                f"{MAPS} is compared with mmdet, which is not installed: `make install-all`, or leave it out"
+            )
+        yield measure_routes(name, libraries, "mmdet", torch.randn(1, 3, *MAP_SIZE), flops, settings)
+        return
+    side = MODELS[name].image_size
+    flops = count_flops(name, side)["inference"]
     libraries = {key: model.eval() for key, model in build_competitors(name).items() if key != "torchvision"}
     for batch in settings.options.batches:
-        images = torch.randn(batch, 3, side, side)
-        with torch.inference_mode():
-            expected = libraries["timm"](images)
-        calls: dict[str, measure.Work] = {}
-        errors: dict[str, float] = {}
-        failed: list[str] = []
-        for library, model in libraries.items():
-            routes = settings.options.routes if library in ("hvt", "timm") else ["eager"]  # timm's other attention
-            with tempfile.TemporaryDirectory() as folder:
-                for route in routes:
-                    torch.compiler.reset()
-                    key = f"{library} {route}"
-                    try:
-                        call = ROUTES[route](model, images, Path(folder))
-                        errors[key] = float((call(images) - expected).abs().max() / expected.abs().max())
-                    except Exception as error:  # of a runtime: the other routes are wanted too
-                        failed.append(f"{key}: {' '.join(str(error).split())[:200]}")
-                        continue
-                    if not errors[key] < NEAR[route.rpartition("-")[2] if "8" in route or "16" in route else ""]:
-                        raise AssertionError(f"{key} is off by {errors[key]:.1g}, so its time means nothing")
-                    calls[key] = lambda call=call, images=images: call(images)
-                    print(f"{name} batch {batch} {key}: made", file=sys.stderr)
-        samples = measure.interleave(calls, settings.clock, rounds=settings.options.rounds)
-        rivals = [key for key in samples if key.startswith("timm") and key.endswith("eager")]
-        best, figures = measure.compare(samples, {}, rivals, "timm")
-        for key, entry in figures.items():
-            entry["images_per_s"] = batch / entry["median_s"]
-            entry["error_to_timm"] = errors[key]
-            route = key.partition(" ")[2]
-            if f"timm {route}" in samples:
-                entry["ratio_to_timm_same_route"] = measure.paired_ratio(samples[key], samples[f"timm {route}"])[1]
-        yield {
-            "model": name,
-            "mode": f"batch {batch}",
-            "image_size": side,
-            "batch": batch,
-            "flops": flops * batch,
-            "timm_best": best,
-            "competitors": figures,
-            "failed": failed,
-        }
+        yield measure_routes(name, libraries, "timm", torch.randn(batch, 3, side, side), flops * batch, settings)
+
+
+def measure_routes(
+    name: str, libraries: Mapping[str, nn.Module], peer: str, images: Tensor, flops: int, settings: Settings
+) -> Row:
+    """All routes of ours and the peer's, interleaved; of its other forms, `PEER-...`, eager mode."""
+    with torch.inference_mode():
+        expected = libraries[peer](images)
+    batch, mode = len(images), f"batch {len(images)}"
+    calls: dict[str, measure.Work] = {}
+    errors: dict[str, float] = {}
+    failed: list[str] = []
+    for library, model in libraries.items():
+        routes = settings.options.routes if library in ("hvt", peer) else ["eager"]
+        with tempfile.TemporaryDirectory() as folder:
+            for route in routes:
+                torch.compiler.reset()
+                key = f"{library} {route}"
+                try:
+                    call = ROUTES[route](model, images, Path(folder))
+                    errors[key] = float((call(images) - expected).abs().max() / expected.abs().max())
+                except Exception as error:  # of a runtime: the other routes are wanted too
+                    failed.append(f"{key}: {' '.join(str(error).split())[:200]}")
+                    continue
+                if not errors[key] < NEAR[route.rpartition("-")[2] if "8" in route or "16" in route else ""]:
+                    raise AssertionError(f"{key} is off by {errors[key]:.1g}, so its time means nothing")
+                calls[key] = partial(call, images)
+                print(f"{name} {mode} {key}: made", file=sys.stderr)
+    samples = measure.interleave(calls, settings.clock, rounds=settings.options.rounds)
+    best, figures = measure.compare(
+        samples, {}, [key for key in samples if key.startswith(peer) and key.endswith("eager")], "peer"
+    )
+    for key, entry in figures.items():
+        entry["images_per_s"] = batch / entry["median_s"]
+        entry["error_to_peer"] = errors[key]
+        same = f"{peer} {key.partition(' ')[2]}"
+        if same in samples:
+            entry["ratio_to_same_route"] = measure.paired_ratio(samples[key], samples[same])[1]
+    return {
+        "model": name,
+        "mode": mode,
+        "image_size": list(images.shape[2:]),
+        "batch": batch,
+        "flops": flops,
+        "peer_best": best,
+        "competitors": figures,
+        "failed": failed,
+    }
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line(
-        "serving", "Compare ways to serve a classifier on a CPU.", MODELS, ["serve"], batch=1, rounds=9
+        "serving", "Compare ways to serve a model on a CPU.", [*MODELS, MAPS], ["serve"], batch=1, rounds=9
     )
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), help="default: all")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], metavar="N", help="default: 1 4")
-    options = parse(parser, argv, MODELS)
+    options = parse(parser, argv, [*MODELS, MAPS])
     options.routes = list(dict.fromkeys(["eager", *options.routes]))
     return options
 
@@ -178,7 +213,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)  # exporters' and quantisers' advice
-    return compare_all("serving", "timm", read_options(argv), argv, measure_model)
+    return compare_all("serving", "peer", read_options(argv), argv, measure_model)
 
 
 if __name__ == "__main__":
