@@ -300,7 +300,6 @@ def run_features(args: argparse.Namespace) -> int:
     from .device import select_device
     from .exported import open_runnable
     from .model_file import data_config, image_variant
-    from .weights.sources import is_file_or_url
 
     silence_false_alarms()
     if args.output.suffix not in (".safetensors", ".npz"):
@@ -312,8 +311,7 @@ def run_features(args: argparse.Namespace) -> int:
     device = select_device(args.device)
     stages: dict[str, Any] = {"out_indices": tuple(args.stages)} if args.stages else {}
     if args.random_weights:
-        if is_file_or_url(args.source):
-            raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
+        _check_random_weights(args.source)
         preprocessing = data_config(args.source)
         backbone: Any = create_backbone(args.source, **stages).eval()
     else:
@@ -458,6 +456,8 @@ def run_export(args: argparse.Namespace) -> int:
 
     silence_false_alarms()
     _check_writable(args.output)
+    if args.random_weights:
+        _check_random_weights(args.source)
     return export.run(args)
 
 
@@ -472,6 +472,13 @@ def run_doctor(args: argparse.Namespace) -> None:
 
     findings = doctor.examine(npu=args.npu)
     print(json.dumps(findings, indent=2) if args.json else doctor.report(findings))
+
+
+def _check_random_weights(source: str) -> None:
+    from .weights.sources import is_file_or_url
+
+    if is_file_or_url(source):
+        raise InputError(f"--random-weights is for a model's name, and {source} is a file: leave it out")
 
 
 def _check_writable(path: Path) -> None:

@@ -30,7 +30,6 @@ from .ops import any_size
 from .predict import class_names, image_batches
 from .variants import find_variant
 from .weights.published import Preprocessing
-from .weights.sources import is_file_or_url
 
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2", "openvino": ".xml"}
 MOST_BYTES = 2**31 - 2**20  # protobuf's limit for an ONNX file, less a graph
@@ -154,9 +153,10 @@ def export_graph(
 
 
 def check_arguments(path: Path, format: str, *, half: bool, int8: bool, torchscript: bool) -> None:
-    """
+    """What can be said before there is a model.
+
     Raises:
-        InputError: see `export_model`; of what can be said before there is a model.
+        InputError: see `export_graph`.
     """
     if path.suffix != SUFFIX[format]:
         raise InputError(f"--output {path}: a file of {format} ends in {SUFFIX[format]}")
@@ -397,8 +397,6 @@ def _model(
     """The model to export, its name, the preprocessing of its pictures, and its classes' names."""
     stages: dict[str, Any] = {"out_indices": tuple(args.stages)} if args.stages else {}
     if args.random_weights:
-        if is_file_or_url(args.source):
-            raise InputError(f"--random-weights is for a model's name, and {args.source} is a file: leave it out")
         variant = find_variant(args.source)[0]
         model = create_backbone(args.source, **stages) if args.maps else create_classifier(args.source)
         return model.eval(), variant.name, data_config(variant.name, clips=True), None

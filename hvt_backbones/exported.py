@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .model_file import EXPORTED, ModelFile, open_model
+from .variants import VARIANTS
 from .weights.published import Preprocessing
 from .weights.recorded import PREFIX
 
@@ -191,20 +192,25 @@ class ExportedFile:
         return self.model.eval()
 
 
-def is_exported(source: str) -> bool:
-    """Whether this names an exported file."""
-    return Path(source).suffix in EXPORTED
-
-
 def open_runnable(source: str, model: str | None = None, weights_key: str | None = None) -> ModelFile | ExportedFile:
-    """`open_model`, also for exported files."""
-    if not is_exported(source):
+    """`open_model`, also for exported files.
+
+    Raises:
+        InputError: as `open_model` and `load_exported`, or a file of a detector and the like.
+    """
+    if Path(source).suffix not in EXPORTED:
         return open_model(source, model, weights_key)
     if model is not None or weights_key is not None:
         raise InputError(
             f"--model and --weights-key are for weights, and {source} is an exported model: leave them out"
         )
-    return ExportedFile(source=source, model=load_exported(source))
+    model_of_file = load_exported(source)
+    if model_of_file.facts.model not in VARIANTS:
+        raise InputError(
+            f"{source} is of {model_of_file.facts.model}, none of `hvt models`: call it by "
+            "hvt_backbones.exported.load_exported"
+        )
+    return ExportedFile(source=source, model=model_of_file)
 
 
 def load_exported(path: str | Path) -> ExportedModel:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import Runner
+from PIL import Image
 
 from detection.export import main as export
 from detection.info import main as info
 from detection.predict import main as predict
 from detection.test import main as evaluate
 from detection.train import main as train
+from hvt_backbones.cli import main as hvt
 from hvt_backbones.exported import load_exported
 from hvt_backbones.ops import use_attention
 from runner.checkpoints import read_checkpoint
@@ -139,6 +141,10 @@ def test_backbone_and_neck_are_exported_for_every_size(
         images = torch.randn(batch, 3, height, width)
         with torch.no_grad():
             torch.testing.assert_close(graph(images), detector.extract_feat(images), rtol=1e-4, atol=1e-4)
+    Image.new("RGB", (50, 50)).save(tmp_path / "picture.png")
+    capsys.readouterr()
+    assert hvt(["features", str(file), str(tmp_path / "picture.png"), "--output", str(tmp_path / "maps.npz")]) == 2
+    assert "none of `hvt models`" in error_line(capsys)
     assert export([str(config), checkpoint(trained), "--format", form, "--output", str(tmp_path / "a.xml"), *CPU]) == 2
     assert "a file of" in error_line(capsys)
 
