@@ -19,9 +19,10 @@ def distinct_loaders(root: Path) -> list[tuple[str, Any]]:
     after_loading = ("mixup", "cutmix", "mix_prob", "switch_prob", "label_smoothing")
     groups: dict[str, tuple[str, Any]] = {}
     for path in sorted((ROOT / "classification" / "recipes").glob("*.yaml")):
-        if path.stem == "digits":  # data of its own
+        if path.stem.startswith("digits"):  # data of their own
             continue
         options = ["--data-dir", str(root), "--device", "cpu", "--data.workers", "1", "--batch-size", "32"]
+        options += ["--model.pretrained", "false"]  # of a pre-training that was not run here
         config = parse_command_line([path.stem, *options])
         settings = config.as_dict()
         data = {key: value for key, value in settings["data"].items() if key not in ("batch_size", "workers")}
