@@ -5,9 +5,10 @@
 Small models of each library, with random weights, are exported once with dynamic batch, height and width from an image
 of 232x172, and run on six sizes they were not exported with. A cell counts the sizes at which the result is within 1e-4
 of the largest value of what the model itself gives in eager mode; sizes that eager mode refuses are left out, in
-brackets. A graph that takes more than three minutes of the processor is none. `torch.export` is the program itself,
-`onnx` PyTorch's exporter and ONNX Runtime, `openvino` the same file in OpenVINO, `torchscript` the former exporter and
-ONNX Runtime.
+brackets. A graph that takes more than three minutes of the processor is none. `torch.compile` is one for dynamic sizes,
+of which the table has the seconds of the processor until the six sizes are traced, without a compiler, and the number
+of graphs; `torch.export` is the program itself, and its seconds; `onnx` PyTorch's exporter and ONNX Runtime, `openvino`
+the same file in OpenVINO, `torchscript` the former exporter and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ import onnxruntime
 import openvino
 import timm
 import torch
+import torch._dynamo.testing
 import torchvision
 import transformers
 from torch import Tensor, nn
@@ -46,6 +49,7 @@ DEPTHS = (2, 1, 1, 2)  # windows of large and of small maps are shifted
 WINDOWS = {"depths": DEPTHS, "num_heads": (1, 2, 4, 8)}
 PYRAMID = {"embed_dims": (16, 32, 40, 64), "depths": DEPTHS}
 Run = Callable[[Tensor], Tensor]
+GRAPHS = torch._dynamo.testing.CompileCounter()  # whose backend runs what was traced as it stands
 
 
 class Logits(nn.Module):
@@ -108,6 +112,14 @@ MODELS: dict[str, dict[str, Callable[[], nn.Module]]] = {
 }
 
 
+def compiled(model: nn.Module, images: Tensor, folder: Path) -> Run:
+    torch.compiler.reset()
+    GRAPHS.clear()
+    found = torch.compile(model, dynamic=True, fullgraph=True, backend=GRAPHS)
+    found(images)
+    return found
+
+
 def program(model: nn.Module, images: Tensor, folder: Path) -> Run:
     return exported(model, images).module()
 
@@ -150,7 +162,13 @@ def torchscript(model: nn.Module, images: Tensor, folder: Path) -> Run:
     return run_onnx(path)
 
 
-ROUTES = {"torch.export": program, "onnx": onnx, "openvino": by_openvino, "torchscript": torchscript}
+ROUTES = {
+    "torch.compile": compiled,
+    "torch.export": program,
+    "onnx": onnx,
+    "openvino": by_openvino,
+    "torchscript": torchscript,
+}
 
 
 @contextlib.contextmanager
@@ -184,8 +202,12 @@ def eager_results(model: nn.Module) -> dict[Tensor, Tensor]:
 def right(run: Run, expected: dict[Tensor, Tensor]) -> int:
     count = 0
     for images, logits in expected.items():
-        with contextlib.suppress(Exception):
+        try:
             count += bool((run(images) - logits).abs().max() <= NEAR * logits.abs().max())
+        except TimeoutError:
+            raise
+        except Exception:  # a size that the file refuses
+            pass
     return count
 
 
@@ -203,11 +225,16 @@ def lines() -> Iterator[list[str]]:
                     try:
                         if late and name in ("onnx", "openvino"):  # which begin with the same program
                             raise TimeoutError(f"more than {LIMIT} s")
+                        start = time.process_time()
                         with at_most(LIMIT):
-                            run = route(model, example, Path(folder))
-                        found = f"{right(run, expected)} of {len(expected)}{refused}"
+                            count = right(route(model, example, Path(folder)), expected)
+                        found = f"{count} of {len(expected)}{refused}"
+                        if name == "torch.compile":
+                            found += f", {GRAPHS.frame_count} graphs"
+                        if name in ("torch.compile", "torch.export"):
+                            found += f", {time.process_time() - start:.0f} s"
                     except Exception as error:
-                        late = late or isinstance(error, TimeoutError)
+                        late = late or (isinstance(error, TimeoutError) and name == "torch.export")
                         found = f"> {LIMIT} s" if isinstance(error, TimeoutError) else "no file"
                         print(f"{family} {library} {name}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
                     cells.append(found)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .eager import surely
 from .sdpa import attend
-from .windows import PADDING_MASK, SHIFT_MASK, cosine, whole_length
+from .windows import PADDING_MASK, SHIFT_MASK, cosine
 
 
 def _divide(number: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ def gather(
     batch, *spatial, channels = qkv.shape
     device, tokens, places = qkv.device, math.prod(window_size), math.prod(spatial)
     extents = window_size if extent is None else extent
-    wholes = [whole_length(length, side) for length, side in zip(spatial, extents, strict=True)]
-    grid = [whole // side for whole, side in zip(wholes, extents, strict=True)]
+    grid = [(length + side - 1) // side for length, side in zip(spatial, extents, strict=True)]
+    wholes = [number * side for number, side in zip(grid, extents, strict=True)]
     sequences = math.prod(grid) * num_heads
 
     # of each token of each head of each window, (sequences, tokens): where it is on the rolled map, and on the map
@@ -72,7 +72,11 @@ def gather(
     rolled = [corner * side + at for corner, side, at in zip(corners, extents, inners, strict=True)]
     sources = [_divide(at + shift, whole)[1] for at, shift, whole in zip(rolled, shift_size, wholes, strict=True)]
     outside = torch.stack([at >= length for at, length in zip(sources, spatial, strict=True)])
-    token = torch.where(outside.any(0), places, _join(sources, spatial))
+    nowhere = outside.any(0)
+    if extent is not None:
+        beyond = torch.stack([at >= side for at, side in zip(inners, extent, strict=True)]).any(0)
+        nowhere = nowhere | beyond
+    token = torch.where(nowhere, places, _join(sources, spatial))
 
     rows = qkv.reshape(batch, places * 3 * num_heads, channels // 3 // num_heads)
     padding = rows.new_zeros(batch, 3 * num_heads, rows.shape[-1])
@@ -88,7 +92,6 @@ def gather(
         q, k = cosine(q, k, logit_scale.to(wide).flatten().index_select(0, of_head)[:, None, None])
         scale = 1.0
     if extent is not None:
-        beyond = torch.stack([at >= side for at, side in zip(inners, extent, strict=True)]).any(0)
         hidden = torch.zeros(tokens, dtype=wide, device=device).masked_fill(beyond, -math.inf)  # the first never is
         bias = hidden.expand(num_heads, tokens, tokens) if bias is None else bias + hidden
     mask = None if bias is None else bias.index_select(0, of_head)
@@ -103,15 +106,8 @@ def gather(
         mask = hidden.expand(sequences, tokens, tokens) if mask is None else mask + hidden
     x = attend(q, k, v, attn_mask=None if mask is None else mask[None], dropout_p=dropout_p, scale=scale)
 
-    # of each head of each token of the map, (places, heads): where it was attended
-    rolled = [
-        _divide(at + whole - shift, whole)[1]
-        for at, whole, shift in zip(
-            _split(torch.arange(places, device=device), spatial), wholes, shift_size, strict=True
-        )
-    ]
-    divided = [_divide(at, side) for at, side in zip(rolled, extents, strict=True)]
-    of_window, inner = _join([corner for corner, _ in divided], grid), _join([at for _, at in divided], window_size)
-    windows_heads = of_window[:, None] * num_heads + torch.arange(num_heads, device=device)
-    x = x.flatten(1, 2).index_select(1, (windows_heads * tokens + inner[:, None]).flatten())
-    return x.reshape(batch, *spatial, channels // 3)
+    # of each head of each token of the map: where it was attended; padding comes after all of them, and is left out
+    heads = (token * num_heads + of_head[:, None]).flatten()
+    found = torch.arange(sequences * tokens, device=device)
+    found = found.new_zeros((places + 1) * num_heads).scatter(0, heads, found)[: places * num_heads]
+    return x.flatten(1, 2).index_select(1, found).reshape(batch, *spatial, channels // 3)
