@@ -15,8 +15,9 @@ MMCV := onedl_mmcv-$(shell sed -n 's/^onedl-mmcv==//p' constraints.txt)
 BUILT_FOR := import sysconfig, torch; print("torch", torch.__version__, sysconfig.get_platform(), sysconfig.get_config_var("SOABI"), sep="-")
 
 # a process per core, each with one thread; a file's tests stay together, for they share what is costly, in the order of
-# tests/conftest.py
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
+# tests/conftest.py; where a process dies the run ends and names the test: replaced, it leaves pytest-xdist waiting
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder \
+	--durations 25
 # what needs the applications' packages; test-fast is of the library alone
 APPLICATION_TESTS := tests/test_soak.py tests/classification tests/npu tests/openmmlab tests/detection tests/segmentation tests/video
 

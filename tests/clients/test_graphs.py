@@ -137,11 +137,12 @@ def test_traces_and_their_files_are_for_all_sizes_where_asked(family: str, tmp_p
             input_names=["x"],
             dynamic_axes={"x": every_axis(x, "n")},
         )
+    runs = [lambda x: [traced(x)], *runtimes(tmp_path / "model.onnx")]
     for number, size in enumerate([*SIZES, *OTHERS, *SMALL]):
         x = clips(family, number, *size)
         with torch.no_grad():
             expected = model(x)
-            for run in (lambda x: [traced(x)], *runtimes(tmp_path / "model.onnx")):
+            for run in runs:
                 same(run(x), [expected])
 
 
