@@ -251,7 +251,7 @@ def _write(
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder) / "model.onnx"
         _write_onnx(model, example, facts, onnx_file, axes, torchscript, calibration)
-        graph = openvino.convert_model(onnx_file)
+        graph = openvino.Core().read_model(onnx_file)
         for key, text in facts.to_metadata().items():
             graph.set_rt_info(text, key.split("."))
         openvino.save_model(graph, path, compress_to_fp16=facts.dtype == "float16")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ def needs(package: str, what: str) -> Any:
     """
     if find_spec(package) is None:
         raise InputError(f"{what} needs the package {package}: pip install 'hvt_backbones[export]'")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports its use to its makers, from 1.32 on
     return import_module(package)
 
 

@@ -12,6 +12,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# ONNX Runtime and OpenVINO would report their use, from threads of their own and from forks of this process
+os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "CI": "true"}
+
 with contextlib.suppress(ImportError):  # gpu_check.sh goes without
     from hypothesis import settings
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -227,6 +230,18 @@ def test_a_package_that_is_missing_is_named_with_its_command(folder: Path, tmp_p
     assert capsys.readouterr().err == (
         "error: --format onnx needs the package onnx: pip install 'hvt_backbones[export]'\n"
     )
+
+
+@pytest.mark.slow
+def test_onnx_runtime_reports_nothing_to_its_makers(folder: Path, tmp_path: Path) -> None:
+    """What it is about to send it keeps in the user's folder."""
+    variables = {key: text for key, text in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    variables |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    file = tmp_path / "a.onnx"
+    words = ["export", folder / "model.safetensors", "--format", "onnx", "--torchscript", "--output", file]
+    for command in (words, ["predict", file, folder / "pictures"]):
+        subprocess.run([sys.executable, "-m", "hvt_backbones", *map(str, command)], env=variables, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.pt2"])
