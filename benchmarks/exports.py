@@ -1,6 +1,7 @@
 """What ours, timm, torchvision and transformers export for images of every size, tried in one run.
 
-    python -m benchmarks.exports > benchmarks/results/exports.txt
+    python -m benchmarks.exports --routes torch.export onnx openvino torchscript > benchmarks/results/exports.txt
+    python -m benchmarks.exports --routes torch.compile > benchmarks/results/traces.txt
 
 Small models of each library, with random weights, are exported once with dynamic batch, height and width from an image
 of 232x172, and run on six sizes they were not exported with. A cell counts the sizes at which the result is within 1e-4
@@ -211,7 +212,7 @@ def right(run: Run, expected: dict[Tensor, Tensor]) -> int:
     return count
 
 
-def lines() -> Iterator[list[str]]:
+def lines(routes: Sequence[str]) -> Iterator[list[str]]:
     for family, libraries in MODELS.items():
         for library, build in libraries.items():
             torch.manual_seed(0)
@@ -221,13 +222,13 @@ def lines() -> Iterator[list[str]]:
             with tempfile.TemporaryDirectory() as folder:
                 expected, late = eager_results(model), False
                 refused = f" ({len(SIZES) - len(expected)})" if len(expected) < len(SIZES) else ""
-                for name, route in ROUTES.items():
+                for name in routes:
                     try:
                         if late and name in ("onnx", "openvino"):  # which begin with the same program
                             raise TimeoutError(f"more than {LIMIT} s")
                         start = time.process_time()
                         with at_most(LIMIT):
-                            count = right(route(model, example, Path(folder)), expected)
+                            count = right(ROUTES[name](model, example, Path(folder)), expected)
                         found = f"{count} of {len(expected)}{refused}"
                         if name == "torch.compile":
                             found += f", {GRAPHS.frame_count} graphs"
@@ -247,16 +248,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m benchmarks.exports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args(argv)
+    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), help="by default all")
+    routes = parser.parse_args(argv).routes
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     with torch.no_grad():
-        table = [["family", "library", *ROUTES], *lines()]
+        table = [["family", "library", *routes], *lines(routes)]
     versions = ", ".join(
         f"{package.__name__} {package.__version__}"
         for package in (torch, timm, torchvision, transformers, onnxruntime, openvino)
     )
-    print(f"python -m benchmarks.exports\n{versions}, revision {measure.revision()}")
+    print(f"python -m benchmarks.exports --routes {' '.join(routes)}")
+    print(f"{measure.machine(torch.device('cpu'))['cpu']}, {versions}, revision {measure.revision()}")
     print(measure.aligned(table, left=2))
     return 0
 
