@@ -1,7 +1,7 @@
 """What ours, timm, torchvision and transformers export for images of every size, tried in one run.
 
     python -m benchmarks.exports --routes torch.export onnx openvino torchscript > benchmarks/results/exports.txt
-    python -m benchmarks.exports --routes torch.compile > benchmarks/results/traces.txt
+    python -m benchmarks.exports --routes torch.compile --libraries hvt timm > benchmarks/results/traces.txt
 
 Small models of each library, with random weights, are exported once with dynamic batch, height and width from an image
 of 232x172, and run on six sizes they were not exported with. A cell counts the sizes at which the result is within 1e-4
@@ -38,6 +38,7 @@ from torchvision.models import swin_transformer
 
 import hvt_backbones as hvt
 from hvt_backbones.errors import ArgumentParser, exit_on_input_error
+from hvt_backbones.exported import openvino_core
 from hvt_backbones.ops import any_size
 
 from . import measure
@@ -150,8 +151,8 @@ def onnx(model: nn.Module, images: Tensor, folder: Path) -> Run:
 
 
 def by_openvino(model: nn.Module, images: Tensor, folder: Path) -> Run:
-    graph = openvino.Core().read_model(write_onnx(model, images, folder))
-    compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    graph = openvino_core().read_model(write_onnx(model, images, folder))
+    compiled = openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
@@ -212,9 +213,11 @@ def right(run: Run, expected: dict[Tensor, Tensor]) -> int:
     return count
 
 
-def lines(routes: Sequence[str]) -> Iterator[list[str]]:
-    for family, libraries in MODELS.items():
-        for library, build in libraries.items():
+def lines(routes: Sequence[str], libraries: Sequence[str]) -> Iterator[list[str]]:
+    for family, models in MODELS.items():
+        for library, build in models.items():
+            if library not in libraries:
+                continue
             torch.manual_seed(0)
             model = build().eval()
             cells = [family, library]
@@ -249,16 +252,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.exports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), help="by default all")
-    routes = parser.parse_args(argv).routes
+    parser.add_argument("--libraries", nargs="+", choices=MODELS["Swin"], default=list(MODELS["Swin"]), help="as above")
+    arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     with torch.no_grad():
-        table = [["family", "library", *routes], *lines(routes)]
+        table = [["family", "library", *arguments.routes], *lines(arguments.routes, arguments.libraries)]
     versions = ", ".join(
         f"{package.__name__} {package.__version__}"
         for package in (torch, timm, torchvision, transformers, onnxruntime, openvino)
     )
-    print(f"python -m benchmarks.exports --routes {' '.join(routes)}")
+    chosen = [f"--{name} {' '.join(words)}" for name, words in vars(arguments).items()]
+    print("python -m benchmarks.exports", *chosen)
     print(f"{measure.machine(torch.device('cpu'))['cpu']}, {versions}, revision {measure.revision()}")
     print(measure.aligned(table, left=2))
     return 0

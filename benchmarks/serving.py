@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-import openvino
 import torch
 from torch import Tensor, nn
 
 from hvt_backbones.errors import InputError, exit_on_input_error
 from hvt_backbones.export import quantise
+from hvt_backbones.exported import openvino_core
 
 from . import dense, measure
 from .comparison import Row, Settings, command_line, compare_all, parse
@@ -93,8 +93,8 @@ def onnx_int8(model: nn.Module, images: Tensor, folder: Path) -> Call:
 
 def by_openvino(model: nn.Module, images: Tensor, folder: Path, *, int8: bool = False, precision: str = "f32") -> Call:
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    graph = openvino.Core().read_model(to_onnx(model, images, folder, int8=int8))
-    compiled = openvino.compile_model(graph, "CPU", options)
+    graph = openvino_core().read_model(to_onnx(model, images, folder, int8=int8))
+    compiled = openvino_core().compile_model(graph, "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())
 
 

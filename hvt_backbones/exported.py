@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import warnings
@@ -260,10 +261,20 @@ def _open_onnx(path: Path) -> tuple[Mapping[str, str], Callable[[torch.device], 
     return session.get_modelmeta().custom_metadata_map, start
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO, started once and kept.
+
+    On CPUs with AMX each that is started gives its thread another stack for signals, and puts back the one before when
+    it ends. Where two end in the order in which they began, that one is gone, and the next signal ends the process.
+    """
+    return import_module("openvino").Core()
+
+
 def _open_openvino(path: Path) -> tuple[Mapping[str, str], Callable[[torch.device], Run]]:
-    openvino = needs("openvino", str(path))
+    needs("openvino", str(path))
     try:
-        graph = openvino.Core().read_model(path)
+        graph = openvino_core().read_model(path)
         told = graph.get_rt_info("hvt").value if graph.has_rt_info("hvt") else {}
     except Exception as error:
         raise _damaged(path, error) from None
@@ -272,7 +283,7 @@ def _open_openvino(path: Path) -> tuple[Mapping[str, str], Callable[[torch.devic
     def start(device: torch.device) -> Run:
         if device.type != "cpu":
             raise InputError(f"{path} runs on the cpu here, not on {device.type}: choose --device cpu")
-        compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
         def run(images: Tensor) -> list[Tensor]:
             found = compiled(images.numpy())

@@ -244,6 +244,25 @@ def test_onnx_runtime_reports_nothing_to_its_makers(folder: Path, tmp_path: Path
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
+@pytest.mark.slow
+def test_a_signal_after_openvinos_files_is_answered(folder: Path, tmp_path: Path) -> None:
+    """It ended the process on CPUs with AMX, without a word: see `openvino_core`."""
+    file = tmp_path / "a.xml"
+    run("export", folder / "model.safetensors", "--format", "openvino", "--torchscript", "--output", file)
+    script = f"""
+import signal, torch
+from hvt_backbones.exported import load_exported
+first, second = (load_exported({str(file)!r}) for _ in range(2))
+first(torch.zeros(1, 3, 48, 40)), second(torch.zeros(1, 3, 48, 40))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("answered"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "answered\n")
+
+
 @pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.pt2"])
 def test_files_that_are_none_are_one_line(name: str, folder: Path, tmp_path: Path, capsys) -> None:
     pictures = str(folder / "pictures")

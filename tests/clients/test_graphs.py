@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import hvt_backbones as hvt
+from hvt_backbones.exported import openvino_core
 from hvt_backbones.layers.window_attention import WindowAttention
 from hvt_backbones.ops import any_size
 
@@ -86,7 +87,7 @@ def test_onnx_runtime_and_openvino_run_what_was_traced(family: str, size: tuple[
         return  # OpenVINO takes long; the other size has all of it and padding
     converted = openvino.convert_model(model, example_input=x)
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    found = openvino.compile_model(converted, "CPU", exact)(x.numpy())
+    found = openvino_core().compile_model(converted, "CPU", exact)(x.numpy())
     same([torch.from_numpy(found[i]) for i in range(len(expected))], expected)
 
 
@@ -95,7 +96,7 @@ def runtimes(path: Path) -> list[Callable[[Tensor], list[Tensor]]]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", exact)
+    compiled = openvino_core().compile_model(openvino_core().read_model(path), "CPU", exact)
     return [
         lambda x: list(map(torch.from_numpy, session.run(None, {name: x.numpy()}))),
         lambda x: [torch.from_numpy(y.copy()) for y in compiled(x.numpy()).values()],
