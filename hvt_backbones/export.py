@@ -23,7 +23,7 @@ from .backbone import Backbone
 from .classifier import Classifier
 from .create import create_backbone, create_classifier
 from .errors import InputError
-from .exported import FACTS, ExportedModel, Facts, load_exported, needs, openvino_core
+from .exported import FACTS, ExportedModel, Facts, load_exported, needs
 from .images import Reading, find_images
 from .model_file import ModelFile, data_config, open_model
 from .ops import any_size
@@ -251,7 +251,7 @@ def _write(
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder) / "model.onnx"
         _write_onnx(model, example, facts, onnx_file, axes, torchscript, calibration)
-        graph = openvino_core().read_model(onnx_file)
+        graph = openvino.convert_model(onnx_file)
         for key, text in facts.to_metadata().items():
             graph.set_rt_info(text, key.split("."))
         openvino.save_model(graph, path, compress_to_fp16=facts.dtype == "float16")
