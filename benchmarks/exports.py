@@ -232,6 +232,8 @@ def lines(routes: Sequence[str], libraries: Sequence[str]) -> Iterator[list[str]
                         start = time.process_time()
                         with at_most(LIMIT):
                             count = right(ROUTES[name](model, example, Path(folder)), expected)
+                        if time.process_time() - start >= LIMIT:  # dynamo tells it as an error of its own
+                            raise TimeoutError(f"more than {LIMIT} s")
                         found = f"{count} of {len(expected)}{refused}"
                         if name == "torch.compile":
                             found += f", {GRAPHS.frame_count} graphs"
